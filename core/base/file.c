@@ -1,0 +1,351 @@
+#define _GNU_SOURCE
+#include "core/base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+static usl_status io_fail(usl_ctx *ctx, const char *path, const char *what) {
+    int e = errno;
+    const char *remedy = e == ENOSPC || e == EDQUOT ? "; free some disk space or choose another folder"
+                       : e == EACCES || e == EPERM  ? "; check the permissions"
+                                                    : "";
+    return usli_fail(ctx, e == ENOENT ? USL_ERR_NOT_FOUND : USL_ERR_IO, "%s: %s: %s%s", path, what, strerror(e), remedy);
+}
+
+usl_status usli_map_open(usl_ctx *ctx, const char *path, usli_map **out) {
+    *out = NULL;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return io_fail(ctx, path, "cannot be opened");
+    struct stat sb;
+    usl_status st = USL_OK;
+    usli_map *map = NULL;
+    if (fstat(fd, &sb) != 0) {
+        st = io_fail(ctx, path, "cannot be read");
+    } else if (!S_ISREG(sb.st_mode)) {
+        st = usli_fail(ctx, USL_ERR_IO, "%s: is not a regular file", path);
+    } else if (!(map = usli_calloc(ctx, 1, sizeof *map)) || !(map->path = usli_strdup(ctx, path))) {
+        st = usli_nomem(ctx, sizeof *map);
+    } else {
+        map->size = (size_t)sb.st_size;
+        map->data = (const uint8_t *)"";
+        if (map->size) {
+            void *data = mmap(NULL, map->size, PROT_READ, MAP_PRIVATE, fd, 0);
+            if (data == MAP_FAILED)
+                st = io_fail(ctx, path, "cannot be mapped");
+            else
+                map->data = data;
+        }
+    }
+    close(fd);
+    if (st != USL_OK) {
+        if (map) usli_free(ctx, map->path);
+        usli_free(ctx, map);
+        return st;
+    }
+    map->ctx = ctx;
+    usli_ctx_retain(ctx);
+    atomic_init(&map->refs, 1);
+    *out = map;
+    return USL_OK;
+}
+
+usli_map *usli_map_retain(usli_map *map) {
+    if (map) atomic_fetch_add(&map->refs, 1);
+    return map;
+}
+
+void usli_map_release(usli_map *map) {
+    if (!map || atomic_fetch_sub(&map->refs, 1) != 1) return;
+    usl_ctx *ctx = map->ctx;
+    if (map->size) munmap((void *)(uintptr_t)map->data, map->size);
+    usli_free(ctx, map->path);
+    usli_free(ctx, map);
+    usl_ctx_free(ctx);
+}
+
+usl_status usli_read_file(usl_ctx *ctx, const char *path, char **out, size_t *size) {
+    usli_map *map;
+    *out = NULL;
+    USLI_TRY(usli_map_open(ctx, path, &map));
+    usl_status st = USL_OK;
+    if ((*out = usli_malloc(ctx, map->size + 1))) {
+        memcpy(*out, map->data, map->size);
+        (*out)[map->size] = 0;
+        if (size) *size = map->size;
+    } else {
+        st = usli_nomem(ctx, map->size + 1);
+    }
+    usli_map_release(map);
+    return st;
+}
+
+enum { WRITE_BUFFER = 1 << 18 };
+
+struct usli_writer {
+    usl_ctx *ctx;
+    char *path, *tmp;
+    int fd;
+    uint64_t offset;
+    size_t used;
+    bool committed;
+    char buffer[WRITE_BUFFER];
+};
+
+usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
+    static atomic_uint serial; /* a name, not a state: two writers of one process never share a temporary file */
+    *out = NULL;
+    usli_writer *w = usli_malloc(ctx, sizeof *w);
+    if (!w) return usli_nomem(ctx, sizeof *w);
+    w->ctx = ctx;
+    w->offset = w->used = 0;
+    w->committed = false;
+    w->fd = -1;
+    size_t len = strlen(path) + 40;
+    w->path = usli_strdup(ctx, path);
+    w->tmp = usli_malloc(ctx, len);
+    usl_status st = USL_OK;
+    if (!w->path || !w->tmp) {
+        st = usli_nomem(ctx, len);
+    } else {
+        snprintf(w->tmp, len, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+        w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (w->fd < 0) st = io_fail(ctx, path, "cannot be written");
+    }
+    if (st != USL_OK) {
+        usli_free(ctx, w->path);
+        usli_free(ctx, w->tmp);
+        usli_free(ctx, w);
+        return st;
+    }
+    *out = w;
+    return USL_OK;
+}
+
+static usl_status write_all(usli_writer *w, const char *data, size_t size) {
+    while (size) {
+        ssize_t n = write(w->fd, data, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return io_fail(w->ctx, w->path, "cannot be written");
+        data += n;
+        size -= (size_t)n;
+    }
+    return USL_OK;
+}
+
+static usl_status flush(usli_writer *w) {
+    usl_status st = write_all(w, w->buffer, w->used);
+    w->used = 0;
+    return st;
+}
+
+usl_status usli_writer_write(usli_writer *w, const void *data, size_t size) {
+    w->offset += size;
+    if (size > WRITE_BUFFER - w->used) USLI_TRY(flush(w));
+    if (size >= WRITE_BUFFER) return write_all(w, data, size);
+    memcpy(w->buffer + w->used, data, size);
+    w->used += size;
+    return USL_OK;
+}
+
+usl_status usli_writer_pad(usli_writer *w, size_t alignment) {
+    static const char zeros[256];
+    size_t left = (alignment - w->offset % alignment) % alignment;
+    while (left) {
+        size_t n = left < sizeof zeros ? left : sizeof zeros;
+        USLI_TRY(usli_writer_write(w, zeros, n));
+        left -= n;
+    }
+    return USL_OK;
+}
+
+uint64_t usli_writer_offset(const usli_writer *w) {
+    return w->offset;
+}
+
+static void sync_parent(const char *path) {
+    /* The rename itself must reach the disk; a file system that cannot sync folders is no error. */
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    size_t n = slash ? (size_t)(slash - path) : 0;
+    if (n >= sizeof dir) return;
+    memcpy(dir, path, n);
+    dir[n] = 0;
+    int fd = open(!slash ? "." : n ? dir : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    (void)fsync(fd);
+    close(fd);
+}
+
+usl_status usli_writer_commit(usli_writer *w) {
+    USLI_TRY(flush(w));
+    if (fsync(w->fd) != 0 && errno != EINVAL) return io_fail(w->ctx, w->path, "cannot be synced");
+    int fd = w->fd;
+    w->fd = -1;
+    if (close(fd) != 0) return io_fail(w->ctx, w->path, "cannot be written");
+    if (rename(w->tmp, w->path) != 0) return io_fail(w->ctx, w->path, "cannot be renamed into place");
+    w->committed = true;
+    sync_parent(w->path);
+    return USL_OK;
+}
+
+void usli_writer_close(usli_writer *w) {
+    if (!w) return;
+    if (w->fd >= 0) close(w->fd);
+    if (!w->committed) unlink(w->tmp);
+    usli_free(w->ctx, w->path);
+    usli_free(w->ctx, w->tmp);
+    usli_free(w->ctx, w);
+}
+
+usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, size_t size) {
+    usli_writer *w;
+    USLI_TRY(usli_writer_open(ctx, path, &w));
+    usl_status st = usli_writer_write(w, data, size);
+    if (st == USL_OK) st = usli_writer_commit(w);
+    usli_writer_close(w);
+    return st;
+}
+
+bool usli_is_file(const char *path) {
+    struct stat sb;
+    return stat(path, &sb) == 0 && S_ISREG(sb.st_mode);
+}
+
+bool usli_is_dir(const char *path) {
+    struct stat sb;
+    return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
+}
+
+usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
+    char *copy = usli_strdup(ctx, path);
+    if (!copy) return usli_nomem(ctx, strlen(path));
+    usl_status st = USL_OK;
+    for (char *p = copy + 1;; p++) {
+        if (*p && *p != '/') continue;
+        char c = *p;
+        *p = 0;
+        if (mkdir(copy, 0777) != 0 && errno != EEXIST) {
+            st = io_fail(ctx, path, "the folder cannot be made");
+            break;
+        }
+        *p = c;
+        if (!c) break;
+    }
+    usli_free(ctx, copy);
+    if (st == USL_OK && !usli_is_dir(path)) return usli_fail(ctx, USL_ERR_IO, "%s: is a file where a folder is wanted", path);
+    return st;
+}
+
+uint64_t usli_free_disk(const char *path) {
+    char dir[4096];
+    size_t n = strlen(path);
+    if (n >= sizeof dir) return UINT64_MAX;
+    memcpy(dir, path, n + 1);
+    for (;;) {
+        struct statvfs fs;
+        if (statvfs(*dir ? dir : ".", &fs) == 0) return (uint64_t)fs.f_bavail * fs.f_frsize;
+        char *slash = strrchr(dir, '/');
+        if (!slash) {
+            if (!*dir) return UINT64_MAX;
+            *dir = 0;
+        } else {
+            slash[slash == dir] = 0;
+        }
+    }
+}
+
+char *usli_path_join(usl_ctx *ctx, const char *dir, const char *name) {
+    size_t a = strlen(dir), b = strlen(name);
+    char *path = usli_malloc(ctx, a + b + 2);
+    if (!path) return NULL;
+    memcpy(path, dir, a);
+    if (a && dir[a - 1] != '/') path[a++] = '/';
+    memcpy(path + a, name, b + 1);
+    return path;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+usl_status usli_list_dir(usl_ctx *ctx, const char *path, char ***names, size_t *count) {
+    *names = NULL;
+    *count = 0;
+    DIR *dir = opendir(path);
+    if (!dir) return io_fail(ctx, path, "the folder cannot be read");
+    size_t cap = 0;
+    usl_status st = USL_OK;
+    for (struct dirent *e; (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        USLI_TRYGO(usli_grow(ctx, names, &cap, *count + 1, sizeof **names));
+        if (!((*names)[*count] = usli_strdup(ctx, e->d_name))) {
+            st = usli_nomem(ctx, strlen(e->d_name));
+            goto done;
+        }
+        ++*count;
+    }
+    if (*count) qsort(*names, *count, sizeof **names, by_name);
+done:
+    closedir(dir);
+    if (st != USL_OK) {
+        usli_free_names(ctx, *names, *count);
+        *names = NULL;
+        *count = 0;
+    }
+    return st;
+}
+
+void usli_free_names(usl_ctx *ctx, char **names, size_t count) {
+    for (size_t i = 0; names && i < count; i++) usli_free(ctx, names[i]);
+    usli_free(ctx, names);
+}
+
+double usli_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+uint64_t usli_process_peak_bytes(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+uint64_t usli_process_bytes(void) {
+    unsigned long long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f) return 0;
+    int n = fscanf(f, "%llu %llu", &total, &resident);
+    fclose(f);
+    return n == 2 ? (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+uint64_t usli_free_memory(void) {
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[256];
+    unsigned long long kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+    if (f) fclose(f);
+    uint64_t bytes = (uint64_t)kib * 1024;
+    unsigned long long max = 0, used = 0;
+    if ((f = fopen("/sys/fs/cgroup/memory.max", "re"))) {
+        bool limited = fscanf(f, "%llu", &max) == 1;
+        fclose(f);
+        if (limited && (f = fopen("/sys/fs/cgroup/memory.current", "re"))) {
+            if (fscanf(f, "%llu", &used) == 1 && max > used && max - used < bytes) bytes = max - used;
+            fclose(f);
+        }
+    }
+    return bytes;
+}

@@ -1,0 +1,18 @@
+/* Threads. Work is cut into tasks by its shape alone, never by the number of threads, so every result has the same bits
+ * on any machine with the same instruction set. */
+#ifndef USLI_BASE_POOL_H
+#define USLI_BASE_POOL_H
+
+#include "core/base/ctx.h"
+
+/* worker is 0 .. usli_pool_threads - 1 and names the thread that runs the task (for per-thread scratch only). */
+typedef void (*usli_task_fn)(void *arg, int64_t task, int worker);
+
+usl_status usli_pool_new(usl_ctx *ctx, int threads, usli_pool **out);
+void usli_pool_free(usli_pool *pool);
+int usli_pool_threads(const usli_pool *pool);
+/* Runs fn for task 0 .. tasks - 1, on the caller and the workers; returns when all are done. Tasks cannot fail and must
+ * not call this again. */
+void usli_pool_run(usli_pool *pool, int64_t tasks, usli_task_fn fn, void *arg);
+
+#endif
