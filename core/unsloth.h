@@ -82,6 +82,7 @@ USL_API usl_dtype usl_dtype_parse(const char *name);
 /* ---- Context ----------------------------------------------------------------------------------------------------- */
 
 typedef struct usl_ctx usl_ctx;
+typedef struct usl_tensor usl_tensor;
 
 /* Like realloc; size 0 frees and returns NULL; ptr NULL allocates. Must be safe to call from the library's threads. */
 typedef void *(*usl_realloc_fn)(void *ud, void *ptr, size_t size);

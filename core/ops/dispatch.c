@@ -1,0 +1,153 @@
+/* Shapes and types are checked here, once, so that kernels stay short. */
+#include "core/ops/ops.h"
+
+#define REQUIRE(cond, ...)                                                          \
+    do {                                                                            \
+        if (!(cond)) return usli_fail(x->ctx, USL_ERR_INTERNAL, __VA_ARGS__); \
+    } while (0)
+
+static bool is_float(usl_dtype d) {
+    return d == USL_F32 || d == USL_F16 || d == USL_BF16;
+}
+
+static usl_status check_embedding(usli_exec *x, const usli_embedding_args *a, usli_pass pass) {
+    REQUIRE(a->tokens >= 0 && a->cols > 0 && a->table.cols == a->cols && is_float(a->dtype), "embedding: bad shape");
+    REQUIRE(a->ids && (pass == USLI_FORWARD ? a->y != NULL : a->dy && a->dtable), "embedding: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_rmsnorm(usli_exec *x, const usli_rmsnorm_args *a, usli_pass pass) {
+    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && is_float(a->weight_dtype), "rmsnorm: bad shape or type");
+    REQUIRE(a->weight, "rmsnorm: no weight");
+    if (pass == USLI_FORWARD) {
+        REQUIRE((a->x || a->res) && a->y, "rmsnorm: a pointer is missing");
+        REQUIRE(!(a->x && a->res) || a->res_out, "rmsnorm: the sum has nowhere to go");
+    } else {
+        REQUIRE(a->n && a->dy && a->rstd && (a->dn || a->dweight), "rmsnorm: a pointer is missing in backward");
+    }
+    return USL_OK;
+}
+
+static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pass pass) {
+    REQUIRE(a->tokens >= 0 && a->in > 0 && a->segments > 0 && a->segments <= USLI_MAX_SEGMENTS, "linear: bad shape");
+    REQUIRE(is_float(a->dtype) && is_float(a->y_dtype), "linear: bad type");
+    int64_t out = 0;
+    for (int i = 0; i < a->segments; i++) {
+        const usli_segment *s = &a->segment[i];
+        REQUIRE(s->w.cols == a->in && s->w.rows > 0 && (s->w.data || s->w.nf4), "linear: segment %d has a bad matrix", i);
+        REQUIRE(s->lora.rank >= 0 && (!s->lora.rank || (s->lora.a && s->lora.b)), "linear: segment %d: bad adapter", i);
+        out += s->w.rows;
+    }
+    if (a->experts)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "linear: mixtures of experts are not supported by this backend");
+    REQUIRE(out == a->out, "linear: segments have %lld rows, out is %lld", (long long)out, (long long)a->out);
+    REQUIRE(!a->ldx || a->ldx >= a->in, "linear: ldx is too small");
+    REQUIRE(!a->ldy || a->ldy >= a->out, "linear: ldy is too small");
+    REQUIRE(a->dropout.p >= 0 && a->dropout.p < 1, "linear: dropout %g is not in [0, 1)", (double)a->dropout.p);
+    REQUIRE(pass == USLI_FORWARD ? a->x && a->y : a->dy != NULL, "linear: a pointer is missing");
+    uint64_t base = 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)a->out;
+    if (pass == USLI_FORWARD || a->dx) x->matmul_flops += base;
+    for (int i = 0; i < a->segments; i++) {
+        const usli_segment *s = &a->segment[i];
+        uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows);
+        x->matmul_flops += pass == USLI_FORWARD ? low : 2 * low;
+        if (pass == USLI_BACKWARD && s->dw) x->matmul_flops += 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)s->w.rows;
+    }
+    return USL_OK;
+}
+
+static usl_status check_rope(usli_exec *x, const usli_rope_args *a, usli_pass pass) {
+    REQUIRE(a->heads > 0 && a->head_dim > 0 && a->rot_dim >= 0 && a->rot_dim <= a->head_dim && a->rot_dim % 2 == 0,
+            "rope: bad shape");
+    REQUIRE(is_float(a->dtype) && a->position && a->cos && a->sin, "rope: a pointer is missing");
+    REQUIRE(pass == USLI_FORWARD ? a->q != NULL : a->dq != NULL, "rope: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_attention(usli_exec *x, const usli_attention_args *a, usli_pass pass) {
+    REQUIRE(a->heads > 0 && a->kv_heads > 0 && a->heads % a->kv_heads == 0, "attention: %d heads over %d kv heads", a->heads,
+            a->kv_heads);
+    REQUIRE(a->qk_dim > 0 && a->v_dim > 0 && is_float(a->dtype) && a->rows >= 0, "attention: bad shape");
+    REQUIRE(a->cu_q && a->cu_k && a->q && a->k && a->v, "attention: a pointer is missing");
+    REQUIRE(pass == USLI_FORWARD ? a->o != NULL : a->d_o && a->lse && a->dq && a->dk && a->dv, "attention: a pointer is missing");
+    if (a->prefix) return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "attention: a shared prefix is not supported by this backend");
+    return USL_OK;
+}
+
+static usl_status check_glu(usli_exec *x, const usli_glu_args *a, usli_pass pass) {
+    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && a->gate_up, "glu: bad shape");
+    REQUIRE(pass == USLI_FORWARD ? a->h != NULL : a->dh && a->dgate_up, "glu: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_gather(usli_exec *x, const usli_gather_args *a, usli_pass pass) {
+    REQUIRE(a->rows >= 0 && a->rows <= a->x_rows && a->cols > 0 && is_float(a->dtype), "gather: bad shape");
+    REQUIRE(a->index && (pass == USLI_FORWARD ? a->x && a->y : a->dy && a->dx), "gather: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_cross_entropy(usli_exec *x, const usli_cross_entropy_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD, "cross_entropy: its gradient is made in the forward pass");
+    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && a->logits && a->target && a->losses && a->update,
+            "cross_entropy: bad shape or pointer");
+    return USL_OK;
+}
+
+static usl_status check_grad_norm(usli_exec *x, const usli_grad_norm_args *a, usli_pass pass) {
+    (void)pass;
+    REQUIRE(a->count >= 0 && a->update, "grad_norm: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_adamw(usli_exec *x, const usli_adamw_args *a, usli_pass pass) {
+    (void)pass;
+    REQUIRE(a->count >= 0 && a->update, "adamw: a pointer is missing");
+    for (int64_t i = 0; i < a->count; i++) {
+        const usli_param *p = &a->params[i];
+        REQUIRE(p->w && p->g && p->m && p->v && (p->state == USL_F32 || (p->state == USL_U8 && p->m_absmax && p->v_absmax)),
+                "adamw: parameter %lld lacks its state", (long long)i);
+    }
+    return USL_OK;
+}
+
+static usl_status check_cast(usli_exec *x, const usli_cast_args *a, usli_pass pass) {
+    (void)pass;
+    REQUIRE(a->dst && is_float(a->dtype) && a->src.rows >= 0 && a->src.cols > 0, "cast: bad shape or type");
+    return USL_OK;
+}
+
+static usl_status check_sample(usli_exec *x, const usli_sample_args *a, usli_pass pass) {
+    (void)pass;
+    REQUIRE(a->rows >= 0 && a->cols > 0 && a->logits && a->out, "sample: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check(usli_exec *x, usli_op op, const void *args, usli_pass pass) {
+    switch (op) {
+#define USLI_OP(name) \
+    case USLI_OP_##name: return check_##name(x, args, pass);
+#include "core/ops/ops.def"
+#undef USLI_OP
+    default: return usli_fail(x->ctx, USL_ERR_INTERNAL, "no op has the number %d", (int)op);
+    }
+}
+
+static const char *const OP_NAMES[] = {
+#define USLI_OP(name) #name,
+#include "core/ops/ops.def"
+#undef USLI_OP
+};
+
+usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass) {
+    USLI_TRY(check(x, op, args, pass));
+    const usli_op_impl *impl = &x->backend->ops[op];
+    if (!impl->run)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "the %s backend has no %s yet; use device = \"cpu\"", x->backend->name,
+                         OP_NAMES[op]);
+    size_t mark = x->arena->high, bytes = impl->workspace ? impl->workspace(x, args, pass) : 0;
+    void *ws = bytes ? usli_arena_scratch(x->arena, bytes) : NULL;
+    if (bytes && !ws) return usli_nomem(x->ctx, bytes);
+    usl_status st = x->arena->dry ? USL_OK : impl->run(x, args, pass, ws);
+    x->arena->high = mark;
+    return st;
+}

@@ -1,0 +1,53 @@
+/* Where ops run: a context, a backend with its stream, an arena for scratch. */
+#ifndef USLI_OPS_EXEC_H
+#define USLI_OPS_EXEC_H
+
+#include "core/tensor/arena.h"
+
+typedef enum usli_op {
+#define USLI_OP(name) USLI_OP_##name,
+#include "core/ops/ops.def"
+#undef USLI_OP
+    USLI_OP_COUNT
+} usli_op;
+
+typedef enum usli_pass { USLI_FORWARD, USLI_BACKWARD } usli_pass;
+/* How a gradient (or an output that may be a sum) is written. */
+typedef enum usli_write { USLI_ASSIGN, USLI_ACCUMULATE } usli_write;
+
+typedef struct usli_exec usli_exec;
+
+typedef struct usli_op_impl {
+    /* args: the op's struct. ws: workspace_bytes of arena scratch, 64-byte aligned. NULL run: USL_ERR_UNSUPPORTED. */
+    usl_status (*run)(usli_exec *x, void *args, usli_pass pass, void *ws);
+    /* NULL: none. Depends on shapes and types alone, so a dry run counts it. */
+    size_t (*workspace)(const usli_exec *x, const void *args, usli_pass pass);
+} usli_op_impl;
+
+typedef struct usli_backend {
+    const char *name; /* "cpu", "cuda" */
+    usli_op_impl ops[USLI_OP_COUNT];
+    /* Memory of the device. alloc answers NULL when there is none. */
+    void *(*alloc)(usli_exec *x, size_t bytes);
+    void (*free)(usli_exec *x, void *ptr);
+    usl_status (*copy_in)(usli_exec *x, void *dst, const void *host, size_t bytes);
+    usl_status (*copy_out)(usli_exec *x, void *host, const void *src, size_t bytes);
+    usl_status (*zero)(usli_exec *x, void *dst, size_t bytes);
+    usl_status (*sync)(usli_exec *x);
+    void (*close)(usli_exec *x); /* frees x->state */
+} usli_backend;
+
+struct usli_exec {
+    usl_ctx *ctx;
+    const usli_backend *backend;
+    void *state;  /* the backend's own: caches, streams */
+    void *stream; /* NULL on the CPU */
+    void *comm;   /* communicator of several devices, or NULL */
+    usli_arena *arena;
+    uint64_t matmul_flops; /* counted by linear and attention, also when dry: for the benchmark's share of peak */
+};
+
+/* Checks the args once, takes the workspace, runs; with a dry arena it stops before running. */
+usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass);
+
+#endif
