@@ -118,6 +118,298 @@ USL_API void usl_ctx_cancel(usl_ctx *ctx);
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
 USL_API int usl_ctx_threads(const usl_ctx *ctx);
 
+/* ---- Tensors: what goes in and out ------------------------------------------------------------------------------- */
+
+/* *out is new: usl_tensor_free. Dense, row-major; contents undefined. ndim 0 to 8; plain types only. */
+USL_API usl_status usl_tensor_new(usl_ctx *ctx, usl_dtype dtype, int ndim, const int64_t *shape, usl_tensor **out);
+USL_API void usl_tensor_free(usl_tensor *t);
+USL_API usl_dtype usl_tensor_dtype(const usl_tensor *t);
+USL_API int usl_tensor_ndim(const usl_tensor *t);
+USL_API int64_t usl_tensor_dim(const usl_tensor *t, int dim); /* dim from 0 */
+USL_API int64_t usl_tensor_elements(const usl_tensor *t);
+/* The bytes of a dense tensor; NULL when it is a view with gaps (usl_tensor_contiguous first). Borrowed. */
+USL_API void *usl_tensor_data(usl_tensor *t);
+/* *out is new and shares the storage: element `index` (from 0) along dimension 0. */
+USL_API usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index, usl_tensor **out);
+/* *out is new and shares the storage: start .. stop - 1 along dim. */
+USL_API usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start, int64_t stop, usl_tensor **out);
+/* *out is new, dense, of the type wanted (floats and int32/int64 convert into each other). */
+USL_API usl_status usl_tensor_to(usl_ctx *ctx, const usl_tensor *t, usl_dtype dtype, usl_tensor **out);
+
+/* Named tensors of a .safetensors file, mapped. Calls fn for each in name order; the tensor is new and fn's to free;
+ * fn returns non-zero to stop with USL_ERR_CALLBACK. */
+typedef int (*usl_named_tensor_fn)(void *ud, const char *name, usl_tensor *t);
+USL_API usl_status usl_safetensors_load(usl_ctx *ctx, const char *path, usl_named_tensor_fn fn, void *ud);
+/* meta: key, value, key, value ..., NULL at the end; may be NULL. Written beside and renamed. */
+USL_API usl_status usl_safetensors_save(usl_ctx *ctx, const char *path, size_t count, const char *const *names,
+                                        usl_tensor *const *tensors, const char *const *meta);
+
+/* Bytes of n values in a type; 0 when n is no multiple of its block. */
+USL_API size_t usl_quant_bytes(usl_dtype dtype, int64_t n);
+/* Quantises n floats into usl_quant_bytes(dtype, n) bytes. NF4's string is codes, absmax as float32 (no nesting). */
+USL_API usl_status usl_quantize(usl_ctx *ctx, usl_dtype dtype, const float *src, int64_t n, void *dst);
+USL_API usl_status usl_dequantize(usl_ctx *ctx, usl_dtype dtype, const void *src, size_t bytes, int64_t n, float *dst);
+
+/* ---- JSON ---------------------------------------------------------------------------------------------------------- */
+
+/* A visitor over a JSON value, in order. A function returns non-zero to stop with USL_ERR_CALLBACK. Strings are UTF-8, not
+ * 0-terminated, and may hold NUL. */
+typedef struct usl_json_visitor {
+    size_t size;
+    int (*null)(void *ud);
+    int (*boolean)(void *ud, int value);
+    int (*integer)(void *ud, int64_t value);
+    int (*real)(void *ud, double value);
+    int (*string)(void *ud, const char *text, size_t len);
+    int (*begin_array)(void *ud);
+    int (*end_array)(void *ud);
+    int (*begin_object)(void *ud);
+    int (*key)(void *ud, const char *text, size_t len);
+    int (*end_object)(void *ud);
+} usl_json_visitor;
+/* name stands in errors. Any value at the top; strict (no NaN, no invalid UTF-8, depth 512). */
+USL_API usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size_t len, const usl_json_visitor *v, void *ud);
+
+/* ---- Tokenizers -------------------------------------------------------------------------------------------------------- */
+
+typedef struct usl_tokenizer usl_tokenizer;
+
+/* path: a folder with tokenizer.json, such a file itself, or a .gguf. *out is new: usl_tokenizer_free. */
+USL_API usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out);
+USL_API void usl_tokenizer_free(usl_tokenizer *tok);
+/* *ids is new: usl_free(ctx, ids). Special spellings in the text become their ids. */
+USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const char *text, size_t len, int add_special,
+                                        int32_t **ids, size_t *count);
+/* *text is new: usl_free; 0-terminated, len without it. An id outside the vocabulary is an error. */
+USL_API usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
+                                        int skip_special, char **text, size_t *len);
+USL_API int64_t usl_tokenizer_vocab_size(const usl_tokenizer *tok);
+/* -1 when there is none. which: "bos", "eos", "pad", "unk". */
+USL_API int32_t usl_tokenizer_special(const usl_tokenizer *tok, const char *which);
+/* The id of one token's exact spelling; -1 when there is none. */
+USL_API int32_t usl_tokenizer_id(const usl_tokenizer *tok, const char *token, size_t len);
+/* The spelling of an id, NULL when out of range; borrowed, 0-terminated. */
+USL_API const char *usl_tokenizer_token(const usl_tokenizer *tok, int32_t id, size_t *len);
+/* The model's own chat template (Jinja), NULL when it has none; borrowed. */
+USL_API const char *usl_tokenizer_chat_template(const usl_tokenizer *tok);
+/* Writes tokenizer.json and tokenizer_config.json into a folder. */
+USL_API usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, const char *dir);
+
+/* Releases memory that a function of this header called new without a _free of its own. */
+USL_API void usl_free(usl_ctx *ctx, void *ptr);
+
+/* ---- Data sets ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct usl_dataset usl_dataset;
+
+/* kind: "json" (an array, or JSON lines), "text", "csv". *out is new: usl_dataset_free. */
+USL_API usl_status usl_dataset_load(usl_ctx *ctx, const char *kind, const char *const *paths, size_t count, usl_dataset **out);
+USL_API usl_status usl_dataset_new(usl_ctx *ctx, usl_dataset **out);
+USL_API void usl_dataset_free(usl_dataset *ds);
+/* One JSON object. Only on a data set made by usl_dataset_new and not shared yet. */
+USL_API usl_status usl_dataset_append(usl_dataset *ds, const char *json, size_t len);
+USL_API int64_t usl_dataset_rows(const usl_dataset *ds);
+/* Visits row i (from 0). */
+USL_API usl_status usl_dataset_visit(const usl_dataset *ds, int64_t i, const usl_json_visitor *v, void *ud);
+/* "FILE: line 12", "FILE: row 3" or "row 3": for messages about a row. Returns buf. */
+USL_API const char *usl_dataset_where(const usl_dataset *ds, int64_t i, char *buf, size_t size);
+/* *out is new and shares the rows. */
+USL_API usl_status usl_dataset_select(const usl_dataset *ds, const int64_t *index, int64_t count, usl_dataset **out);
+USL_API usl_status usl_dataset_shuffle(const usl_dataset *ds, uint32_t seed, usl_dataset **out);
+/* alpaca, ShareGPT, OpenAI, DPO and KTO rows -> `messages`. */
+USL_API usl_status usl_dataset_standardize(const usl_dataset *ds, usl_dataset **out);
+
+/* Tokenised rows, ready to train. */
+typedef struct usl_rows usl_rows;
+typedef struct usl_rows_stats {
+    size_t size;
+    int64_t rows, tokens, counted, longest; /* kept rows; counted: labels that count after the shift */
+    int64_t truncated, dropped;             /* rows cut to max_length; rows left out since no label counts */
+} usl_rows_stats;
+/* max_length 0: no limit. *out is new: usl_rows_free. */
+USL_API usl_status usl_rows_new(usl_ctx *ctx, int64_t max_length, usl_rows **out);
+USL_API void usl_rows_free(usl_rows *rows);
+/* labels NULL: every id counts; -100: does not count. Unshifted, as in transformers. */
+USL_API usl_status usl_rows_add(usl_rows *rows, const int32_t *ids, const int32_t *labels, size_t count);
+USL_API void usl_rows_get_stats(const usl_rows *rows, usl_rows_stats *stats);
+/* Borrowed until the next add. */
+USL_API usl_status usl_rows_get(const usl_rows *rows, int64_t i, const int32_t **ids, const int32_t **labels, size_t *count);
+/* *out is new: the same rows whose labels count only between response and instruction markers (train_on_responses_only). */
+USL_API usl_status usl_rows_mask_responses(const usl_rows *rows, const int32_t *instruction, size_t instruction_count,
+                                           const int32_t *response, size_t response_count, int last_only, usl_rows **out);
+
+/* ---- Models ------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct usl_model usl_model;
+
+typedef struct usl_model_opts {
+    size_t size;
+    const char *device;     /* NULL: the best there is; "cpu", "cuda", "cuda:1" */
+    usl_dtype dtype;        /* of computing: USL_DTYPE_AUTO, USL_F32, USL_BF16, USL_F16 */
+    int load_in_4bit;       /* quantise 16- and 32-bit linear weights to NF4 with double quantisation */
+    int full_finetuning;    /* every weight is trained, held in float32 */
+    int64_t max_seq_length; /* 0: the config's */
+    const char *rope_scaling; /* JSON object that replaces the config's, or NULL */
+} usl_model_opts;
+#define USL_MODEL_OPTS_INIT { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL }
+
+/* path: a Hugging Face folder or a .gguf file. *out is new: usl_model_free. */
+USL_API usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);
+/* A model of random weights (normal, deviation config.initializer_range) from the text of a config.json. */
+USL_API usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
+                                    usl_model **out);
+USL_API void usl_model_free(usl_model *model);
+
+typedef struct usl_model_info {
+    size_t size;
+    const char *architecture, *device; /* "LlamaForCausalLM", "cpu"; live as long as the model */
+    usl_dtype dtype;
+    int64_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context; /* context: max_seq_length in force */
+    int64_t parameters, trainable; /* numbers, adapters included */
+    uint64_t weight_bytes;         /* frozen weights as stored, embeddings included */
+    int tied;
+} usl_model_info;
+USL_API void usl_model_get_info(const usl_model *model, usl_model_info *info);
+
+typedef struct usl_lora_opts {
+    size_t size;
+    const char *name; /* of the adapter; NULL: "default" */
+    int rank;
+    double alpha, dropout;
+    const char *target_modules; /* names separated by commas, or "all-linear"; NULL: the seven of a decoder block */
+    const char *layers;         /* 0-based indices separated by commas; NULL: all */
+    int use_rslora;
+    const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
+    uint64_t seed;
+} usl_lora_opts;
+#define USL_LORA_OPTS_INIT { sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407 }
+/* Adds an adapter and makes it the active one. */
+USL_API usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts);
+/* Reads a PEFT folder as adapter `name` (NULL: "default") and makes it active. */
+USL_API usl_status usl_model_load_adapter(usl_model *model, const char *dir, const char *name);
+/* NULL: none is active, the base answers. */
+USL_API usl_status usl_model_set_adapter(usl_model *model, const char *name);
+/* The active adapter's name, NULL when none is. */
+USL_API const char *usl_model_adapter(const usl_model *model);
+/* Writes adapter_config.json and adapter_model.safetensors. base: what to name as base_model_name_or_path, may be NULL. */
+USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
+
+/* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
+ * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. */
+USL_API const char *usl_model_param_name(const usl_model *model, int64_t i, int *trainable);
+/* *out is new: a float32 copy (frozen ones decoded). */
+USL_API usl_status usl_model_get_param(usl_model *model, const char *name, usl_tensor **out);
+/* Trainable ones only. */
+USL_API usl_status usl_model_set_param(usl_model *model, const char *name, const usl_tensor *value);
+
+/* Logits of one row, (count, vocabulary) float32. *out is new. */
+USL_API usl_status usl_model_logits(usl_model *model, const int32_t *ids, size_t count, usl_tensor **out);
+
+typedef struct usl_generate_opts {
+    size_t size;
+    int64_t max_new_tokens;
+    double temperature; /* 0: greedy */
+    int top_k;          /* 0: all */
+    double top_p, min_p, repetition_penalty;
+    uint64_t seed;
+    const int32_t *stop_ids; /* replaces the generation config's end-of-text ids when stop_count >= 0 */
+    int64_t stop_count;
+    /* Called for each new token before it is kept; non-zero ends the row there (the token is kept). */
+    int (*on_token)(void *ud, int32_t id);
+    void *ud;
+} usl_generate_opts;
+#define USL_GENERATE_OPTS_INIT { sizeof(usl_generate_opts), 128, 0.0, 0, 1.0, 0.0, 1.0, 3407, NULL, -1, NULL, NULL }
+/* *out is new: usl_free. New ids only; an end-of-text id ends the text and is not part of it. */
+USL_API usl_status usl_model_generate(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
+                                      int32_t **out, size_t *out_count);
+
+/* ---- Training --------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct usl_trainer usl_trainer;
+
+typedef struct usl_train_opts {
+    size_t size;
+    int64_t batch, accumulation; /* rows of a micro-batch, micro-batches of an update */
+    double epochs;
+    int64_t max_steps; /* 0: by epochs */
+    double learning_rate, embedding_learning_rate; /* embedding 0: learning_rate */
+    const char *schedule; /* "linear", "cosine", "constant", "constant_with_warmup" */
+    int64_t warmup_steps;
+    double warmup_ratio; /* used when warmup_steps is 0 */
+    /* Replaces schedule: the rate of update `step` (from 0) of `total`. Runs on the calling thread. */
+    double (*lr_fn)(void *ud, int64_t step, int64_t total);
+    void *lr_ud;
+    double weight_decay, beta1, beta2, epsilon, max_grad_norm; /* max_grad_norm 0: no clipping */
+    const char *optimizer; /* "adamw_8bit", "adamw" */
+    uint64_t seed;
+    int shuffle;
+    const char *recompute; /* "auto", "none", "full" */
+    uint64_t memory_limit; /* bytes; 0: what is free */
+} usl_train_opts;
+#define USL_TRAIN_OPTS_INIT \
+    { sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
+      "adamw_8bit", 3407, 1, "auto", 0 }
+
+/* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval may be
+ * NULL. The model, its active adapter and the rows stay in use until usl_trainer_free. *out is new. */
+USL_API usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts,
+                                   usl_trainer **out);
+USL_API void usl_trainer_free(usl_trainer *trainer);
+
+typedef struct usl_step_stats {
+    size_t size;
+    int64_t step, total; /* updates done, and to do in all */
+    double epoch, loss, learning_rate, grad_norm;
+    int64_t tokens, counted, rows, passes;
+    double seconds;
+    int skipped; /* the gradient was not finite: weights are as before */
+} usl_step_stats;
+/* One update. USL_ERR_NOT_FOUND when all are done; USL_ERR_CANCELLED leaves weights and position as before the update. */
+USL_API usl_status usl_trainer_step(usl_trainer *trainer, usl_step_stats *stats);
+/* Mean loss over the counted labels of the evaluation rows. */
+USL_API usl_status usl_trainer_evaluate(usl_trainer *trainer, usl_step_stats *stats);
+/* Loss and gradients of rows first .. first + count - 1, no update; then usl_trainer_get_grad. */
+USL_API usl_status usl_trainer_gradients(usl_trainer *trainer, int64_t first, int64_t count, usl_step_stats *stats);
+/* *out is new: a float32 copy. */
+USL_API usl_status usl_trainer_get_grad(usl_trainer *trainer, const char *name, usl_tensor **out);
+/* From the next update on, in place of the schedule; negative: the schedule again. */
+USL_API void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate);
+/* Updates done so far and in all. */
+USL_API int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total);
+/* A checkpoint folder: adapter or weights, optimiser, position, plan. extra: any JSON text the host wants back. */
+USL_API usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const char *extra);
+/* Continues bit for bit. *extra is new (usl_free), NULL when there was none. */
+USL_API usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra);
+
+/* The memory plan, item by item in print order. */
+typedef struct usl_plan_item {
+    const char *name;
+    uint64_t bytes;
+} usl_plan_item;
+typedef struct usl_plan {
+    size_t size;
+    usl_plan_item items[16];
+    int count;
+    uint64_t total, limit;
+    int64_t capacity_tokens, capacity_rows; /* of one pass */
+    int64_t recomputed_layers, layers;
+} usl_plan;
+USL_API void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan);
+
+/* ---- Export ------------------------------------------------------------------------------------------------------------------------- */
+
+/* Merges the active adapter into the weights, tensor by tensor; dtype USL_F32, USL_BF16 or USL_F16. tok may be NULL. */
+USL_API usl_status usl_export_merged(usl_model *model, const usl_tokenizer *tok, const char *dir, usl_dtype dtype);
+/* method: "f32", "f16", "bf16", "q8_0", "q4_k_m". Merged like the above; path is the .gguf file. */
+USL_API usl_status usl_export_gguf(usl_model *model, const usl_tokenizer *tok, const char *path, const char *method);
+
+/* ---- Machine --------------------------------------------------------------------------------------------------------------------------- */
+
+/* Peak bytes of this process in memory, from the operating system. */
+USL_API uint64_t usl_peak_memory(void);
+/* Seconds of a clock that only goes forward. */
+USL_API double usl_clock(void);
+
 #ifdef __cplusplus
 }
 #endif
