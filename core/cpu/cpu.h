@@ -9,8 +9,6 @@
 #include "core/ops/ops.def"
 #undef USLI_OP
 
-extern const usli_backend usli_cpu_backend;
-
 /* Sets x up for the CPU: x->backend, x->state. x->arena is the caller's. Close with x->backend->close(x). */
 usl_status usli_cpu_open(usl_ctx *ctx, usli_exec *x);
 

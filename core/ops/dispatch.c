@@ -140,8 +140,8 @@ static const char *const OP_NAMES[] = {
 
 usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass) {
     USLI_TRY(check(x, op, args, pass));
-    const usli_op_impl *impl = &x->backend->ops[op];
-    if (!impl->run)
+    const usli_op_impl *impl = x->backend->ops[op];
+    if (!impl)
         return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "the %s backend has no %s yet; use device = \"cpu\"", x->backend->name,
                          OP_NAMES[op]);
     size_t mark = x->arena->high, bytes = impl->workspace ? impl->workspace(x, args, pass) : 0;

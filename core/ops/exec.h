@@ -18,7 +18,7 @@ typedef enum usli_write { USLI_ASSIGN, USLI_ACCUMULATE } usli_write;
 typedef struct usli_exec usli_exec;
 
 typedef struct usli_op_impl {
-    /* args: the op's struct. ws: workspace_bytes of arena scratch, 64-byte aligned. NULL run: USL_ERR_UNSUPPORTED. */
+    /* args: the op's struct. ws: workspace bytes of arena scratch, 64-byte aligned. */
     usl_status (*run)(usli_exec *x, void *args, usli_pass pass, void *ws);
     /* NULL: none. Depends on shapes and types alone, so a dry run counts it. */
     size_t (*workspace)(const usli_exec *x, const void *args, usli_pass pass);
@@ -26,7 +26,7 @@ typedef struct usli_op_impl {
 
 typedef struct usli_backend {
     const char *name; /* "cpu", "cuda" */
-    usli_op_impl ops[USLI_OP_COUNT];
+    const usli_op_impl *ops[USLI_OP_COUNT]; /* NULL: not there */
     /* Memory of the device. alloc answers NULL when there is none. */
     void *(*alloc)(usli_exec *x, size_t bytes);
     void (*free)(usli_exec *x, void *ptr);

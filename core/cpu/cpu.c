@@ -1,0 +1,55 @@
+#include "core/cpu/cpu.h"
+
+#include <string.h>
+
+static void *cpu_alloc(usli_exec *x, size_t bytes) {
+    return usli_malloc_aligned(x->ctx, bytes);
+}
+
+static void cpu_free(usli_exec *x, void *ptr) {
+    usli_free_aligned(x->ctx, ptr);
+}
+
+static usl_status cpu_copy(usli_exec *x, void *dst, const void *src, size_t bytes) {
+    (void)x;
+    if (bytes) memcpy(dst, src, bytes);
+    return USL_OK;
+}
+
+static usl_status cpu_zero(usli_exec *x, void *dst, size_t bytes) {
+    (void)x;
+    if (bytes) memset(dst, 0, bytes);
+    return USL_OK;
+}
+
+/* Every op has ended when it returns. */
+static usl_status cpu_sync(usli_exec *x) {
+    (void)x;
+    return USL_OK;
+}
+
+static void cpu_close(usli_exec *x) {
+    x->state = NULL;
+}
+
+static const usli_backend CPU = {
+    .name = "cpu",
+    /* One line an op as its file lands; all of ops.def at the end. */
+    .ops = {
+        [USLI_OP_gather] = &usli_cpu_gather,
+    },
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .copy_in = cpu_copy,
+    .copy_out = cpu_copy,
+    .zero = cpu_zero,
+    .sync = cpu_sync,
+    .close = cpu_close,
+};
+
+usl_status usli_cpu_open(usl_ctx *ctx, usli_exec *x) {
+    x->ctx = ctx;
+    x->backend = &CPU;
+    x->state = NULL;
+    return USL_OK;
+}
