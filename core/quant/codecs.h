@@ -1,0 +1,38 @@
+/* The decoders and encoders behind the traits table, one family a file. See traits.h for what they promise. */
+#ifndef USLI_QUANT_CODECS_H
+#define USLI_QUANT_CODECS_H
+
+#include <stdint.h>
+
+#define USLI_CODEC(name)                                                \
+    void usli_decode_##name(const void *src, float *dst, int64_t n); \
+    void usli_encode_##name(const float *src, const float *importance, void *dst, int64_t n)
+
+/* plain.c */
+USLI_CODEC(f32);
+USLI_CODEC(f16);
+USLI_CODEC(bf16);
+USLI_CODEC(f64);
+/* legacy.c */
+USLI_CODEC(q4_0);
+USLI_CODEC(q4_1);
+USLI_CODEC(q5_0);
+USLI_CODEC(q5_1);
+USLI_CODEC(q8_0);
+/* kquants.c */
+USLI_CODEC(q2_k);
+USLI_CODEC(q3_k);
+USLI_CODEC(q4_k);
+USLI_CODEC(q5_k);
+USLI_CODEC(q6_k);
+/* iq4.c */
+USLI_CODEC(iq4_nl);
+USLI_CODEC(iq4_xs);
+USLI_CODEC(mxfp4);
+/* nf4.c */
+USLI_CODEC(nf4);
+USLI_CODEC(fp4);
+
+#undef USLI_CODEC
+
+#endif
