@@ -86,6 +86,12 @@ static usl_status check_gather(usli_exec *x, const usli_gather_args *a, usli_pas
     return USL_OK;
 }
 
+static usl_status check_scatter(usli_exec *x, const usli_scatter_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->rows >= 0 && a->cols > 0 && is_float(a->dtype), "scatter: bad shape");
+    REQUIRE(a->index && a->x && a->y, "scatter: a pointer is missing");
+    return USL_OK;
+}
+
 static usl_status check_cross_entropy(usli_exec *x, const usli_cross_entropy_args *a, usli_pass pass) {
     REQUIRE(pass == USLI_FORWARD, "cross_entropy: its gradient is made in the forward pass");
     REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && a->logits && a->target && a->losses && a->update,

@@ -222,6 +222,16 @@ typedef struct usli_gather_args {
     void *dx;
 } usli_gather_args;
 
+/* ---- scatter: y[index[i]] = x[i], the rest of y stays; for keys and values into their cache. No backward pass. ----------- */
+typedef struct usli_scatter_args {
+    int64_t rows, cols;
+    usl_dtype dtype;
+    const int32_t *index; /* (rows), distinct */
+    const void *x;        /* (rows, cols), rows ldx apart */
+    int64_t ldx;          /* 0: cols */
+    void *y;              /* (., cols) */
+} usli_scatter_args;
+
 /* ---- cross_entropy on a chunk of logits ---------------------------------------------------------------------------------
  *   z = logit_scale * logits;  softcap > 0: z = softcap * tanh(z / softcap);  loss = log sum exp z - z[target]
  * Forward adds to update->loss_sum (in row order) and writes losses; with_gradient: logits become d loss / d logits times

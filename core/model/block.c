@@ -1,0 +1,359 @@
+#include "core/model/block.h"
+
+#include <math.h>
+
+#include "core/base/dtype.h"
+
+static usl_status scratch(usli_pass_state *s, size_t bytes, void *out) {
+    void *p = usli_arena_scratch(s->exec->arena, bytes);
+    if (!p) return usli_nomem(s->exec->ctx, bytes);
+    *(void **)out = p;
+    return USL_OK;
+}
+
+/* Memory of a saved tensor: kept until backward, or gone with the call. */
+static usl_status saved_bytes(usli_pass_state *s, bool keep, size_t bytes, void *out) {
+    void *p = bytes ? (keep ? usli_arena_keep : usli_arena_scratch)(s->exec->arena, bytes) : NULL;
+    if (bytes && !p) return usli_nomem(s->exec->ctx, bytes);
+    *(void **)out = p;
+    return USL_OK;
+}
+
+/* ---- The ops of a block, with everything that does not change between passes filled in ---------------------------------- */
+
+/* Three slots at most share one product: q|k|v, gate|up. */
+typedef struct group {
+    usli_segment segment[3];
+    usli_linear_args args;
+} group;
+
+static const struct {
+    int count;
+    usli_slot slot[3], bias[3];
+} GROUPS[] = {
+    { 3, { USLI_Q, USLI_K, USLI_V }, { USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS } },
+    { 1, { USLI_O }, { USLI_O_BIAS } },
+    { 2, { USLI_GATE, USLI_UP }, { USLI_GATE_BIAS, USLI_UP_BIAS } },
+    { 1, { USLI_DOWN }, { USLI_DOWN_BIAS } },
+};
+enum { QKV, OUT, GATE_UP, DOWN };
+
+static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
+    const usl_model *m = s->model;
+    const usli_batch *b = s->batch;
+    g->args = (usli_linear_args){ .tokens = b->tokens, .dtype = m->dtype, .y_dtype = m->dtype, .segment = g->segment,
+                                  .segments = GROUPS[which].count };
+    for (int i = 0; i < GROUPS[which].count; i++) {
+        usli_slot slot = GROUPS[which].slot[i];
+        usli_weight *w = usli_model_weight(m, slot, layer), *bias = usli_model_weight(m, GROUPS[which].bias[i], layer);
+        g->segment[i] = (usli_segment){ .w = w->m, .bias = bias->m.data, .bias_dtype = USL_F32, .dw = w->grad,
+                                        .dbias = bias->grad };
+        g->args.in = w->m.cols;
+        g->args.out += w->m.rows;
+        if (!m->active) continue;
+        const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
+        g->segment[i].lora = (usli_lora){ .rank = l->rank, .scale = m->active->scale, .a = l->a, .b = l->b, .da = l->da,
+                                          .db = l->db };
+        if (s->training && m->active->dropout > 0)
+            g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout, .seed = b->dropout_seed, .update = b->update,
+                                              .row = b->row_of_token, .position = b->position, .layer = (uint32_t)layer,
+                                              .module = (uint32_t)which };
+    }
+}
+
+static size_t xa_bytes(const usli_pass_state *s, const group *g) {
+    return (size_t)s->batch->tokens * (size_t)usli_linear_ranks(&g->args) * usli_dtype_bytes(s->model->dtype);
+}
+
+static bool trains(const group *g) {
+    for (int i = 0; i < g->args.segments; i++)
+        if (g->segment[i].dw || g->segment[i].lora.da) return true;
+    return false;
+}
+
+static usli_rmsnorm_args norm_args(const usli_pass_state *s, usli_slot slot, int64_t layer) {
+    const usl_model *m = s->model;
+    const usli_weight *w = usli_model_weight(m, slot, layer);
+    return (usli_rmsnorm_args){ .rows = s->batch->tokens, .cols = m->config.hidden, .eps = (float)m->config.norm_eps,
+                                .weight_offset = m->config.arch->norm_offset, .dtype = m->dtype, .res_dtype = m->res_dtype,
+                                .n_dtype = m->res_dtype, .weight_dtype = USL_F32, .weight = w->m.data, .dweight = w->grad };
+}
+
+static usli_rope_args rope_args(const usli_pass_state *s, void *qkv) {
+    const usl_model *m = s->model;
+    const usli_config *c = &m->config;
+    int64_t q = c->heads * c->head_dim, width = q + 2 * c->kv_heads * c->head_dim;
+    return (usli_rope_args){ .tokens = s->batch->tokens, .heads = (int)c->heads, .kv_heads = (int)c->kv_heads,
+                             .head_dim = (int)c->head_dim, .rot_dim = (int)c->head_dim, .dtype = m->dtype,
+                             .position = s->batch->position, .cos = m->cos, .sin = m->sin, .positions = m->context,
+                             .q = qkv, .k = (char *)qkv + (size_t)q * usli_dtype_bytes(m->dtype), .q_stride = width,
+                             .k_stride = width };
+}
+
+static usli_attention_args attention_args(const usli_pass_state *s, const usli_block_saved *saved) {
+    const usl_model *m = s->model;
+    const usli_config *c = &m->config;
+    size_t e = usli_dtype_bytes(m->dtype);
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, width = q + 2 * kv;
+    char *qkv = saved->qkv;
+    return (usli_attention_args){ .tokens_q = s->batch->tokens, .tokens_k = s->batch->tokens, .rows = s->batch->rows,
+                                  .cu_q = s->batch->cu, .cu_k = s->batch->cu, .max_q = s->batch->longest,
+                                  .max_k = s->batch->longest, .causal = true, .heads = (int)c->heads,
+                                  .kv_heads = (int)c->kv_heads, .qk_dim = (int)c->head_dim, .v_dim = (int)c->head_dim,
+                                  .scale = 1.0f / sqrtf((float)c->head_dim), .window = c->window, .dtype = m->dtype,
+                                  .q = qkv, .k = qkv + (size_t)q * e, .v = qkv + (size_t)(q + kv) * e, .q_stride = width,
+                                  .k_stride = width, .v_stride = width, .o = saved->o, .o_stride = q, .lse = saved->lse,
+                                  .deterministic = true };
+}
+
+static usli_glu_args glu_args(const usli_pass_state *s, const usli_block_saved *saved) {
+    return (usli_glu_args){ .rows = s->batch->tokens, .cols = s->model->config.inter, .act = s->model->config.act,
+                            .dtype = s->model->dtype, .gate_up = saved->gate_up };
+}
+
+/* Keys and values of the new tokens go into the cache; attention then reads the cache. */
+static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a) {
+    size_t plane = (size_t)cache->slots * (size_t)cache->length * (size_t)cache->width * usli_dtype_bytes(cache->dtype);
+    void *k = (char *)cache->k + (size_t)layer * plane, *v = (char *)cache->v + (size_t)layer * plane;
+    usli_scatter_args put = { .rows = a->tokens_q, .cols = cache->width, .dtype = cache->dtype, .index = cache->store,
+                              .x = a->k, .ldx = a->k_stride, .y = k };
+    USLI_TRY(usli_op_scatter(s->exec, &put, USLI_FORWARD));
+    put.x = a->v;
+    put.y = v;
+    USLI_TRY(usli_op_scatter(s->exec, &put, USLI_FORWARD));
+    a->k = k;
+    a->v = v;
+    a->k_stride = a->v_stride = cache->width;
+    a->cu_k = cache->begin;
+    a->k_lens = cache->k_lens;
+    a->tokens_k = cache->slots * cache->length;
+    a->max_k = cache->longest;
+    return USL_OK;
+}
+
+/* ---- Forward --------------------------------------------------------------------------------------------------------------------- */
+
+static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, bool keep,
+                                 usli_block_saved *saved) {
+    const usl_model *m = s->model;
+    const usli_config *c = &m->config;
+    size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
+    size_t q = (size_t)(c->heads * c->head_dim), width = q + 2 * (size_t)(c->kv_heads * c->head_dim);
+    group g;
+    void *y;
+    make_group(s, layer, QKV, &g);
+    if (s->training) {
+        USLI_TRY(saved_bytes(s, keep, t * sizeof(float), &saved->rstd1));
+        USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_qkv));
+        USLI_TRY(saved_bytes(s, keep, t * (size_t)c->heads * sizeof(float), &saved->lse));
+    }
+    USLI_TRY(saved_bytes(s, keep, t * width * e, &saved->qkv));
+    USLI_TRY(saved_bytes(s, keep, t * q * e, &saved->o));
+    size_t mark = s->exec->arena->high;
+    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+    usli_rmsnorm_args norm = norm_args(s, USLI_ATTN_NORM, layer);
+    norm.res = res;
+    norm.x = res == saved->n1 ? NULL : s->x; /* recomputing: n1 is already the sum */
+    norm.res_out = saved->n1;
+    norm.y = y;
+    norm.rstd = saved->rstd1;
+    USLI_TRY(usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD));
+    g.args.x = y;
+    g.args.y = saved->qkv;
+    g.args.xa = saved->xa_qkv;
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
+    s->exec->arena->high = mark;
+    usli_rope_args rope = rope_args(s, saved->qkv);
+    USLI_TRY(usli_op_rope(s->exec, &rope, USLI_FORWARD));
+    usli_attention_args attn = attention_args(s, saved);
+    if (cache) USLI_TRY(use_cache(s, layer, cache, &attn));
+    USLI_TRY(usli_op_attention(s->exec, &attn, USLI_FORWARD));
+    make_group(s, layer, OUT, &g);
+    if (s->training) USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_o));
+    g.args.x = saved->o;
+    g.args.y = s->x;
+    g.args.xa = saved->xa_o;
+    return usli_op_linear(s->exec, &g.args, USLI_FORWARD);
+}
+
+static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool output, usli_block_saved *saved) {
+    const usl_model *m = s->model;
+    const usli_config *c = &m->config;
+    size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
+    group g;
+    void *y, *h;
+    make_group(s, layer, GATE_UP, &g);
+    if (s->training) {
+        USLI_TRY(saved_bytes(s, keep, t * sizeof(float), &saved->rstd2));
+        USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_gate_up));
+    }
+    USLI_TRY(saved_bytes(s, keep, 2 * t * (size_t)c->inter * e, &saved->gate_up));
+    size_t mark = s->exec->arena->high;
+    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+    usli_rmsnorm_args norm = norm_args(s, USLI_MLP_NORM, layer);
+    norm.res = saved->n1;
+    norm.x = s->x;
+    norm.res_out = saved->n2;
+    norm.y = y;
+    norm.rstd = saved->rstd2;
+    USLI_TRY(usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD));
+    g.args.x = y;
+    g.args.y = saved->gate_up;
+    g.args.xa = saved->xa_gate_up;
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
+    s->exec->arena->high = mark;
+    make_group(s, layer, DOWN, &g);
+    if (s->training) USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_down));
+    if (!output && !saved->xa_down) return USL_OK; /* recomputing: nobody reads the block's output */
+    mark = s->exec->arena->high;
+    USLI_TRY(scratch(s, t * (size_t)c->inter * e, &h));
+    usli_glu_args glu = glu_args(s, saved);
+    glu.h = h;
+    USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
+    g.args.x = h;
+    g.args.y = s->x;
+    g.args.xa = saved->xa_down;
+    if (output) {
+        USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
+    } else {
+        saved->xa_down = NULL; /* backward recomputes the skinny product, and down's large one is never needed again */
+    }
+    s->exec->arena->high = mark;
+    return USL_OK;
+}
+
+usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, bool keep,
+                              usli_block_saved *saved) {
+    bool recompute = res == saved->n1;
+    size_t n2 = (size_t)s->batch->tokens * (size_t)s->model->config.hidden * usli_dtype_bytes(s->model->res_dtype);
+    if (!saved->n2) USLI_TRY(saved_bytes(s, keep, n2, &saved->n2));
+    USLI_TRY(attention_half(s, layer, cache, res, keep, saved));
+    return mlp_half(s, layer, keep, !recompute, saved);
+}
+
+/* ---- Backward ---------------------------------------------------------------------------------------------------------------------- */
+
+/* The gradient of a branch's output has the stream's value, in the activations' type. */
+static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out) {
+    const usl_model *m = s->model;
+    *out = dn;
+    if (m->res_dtype == m->dtype) return USL_OK;
+    int64_t n = s->batch->tokens * m->config.hidden;
+    void *copy;
+    USLI_TRY(scratch(s, (size_t)n * usli_dtype_bytes(m->dtype), &copy));
+    usli_cast_args cast = { .src = { .dtype = m->res_dtype, .rows = 1, .cols = n, .data = dn }, .dtype = m->dtype, .dst = copy };
+    *out = copy;
+    return usli_op_cast(s->exec, &cast, USLI_FORWARD);
+}
+
+/* y = norm(n) again, for the adapters' and weights' gradients. */
+static usl_status rebuild_norm(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y) {
+    usli_rmsnorm_args norm = norm_args(s, slot, layer);
+    norm.res = n;
+    norm.y = y;
+    return usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD);
+}
+
+static usl_status norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, float *rstd, const void *dy,
+                                void *dn) {
+    usli_rmsnorm_args norm = norm_args(s, slot, layer);
+    norm.n = n;
+    norm.rstd = rstd;
+    norm.dy = dy;
+    norm.dn = dn;
+    norm.dn_mode = USLI_ACCUMULATE;
+    return usli_op_rmsnorm(s->exec, &norm, USLI_BACKWARD);
+}
+
+static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn) {
+    const usli_config *c = &s->model->config;
+    size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
+    group g;
+    void *dh, *h = NULL, *y = NULL, *dy;
+    const void *dx;
+    USLI_TRY(branch_gradient(s, dn, &dx));
+    USLI_TRY(scratch(s, t * (size_t)c->inter * e, &dh));
+    size_t inner = s->exec->arena->high;
+    make_group(s, layer, DOWN, &g);
+    usli_glu_args glu = glu_args(s, saved);
+    if (trains(&g)) {
+        USLI_TRY(scratch(s, t * (size_t)c->inter * e, &h));
+        glu.h = h;
+        USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
+    }
+    g.args.x = h;
+    g.args.xa = saved->xa_down;
+    g.args.dy = dx;
+    g.args.dx = dh;
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
+    s->exec->arena->high = inner;
+    glu.dh = dh;
+    glu.dgate_up = saved->gate_up;
+    USLI_TRY(usli_op_glu(s->exec, &glu, USLI_BACKWARD));
+    s->exec->arena->high = mark;
+    make_group(s, layer, GATE_UP, &g);
+    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &dy));
+    if (trains(&g)) {
+        USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+        USLI_TRY(rebuild_norm(s, USLI_MLP_NORM, layer, saved->n2, y));
+    }
+    g.args.x = y;
+    g.args.xa = saved->xa_gate_up;
+    g.args.dy = saved->gate_up;
+    g.args.dx = dy;
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
+    USLI_TRY(norm_backward(s, USLI_MLP_NORM, layer, saved->n2, saved->rstd2, dy, dn));
+    s->exec->arena->high = mark;
+    return USL_OK;
+}
+
+static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn, bool wants_input) {
+    const usli_config *c = &s->model->config;
+    size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
+    size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;
+    group g;
+    char *dqkv;
+    void *d_o, *y = NULL, *dy = NULL;
+    const void *dx;
+    USLI_TRY(branch_gradient(s, dn, &dx));
+    USLI_TRY(scratch(s, t * width * e, &dqkv));
+    size_t inner = s->exec->arena->high;
+    USLI_TRY(scratch(s, t * q * e, &d_o));
+    make_group(s, layer, OUT, &g);
+    g.args.x = saved->o;
+    g.args.xa = saved->xa_o;
+    g.args.dy = dx;
+    g.args.dx = d_o;
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
+    usli_attention_args attn = attention_args(s, saved);
+    attn.d_o = d_o;
+    attn.dq = dqkv;
+    attn.dk = dqkv + q * e;
+    attn.dv = dqkv + (q + kv) * e;
+    USLI_TRY(usli_op_attention(s->exec, &attn, USLI_BACKWARD));
+    s->exec->arena->high = inner;
+    usli_rope_args rope = rope_args(s, saved->qkv);
+    rope.dq = attn.dq;
+    rope.dk = attn.dk;
+    USLI_TRY(usli_op_rope(s->exec, &rope, USLI_BACKWARD));
+    make_group(s, layer, QKV, &g);
+    bool trained = trains(&g);
+    if (trained) {
+        USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+        USLI_TRY(rebuild_norm(s, USLI_ATTN_NORM, layer, saved->n1, y));
+    }
+    if (wants_input) USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &dy));
+    g.args.x = y;
+    g.args.xa = saved->xa_qkv;
+    g.args.dy = dqkv;
+    g.args.dx = dy;
+    if (trained || wants_input) USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
+    if (wants_input) USLI_TRY(norm_backward(s, USLI_ATTN_NORM, layer, saved->n1, saved->rstd1, dy, dn));
+    s->exec->arena->high = mark;
+    return USL_OK;
+}
+
+usl_status usli_block_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn, bool wants_input) {
+    USLI_TRY(mlp_backward(s, layer, saved, dn));
+    return attention_backward(s, layer, saved, dn, wants_input);
+}

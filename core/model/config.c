@@ -1,0 +1,311 @@
+#include "core/model/config.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error ------------------- */
+
+typedef struct fields {
+    usl_ctx *ctx;
+    const char *name;
+    const json_t *json;
+    usl_status st; /* the first failure */
+} fields;
+
+static const json_t *get(const fields *f, const char *key) {
+    const json_t *v = json_object_get(f->json, key);
+    return json_is_null(v) ? NULL : v;
+}
+
+static double get_real(fields *f, const char *key, double fallback) {
+    const json_t *v = get(f, key);
+    if (!v) return fallback;
+    if (json_is_number(v)) return json_number_value(v);
+    f->st = usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"%s\" is not a number", f->name, key);
+    return fallback;
+}
+
+static int64_t get_int(fields *f, const char *key, int64_t fallback) {
+    double d = get_real(f, key, (double)fallback);
+    if (d == floor(d) && fabs(d) < 9e15) return (int64_t)d;
+    f->st = usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"%s\" is not a whole number", f->name, key);
+    return fallback;
+}
+
+static bool get_bool(fields *f, const char *key, bool fallback) {
+    const json_t *v = get(f, key);
+    if (!v) return fallback;
+    if (json_is_boolean(v)) return json_is_true(v);
+    f->st = usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"%s\" is not true or false", f->name, key);
+    return fallback;
+}
+
+static const char *get_text(fields *f, const char *key) {
+    const json_t *v = get(f, key);
+    if (!v) return NULL;
+    if (json_is_string(v)) return json_string_value(v);
+    f->st = usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"%s\" is not a string", f->name, key);
+    return NULL;
+}
+
+/* ---- config.json -------------------------------------------------------------------------------------------------------- */
+
+static void read_eos(const json_t *v, usli_config *c) {
+    if (json_is_integer(v)) {
+        c->eos[0] = (int32_t)json_integer_value(v);
+        c->eos_count = 1;
+    } else if (json_is_array(v)) {
+        c->eos_count = 0;
+        for (size_t i = 0; i < json_array_size(v) && c->eos_count < 8; i++)
+            if (json_is_integer(json_array_get(v, i)))
+                c->eos[c->eos_count++] = (int32_t)json_integer_value(json_array_get(v, i));
+    }
+}
+
+static const struct {
+    const char *name;
+    usli_act act;
+} ACTS[] = {
+    { "silu", USLI_SILU },
+    { "swish", USLI_SILU },
+    { "gelu", USLI_GELU },
+    { "gelu_pytorch_tanh", USLI_GELU_TANH },
+    { "gelu_new", USLI_GELU_TANH },
+};
+
+static usl_status read_act(fields *f, usli_config *c) {
+    c->act = c->arch->act;
+    const char *text = get_text(f, "hidden_activation");
+    if (!text) text = get_text(f, "hidden_act");
+    if (!text) return f->st;
+    for (size_t i = 0; i < sizeof ACTS / sizeof *ACTS; i++) {
+        if (strcmp(ACTS[i].name, text) == 0) {
+            c->act = ACTS[i].act;
+            return f->st;
+        }
+    }
+    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the activation \"%s\" is not supported; silu and gelu are", f->name, text);
+}
+
+static const struct {
+    const char *name;
+    usli_rope_kind kind;
+} ROPES[] = {
+    { "default", USLI_ROPE_DEFAULT },
+    { "linear", USLI_ROPE_LINEAR },
+    { "llama3", USLI_ROPE_LLAMA3 },
+    { "yarn", USLI_ROPE_YARN },
+};
+
+usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c) {
+    fields f = { ctx, name, scaling, USL_OK };
+    usli_rope_config *r = &c->rope;
+    double theta = r->theta;
+    *r = (usli_rope_config){ .theta = theta };
+    r->theta = get_real(&f, "rope_theta", theta);
+    r->original_context = get_int(&f, "original_max_position_embeddings", c->context);
+    const char *kind = get_text(&f, "rope_type");
+    if (!kind) kind = get_text(&f, "type");
+    if (!kind) return f.st;
+    bool known = false;
+    for (size_t i = 0; i < sizeof ROPES / sizeof *ROPES && !known; i++)
+        if ((known = strcmp(ROPES[i].name, kind) == 0)) r->kind = ROPES[i].kind;
+    if (!known)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%s\" is not supported; default, linear, llama3 and yarn are",
+                         name, kind);
+    r->factor = get_real(&f, "factor", 1);
+    r->low_freq_factor = get_real(&f, "low_freq_factor", 1);
+    r->high_freq_factor = get_real(&f, "high_freq_factor", 4);
+    r->beta_fast = get_real(&f, "beta_fast", 32);
+    r->beta_slow = get_real(&f, "beta_slow", 1);
+    r->attention_factor = get_real(&f, "attention_factor", 0);
+    r->mscale = get_real(&f, "mscale", 0);
+    r->mscale_all_dim = get_real(&f, "mscale_all_dim", 0);
+    r->truncate = get_bool(&f, "truncate", true);
+    if (f.st == USL_OK && r->kind != USLI_ROPE_DEFAULT && !(r->factor >= 1 && r->factor < 1e6))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: the rope scaling factor %g is not sensible", name, r->factor);
+    return f.st;
+}
+
+static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config *c) {
+    const struct {
+        const char *what;
+        int64_t value, most;
+    } sizes[] = {
+        { "vocab_size", c->vocab, 1 << 24 },           { "hidden_size", c->hidden, 1 << 20 },
+        { "intermediate_size", c->inter, 1 << 22 },    { "num_hidden_layers", c->layers, 4096 },
+        { "num_attention_heads", c->heads, 1 << 14 },  { "num_key_value_heads", c->kv_heads, 1 << 14 },
+        { "head_dim", c->head_dim, 1 << 12 },          { "max_position_embeddings", c->context, (int64_t)1 << 32 },
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].value <= 0 || sizes[i].value > sizes[i].most)
+            return usli_fail(ctx, USL_ERR_FORMAT, "%s: %s is %lld; a number from 1 to %lld is wanted", name, sizes[i].what,
+                             (long long)sizes[i].value, (long long)sizes[i].most);
+    if (c->heads % c->kv_heads)
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld attention heads cannot share %lld key-value heads", name,
+                         (long long)c->heads, (long long)c->kv_heads);
+    if (c->head_dim % 2)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: head_dim %lld is odd; rope needs an even one", name, (long long)c->head_dim);
+    if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope.theta > 0) || !isfinite(c->rope.theta))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: rms_norm_eps %g or rope_theta %g is not sensible", name, c->norm_eps,
+                         c->rope.theta);
+    return USL_OK;
+}
+
+static usl_status find_arch(fields *f, usli_config *c) {
+    const json_t *list = get(f, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0));
+    if (!name) name = get_text(f, "model_type");
+    if (!name)
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: names no architecture (\"architectures\" or \"model_type\")", f->name);
+    if ((c->arch = usli_arch_by_name(name))) return USL_OK;
+    char known[512];
+    usli_arch_list(known, sizeof known);
+    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %s is not supported; supported are %s", f->name, name, known);
+}
+
+usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation, usli_config *c) {
+    *c = (usli_config){ .bos = -1, .pad = -1 };
+    fields f = { ctx, name, json, USL_OK };
+    if (!json_is_object(json)) return usli_fail(ctx, USL_ERR_FORMAT, "%s: is not a JSON object", name);
+    if (get(&f, "quantization_config"))
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the checkpoint is already quantised (quantization_config); use the 16-bit "
+                         "model with load_in_4bit, or a GGUF", name);
+    USLI_TRY(find_arch(&f, c));
+    c->vocab = get_int(&f, "vocab_size", 0);
+    c->hidden = get_int(&f, "hidden_size", 0);
+    c->inter = get_int(&f, "intermediate_size", 0);
+    c->layers = get_int(&f, "num_hidden_layers", 0);
+    c->heads = get_int(&f, "num_attention_heads", 0);
+    c->kv_heads = get_int(&f, "num_key_value_heads", c->heads);
+    c->head_dim = get_int(&f, "head_dim", c->heads > 0 ? c->hidden / c->heads : 0);
+    c->context = get_int(&f, "max_position_embeddings", 2048);
+    c->window = c->arch->window ? get_int(&f, "sliding_window", 0) : 0;
+    c->norm_eps = get_real(&f, "rms_norm_eps", 1e-6);
+    c->init_range = get_real(&f, "initializer_range", 0.02);
+    c->tied = get_bool(&f, "tie_word_embeddings", c->arch->tied);
+    c->attention_bias = c->output_bias = get_bool(&f, "attention_bias", false);
+    c->mlp_bias = get_bool(&f, "mlp_bias", false);
+    c->bos = (int32_t)(json_is_integer(get(&f, "bos_token_id")) ? get_int(&f, "bos_token_id", -1) : -1);
+    c->pad = (int32_t)(json_is_integer(get(&f, "pad_token_id")) ? get_int(&f, "pad_token_id", -1) : -1);
+    read_eos(get(&f, "eos_token_id"), c);
+    if (generation) read_eos(json_object_get(generation, "eos_token_id"), c);
+    const char *dtype = get_text(&f, "dtype");
+    if (!dtype) dtype = get_text(&f, "torch_dtype");
+    c->dtype = usl_dtype_parse(dtype);
+    c->rope.theta = get_real(&f, "rope_theta", 10000.0);
+    USLI_TRY(f.st);
+    USLI_TRY(read_act(&f, c));
+    const json_t *scaling = get(&f, "rope_parameters");
+    if (!scaling) scaling = get(&f, "rope_scaling");
+    if (scaling) USLI_TRY(usli_config_set_rope(ctx, name, scaling, c));
+    USLI_TRY(check_config(ctx, name, c));
+    if (!(c->source = json_deep_copy(json))) return usli_nomem(ctx, 0);
+    return USL_OK;
+}
+
+void usli_config_free(usli_config *c) {
+    if (c->source) json_decref(c->source);
+    c->source = NULL;
+}
+
+/* ---- GGUF --------------------------------------------------------------------------------------------------------------------- */
+
+static int64_t meta_int(const usli_gguf *g, const char *arch, const char *key, int64_t fallback) {
+    char full[128];
+    snprintf(full, sizeof full, "%s.%s", arch, key);
+    return usli_gguf_int(g, full, fallback);
+}
+
+static double meta_float(const usli_gguf *g, const char *arch, const char *key, double fallback) {
+    char full[128];
+    snprintf(full, sizeof full, "%s.%s", arch, key);
+    return usli_gguf_float(g, full, fallback);
+}
+
+/* The config.json that transformers would want for this file. */
+static json_t *config_as_json(const usli_config *c) {
+    json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures", c->arch->name,
+                          "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab, "hidden_size",
+                          (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter, "num_hidden_layers",
+                          (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
+                          (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim, "max_position_embeddings",
+                          (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta", c->rope.theta,
+                          "tie_word_embeddings", c->tied, "attention_bias", c->attention_bias, "mlp_bias", c->mlp_bias,
+                          "hidden_act", "silu");
+    if (!j) return NULL;
+    if (c->bos >= 0) json_object_set_new(j, "bos_token_id", json_integer(c->bos));
+    if (c->eos_count) json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
+    const usli_rope_config *r = &c->rope;
+    if (r->kind == USLI_ROPE_LINEAR)
+        json_object_set_new(j, "rope_scaling", json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor));
+    else if (r->kind == USLI_ROPE_YARN)
+        json_object_set_new(j, "rope_scaling",
+                            json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor,
+                                      "original_max_position_embeddings", (json_int_t)r->original_context));
+    return j;
+}
+
+static bool str_is(usli_gguf_str s, const char *text) {
+    return s.data && s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
+}
+
+usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
+    const char *name = g->map->path;
+    *c = (usli_config){ .bos = -1, .pad = -1, .dtype = USL_DTYPE_AUTO, .init_range = 0.02 };
+    usli_gguf_str arch = usli_gguf_string(g, "general.architecture");
+    if (!arch.data) return usli_fail(ctx, USL_ERR_FORMAT, "%s: its metadata names no general.architecture", name);
+    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len))) {
+        char known[512];
+        usli_arch_list(known, sizeof known);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %.*s is not supported; supported are %s", name,
+                         (int)(arch.len < 64 ? arch.len : 64), arch.data, known);
+    }
+    const char *a = c->arch->gguf;
+    const usli_file_tensor *embd = usli_gguf_tensor(g, "token_embd.weight");
+    if (!embd || embd->ndim != 2)
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: has no token_embd.weight; it holds no model (a vocabulary only?)", name);
+    c->act = c->arch->act;
+    c->vocab = embd->shape[0];
+    c->hidden = meta_int(g, a, "embedding_length", 0);
+    c->inter = meta_int(g, a, "feed_forward_length", 0);
+    c->layers = meta_int(g, a, "block_count", 0);
+    c->heads = meta_int(g, a, "attention.head_count", 0);
+    c->kv_heads = meta_int(g, a, "attention.head_count_kv", c->heads);
+    c->head_dim = meta_int(g, a, "attention.key_length", c->heads > 0 ? c->hidden / c->heads : 0);
+    c->context = meta_int(g, a, "context_length", 2048);
+    c->norm_eps = meta_float(g, a, "attention.layer_norm_rms_epsilon", 1e-5);
+    c->tied = usli_gguf_tensor(g, "output.weight") == NULL;
+    c->attention_bias = usli_gguf_tensor(g, "blk.0.attn_q.bias") != NULL;
+    c->output_bias = usli_gguf_tensor(g, "blk.0.attn_output.bias") != NULL;
+    c->mlp_bias = usli_gguf_tensor(g, "blk.0.ffn_gate.bias") != NULL;
+    c->bos = (int32_t)usli_gguf_int(g, "tokenizer.ggml.bos_token_id", -1);
+    c->pad = (int32_t)usli_gguf_int(g, "tokenizer.ggml.padding_token_id", -1);
+    static const char *const ENDS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id" };
+    for (size_t i = 0; i < 2; i++) {
+        int64_t id = usli_gguf_int(g, ENDS[i], -1);
+        if (id >= 0 && !(c->eos_count && c->eos[0] == id)) c->eos[c->eos_count++] = (int32_t)id;
+    }
+    c->rope.theta = meta_float(g, a, "rope.freq_base", 10000.0);
+    c->rope.factor = meta_float(g, a, "rope.scaling.factor", 1);
+    c->rope.original_context = meta_int(g, a, "rope.scaling.original_context_length", c->context);
+    c->rope.attention_factor = meta_float(g, a, "rope.scaling.attn_factor", 0);
+    c->rope.beta_fast = 32, c->rope.beta_slow = 1, c->rope.truncate = true;
+    char key[128];
+    snprintf(key, sizeof key, "%s.rope.scaling.type", a);
+    usli_gguf_str scaling = usli_gguf_string(g, key);
+    if (str_is(scaling, "linear"))
+        c->rope.kind = USLI_ROPE_LINEAR;
+    else if (str_is(scaling, "yarn"))
+        c->rope.kind = USLI_ROPE_YARN;
+    else if (scaling.data && !str_is(scaling, "none"))
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name, (int)scaling.len,
+                         scaling.data);
+    if (meta_int(g, a, "expert_count", 0) > 0)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", name);
+    if (meta_int(g, a, "rope.dimension_count", c->head_dim) != c->head_dim)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: partial rotary embeddings are not supported", name);
+    USLI_TRY(check_config(ctx, name, c));
+    if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
+    return USL_OK;
+}

@@ -1,0 +1,21 @@
+/* From files to weights. */
+#ifndef USLI_MODEL_LOAD_H
+#define USLI_MODEL_LOAD_H
+
+#include "core/model/model.h"
+
+/* A checkpoint: one of the two is open. */
+typedef struct usli_source {
+    usli_safetensors *safetensors;
+    usli_gguf *gguf;
+} usli_source;
+
+usl_status usli_source_open(usl_ctx *ctx, const char *path, usli_source *src, usli_config *config);
+void usli_source_close(usli_source *src);
+usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_4bit);
+/* dtype: of the linear weights and the embedding (AUTO: BF16, or F32 when trained). */
+usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype);
+void usli_adapter_free(usl_ctx *ctx, usli_adapter *a);
+usl_status usli_cpu_open_exec(usl_ctx *ctx, usli_exec *x);
+
+#endif

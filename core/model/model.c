@@ -1,0 +1,283 @@
+/* Making, sharing and freeing a model; its small queries. Loading itself is in load.c. */
+#include "core/model/model.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/model/load.h"
+#include "core/quant/traits.h"
+
+static usl_status make_rope(usl_model *m) {
+    usl_ctx *ctx = m->ctx;
+    int64_t half = m->config.head_dim / 2;
+    size_t bytes = (size_t)m->context * (size_t)half * sizeof(float);
+    double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv);
+    m->cos = usli_malloc_aligned(ctx, bytes);
+    m->sin = usli_malloc_aligned(ctx, bytes);
+    if (!inv || !m->cos || !m->sin) {
+        usli_free(ctx, inv);
+        return usli_nomem(ctx, bytes);
+    }
+    usli_rope_frequencies(&m->config, m->rope_divisors, inv, &m->rope_attention);
+    for (int64_t p = 0; p < m->context; p++) {
+        for (int64_t i = 0; i < half; i++) {
+            /* The angle is rounded to float32 where transformers rounds it. */
+            double angle = (double)((float)p * (float)inv[i]);
+            m->cos[p * half + i] = (float)(cos(angle) * m->rope_attention);
+            m->sin[p * half + i] = (float)(sin(angle) * m->rope_attention);
+        }
+    }
+    usli_free(ctx, inv);
+    return USL_OK;
+}
+
+static usl_dtype default_dtype(const usli_config *c, bool full) {
+#if defined(__x86_64__)
+    bool fast_bf16 = __builtin_cpu_supports("avx512bf16");
+#else
+    bool fast_bf16 = false;
+#endif
+    return fast_bf16 && !full && c->dtype != USL_F32 ? USL_BF16 : USL_F32;
+}
+
+static usl_status check_device(usl_ctx *ctx, const char *device) {
+    if (!device || strcmp(device, "cpu") == 0) return USL_OK;
+    if (strncmp(device, "cuda", 4) == 0)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "device \"%s\": this program was built without CUDA; use device = \"cpu\"", device);
+    return usli_fail(ctx, USL_ERR_INVALID, "device \"%s\" is not known; \"cpu\" is", device);
+}
+
+/* Everything but the weights: what opening and making at random share. */
+static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **out) {
+    *out = NULL;
+    USLI_TRY(check_device(ctx, opts->device));
+    if (opts->dtype != USL_DTYPE_AUTO && opts->dtype != USL_F32 && opts->dtype != USL_BF16 && opts->dtype != USL_F16)
+        return usli_fail(ctx, USL_ERR_INVALID, "dtype %s cannot be computed in; use float32, bfloat16 or float16",
+                         usl_dtype_name(opts->dtype));
+    if (opts->load_in_4bit && opts->full_finetuning)
+        return usli_fail(ctx, USL_ERR_INVALID, "full_finetuning trains every weight and cannot be combined with load_in_4bit; "
+                         "set load_in_4bit = false");
+    usl_model *m = usli_calloc(ctx, 1, sizeof *m);
+    if (!m) return usli_nomem(ctx, sizeof *m);
+    m->ctx = ctx;
+    usli_ctx_retain(ctx);
+    atomic_init(&m->refs, 1);
+    m->full = opts->full_finetuning;
+    usl_status st = usli_cpu_open_exec(ctx, &m->exec);
+    if (st != USL_OK) {
+        usli_model_release(m);
+        return st;
+    }
+    *out = m;
+    return USL_OK;
+}
+
+static usl_status finish(usl_model *m, const usl_model_opts *opts) {
+    const usli_config *c = &m->config;
+    m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(c, m->full) : opts->dtype;
+    m->res_dtype = m->dtype;
+    m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 8192 ? c->context : 8192;
+    return make_rope(m);
+}
+
+/* A length beyond the config's stretches rope linearly, as Unsloth does. */
+static void stretch(usli_config *c, const usl_model_opts *opts) {
+    if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT) return;
+    c->rope.kind = USLI_ROPE_LINEAR;
+    c->rope.factor = (double)opts->max_seq_length / (double)c->context;
+}
+
+static usl_status override_rope(usl_ctx *ctx, usli_config *c, const char *text) {
+    if (!text) return USL_OK;
+    json_t *json;
+    USLI_TRY(usli_json_parse(ctx, "rope_scaling", text, strlen(text), &json));
+    usl_status st = json_is_object(json) ? usli_config_set_rope(ctx, "rope_scaling", json, c)
+                                         : usli_fail(ctx, USL_ERR_INVALID, "rope_scaling is not a JSON object");
+    if (st == USL_OK && json_object_set(c->source, "rope_scaling", json) != 0) st = usli_nomem(ctx, 0);
+    json_decref(json);
+    return st;
+}
+
+static void fill_opts(usl_model_opts *o, const usl_model_opts *given) {
+    *o = (usl_model_opts)USL_MODEL_OPTS_INIT;
+    if (given) memcpy(o, given, given->size < sizeof *o ? given->size : sizeof *o);
+}
+
+usl_status usli_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *given, usl_model **out) {
+    usl_model_opts opts;
+    fill_opts(&opts, given);
+    usl_model *m;
+    usl_status st;
+    *out = NULL;
+    USLI_TRY(begin(ctx, &opts, &m));
+    usli_source src = { 0 };
+    if (!(m->path = usli_strdup(ctx, path))) {
+        st = usli_nomem(ctx, strlen(path));
+        goto done;
+    }
+    USLI_TRYGO(usli_source_open(ctx, path, &src, &m->config));
+    USLI_TRYGO(override_rope(ctx, &m->config, opts.rope_scaling));
+    stretch(&m->config, &opts);
+    USLI_TRYGO(usli_load_weights(m, &src, opts.load_in_4bit));
+    USLI_TRYGO(finish(m, &opts));
+done:
+    usli_source_close(&src);
+    if (st != USL_OK)
+        usli_model_release(m);
+    else
+        *out = m;
+    return st;
+}
+
+usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *given, usl_model **out) {
+    usl_model_opts opts;
+    fill_opts(&opts, given);
+    usl_model *m;
+    json_t *json = NULL;
+    usl_status st;
+    *out = NULL;
+    USLI_TRY(begin(ctx, &opts, &m));
+    USLI_TRYGO(usli_json_parse(ctx, "config", config_json, strlen(config_json), &json));
+    USLI_TRYGO(usli_config_from_json(ctx, "config", json, NULL, &m->config));
+    stretch(&m->config, &opts);
+    USLI_TRYGO(usli_random_weights(m, seed, opts.load_in_4bit, opts.dtype));
+    USLI_TRYGO(finish(m, &opts));
+done:
+    if (json) json_decref(json);
+    if (st != USL_OK)
+        usli_model_release(m);
+    else
+        *out = m;
+    return st;
+}
+
+usl_model *usli_model_retain(usl_model *m) {
+    if (m) atomic_fetch_add(&m->refs, 1);
+    return m;
+}
+
+void usli_adapter_free(usl_ctx *ctx, usli_adapter *a) {
+    if (!a) return;
+    usli_free(ctx, a->name);
+    usli_free(ctx, a->base);
+    usli_free(ctx, a->modules);
+    usli_free_aligned(ctx, a->storage);
+    usli_free(ctx, a);
+}
+
+void usli_model_release(usl_model *m) {
+    if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
+    usl_ctx *ctx = m->ctx;
+    for (usli_adapter *a = m->adapters, *next; a; a = next) {
+        next = a->next;
+        usli_adapter_free(ctx, a);
+    }
+    int64_t count = m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
+    for (int64_t i = 0; i < count; i++) usli_storage_release(m->weights[i].storage);
+    usli_free(ctx, m->weights);
+    usli_free_aligned(ctx, m->cos);
+    usli_free_aligned(ctx, m->sin);
+    usli_free(ctx, m->rope_divisors);
+    usli_free(ctx, m->path);
+    usli_config_free(&m->config);
+    if (m->exec.backend) m->exec.backend->close(&m->exec);
+    usli_free(ctx, m);
+    usl_ctx_free(ctx);
+}
+
+uint64_t usli_model_weight_bytes(const usl_model *m) {
+    uint64_t bytes = 0;
+    int64_t count = m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+    for (int64_t i = 0; i < count; i++)
+        if (m->weights[i].storage) bytes += m->weights[i].storage->bytes;
+    return bytes;
+}
+
+static void decode_rows(const usli_matrix *w, int64_t first, int64_t count, float *dst) {
+    if (w->nf4)
+        usli_nf4_decode(w->nf4, first * w->cols, count * w->cols, dst);
+    else
+        usli_traits_of(w->dtype)->decode((const char *)w->data + (size_t)first * usli_row_bytes(w->dtype, w->cols), dst,
+                                         count * w->cols);
+}
+
+usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count, float *dst) {
+    const usli_weight *w = usli_model_weight(m, slot, layer);
+    decode_rows(&w->m, first, count, dst);
+    if (!merge || !m->active || slot >= USLI_LINEARS) return USL_OK;
+    const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
+    for (int64_t r = 0; r < count; r++) {
+        float *row = dst + r * w->m.cols;
+        for (int k = 0; k < l->rank; k++) {
+            float b = m->active->scale * l->b[(first + r) * l->rank + k];
+            const float *a = l->a + (int64_t)k * w->m.cols;
+            for (int64_t c = 0; c < w->m.cols; c++) row[c] += b * a[c];
+        }
+    }
+    return USL_OK;
+}
+
+/* ---- Parameters by name ------------------------------------------------------------------------------------------------------- */
+
+static bool weight_param(const usl_model *m, int64_t i, usli_param_ref *out) {
+    /* The published order: embedding, layers, final norm, head. */
+    int64_t per = USLI_LAYER_SLOTS, last = 1 + m->config.layers * per;
+    out->layer = 0;
+    if (i == 0) {
+        out->slot = USLI_EMBED;
+    } else if (i < last) {
+        out->layer = (i - 1) / per;
+        out->slot = (usli_slot)((i - 1) % per);
+    } else {
+        out->slot = i == last ? USLI_FINAL_NORM : USLI_HEAD;
+    }
+    usli_weight *w = usli_model_weight(m, out->slot, out->layer);
+    if (!w->storage) return false;
+    int64_t cols;
+    usli_slot_shape(&m->config, out->slot, &out->shape[0], &cols);
+    out->ndim = cols ? 2 : 1;
+    out->shape[1] = cols ? cols : 1;
+    out->part = 0;
+    out->trainable = m->full;
+    out->data = m->full ? w->storage->data : NULL;
+    out->grad = m->full ? &w->grad : NULL;
+    usli_slot_name(out->slot, out->layer, false, out->name, sizeof out->name);
+    return true;
+}
+
+static bool lora_param(const usl_model *m, int64_t i, usli_param_ref *out) {
+    out->layer = i / (USLI_LINEARS * 2);
+    out->slot = (usli_slot)(i / 2 % USLI_LINEARS);
+    out->part = 1 + (int)(i % 2);
+    usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
+    if (!l->rank) return false;
+    int64_t rows, cols;
+    usli_slot_shape(&m->config, out->slot, &rows, &cols);
+    out->ndim = 2;
+    out->shape[0] = out->part == 1 ? l->rank : rows;
+    out->shape[1] = out->part == 1 ? cols : l->rank;
+    out->trainable = true;
+    out->data = out->part == 1 ? l->a : l->b;
+    out->grad = out->part == 1 ? &l->da : &l->db;
+    char base[128];
+    usli_slot_name(out->slot, out->layer, false, base, sizeof base);
+    base[strlen(base) - strlen(".weight")] = 0;
+    snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
+    return true;
+}
+
+bool usli_model_param(const usl_model *m, int64_t index, usli_param_ref *out) {
+    int64_t weights = 1 + m->config.layers * USLI_LAYER_SLOTS + 2;
+    int64_t all = weights + (m->active ? m->config.layers * USLI_LINEARS * 2 : 0);
+    for (int64_t i = 0, seen = 0; i < all; i++) {
+        if (!(i < weights ? weight_param(m, i, out) : lora_param(m, i - weights, out))) continue;
+        if (seen++ == index) return true;
+    }
+    return false;
+}
+
+bool usli_model_find_param(const usl_model *m, const char *name, usli_param_ref *out) {
+    for (int64_t i = 0; usli_model_param(m, i, out); i++)
+        if (strcmp(out->name, name) == 0) return true;
+    return false;
+}

@@ -1,0 +1,69 @@
+/* A pass: packed rows through the decoder, and back. Everything lives in the exec's arena; with a dry arena the same calls
+ * only count bytes, which is how the plan is made.
+ *
+ * The stream between blocks is a pair: `res`, and `x`, the last branch's output that the next norm adds to it.
+ *
+ *   block forward: n1 = res + x; y = norm(n1); qkv = y Wqkv; rope; o = attention; x = o Wo
+ *                  n2 = n1 + x;  y = norm(n2); gu = y Wgu; h = glu(gu); x = h Wdown            -> (n2, x)
+ *   kept:          n1, rstd1, xa_qkv, qkv, o, lse, xa_o, n2, rstd2, xa_gu, gu, xa_down   (recomputed blocks: n1 only)
+ *   backward is its mirror image; y and h are rebuilt, since that is cheaper than keeping them. */
+#ifndef USLI_MODEL_PASS_H
+#define USLI_MODEL_PASS_H
+
+#include "core/model/model.h"
+
+/* Packed rows on the device. */
+typedef struct usli_batch {
+    int64_t tokens;
+    int rows;
+    const int32_t *ids, *position; /* (tokens) */
+    const int32_t *cu;             /* (rows + 1) */
+    int64_t longest;
+    /* dropout's keys; may be NULL without dropout */
+    const int32_t *row_of_token; /* (tokens) data-set row */
+    const int32_t *update;       /* (1) */
+    uint64_t dropout_seed;
+} usli_batch;
+
+/* Where keys and values of earlier tokens are (inference); NULL in training. */
+typedef struct usli_cache {
+    usl_dtype dtype;
+    int64_t layers, slots, length, width; /* width: kv_heads * head_dim */
+    void *k, *v;                          /* (layers, slots * length, width) */
+    const int32_t *store;   /* (tokens) row of the cache that each new token's k and v go to */
+    const int32_t *begin;   /* (rows + 1) first cache row of each row of the batch */
+    const int32_t *k_lens;  /* (rows) keys each row has, the new ones included */
+    int64_t longest;        /* of k_lens */
+} usli_cache;
+
+/* What forward keeps of one block for backward. */
+typedef struct usli_block_saved {
+    void *n1, *n2, *qkv, *o, *gate_up;
+    float *rstd1, *rstd2, *lse;
+    void *xa_qkv, *xa_o, *xa_gate_up, *xa_down;
+} usli_block_saved;
+
+typedef struct usli_pass_state {
+    const usl_model *model;
+    const usli_batch *batch;
+    usli_exec *exec;
+    int64_t recomputed; /* the first so many blocks keep their input only */
+    bool training;
+    void *x;                  /* (tokens, hidden) the branch output in flight */
+    usli_block_saved *blocks; /* (layers), host memory, the caller's */
+    void *final_n;            /* (tokens, hidden) */
+    float *final_rstd;
+} usli_pass_state;
+
+/* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the caller
+ * resets exec->arena->high. s->model, batch, exec, recomputed, training, blocks are set by the caller. */
+usl_status usli_pass_forward(usli_pass_state *s, void **hidden);
+/* dhidden: (tokens, hidden) model->dtype, gradient of *hidden; overwritten. Adds to the gradients of every trainable
+ * parameter. Releases what forward kept. */
+usl_status usli_pass_backward(usli_pass_state *s, void *dhidden);
+/* The same forward without keeping, against a cache (or none: cache NULL). */
+usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache, void **hidden);
+/* logits = hidden W^T for `rows` rows, float32 (rows, vocab). */
+usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits);
+
+#endif

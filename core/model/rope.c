@@ -1,0 +1,63 @@
+/* Rope frequencies, each kind as transformers' modeling_rope_utils defines it. */
+#include <math.h>
+
+#include "core/model/config.h"
+
+#define TWO_PI 6.283185307179586
+
+/* llama3 (Llama 3.1): long wavelengths are divided by factor, short ones kept, those between interpolated. */
+static void llama3(const usli_rope_config *r, double *inv_freq, int64_t half) {
+    double low = (double)r->original_context / r->low_freq_factor, high = (double)r->original_context / r->high_freq_factor;
+    for (int64_t i = 0; i < half; i++) {
+        double wavelength = TWO_PI / inv_freq[i];
+        if (wavelength > low) {
+            inv_freq[i] /= r->factor;
+        } else if (wavelength >= high) {
+            double smooth = ((double)r->original_context / wavelength - r->low_freq_factor) /
+                            (r->high_freq_factor - r->low_freq_factor);
+            inv_freq[i] = (1 - smooth) * inv_freq[i] / r->factor + smooth * inv_freq[i];
+        }
+    }
+}
+
+static double mscale(double scale, double m) {
+    return scale <= 1 ? 1 : 0.1 * m * log(scale) + 1;
+}
+
+/* YaRN (Peng et al. 2023): a ramp over dimensions from interpolated to kept frequencies. */
+static double yarn(const usli_config *c, double *inv_freq, int64_t half) {
+    const usli_rope_config *r = &c->rope;
+    double dim = (double)c->head_dim, span = 2 * log(r->theta);
+    double low = dim * log((double)r->original_context / (r->beta_fast * TWO_PI)) / span;
+    double high = dim * log((double)r->original_context / (r->beta_slow * TWO_PI)) / span;
+    if (r->truncate) low = floor(low), high = ceil(high);
+    if (low < 0) low = 0;
+    if (high > dim - 1) high = dim - 1;
+    if (low == high) high += 0.001;
+    for (int64_t i = 0; i < half; i++) {
+        double ramp = ((double)i - low) / (high - low);
+        double kept = 1 - (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp);
+        inv_freq[i] = inv_freq[i] / r->factor * (1 - kept) + inv_freq[i] * kept;
+    }
+    if (r->attention_factor > 0) return r->attention_factor;
+    if (r->mscale > 0 && r->mscale_all_dim > 0) return mscale(r->factor, r->mscale) / mscale(r->factor, r->mscale_all_dim);
+    return mscale(r->factor, 1);
+}
+
+void usli_rope_frequencies(const usli_config *c, const float *divisors, double *inv_freq, double *attention) {
+    int64_t half = c->head_dim / 2;
+    *attention = 1;
+    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(c->rope.theta, -2.0 * (double)i / (double)c->head_dim);
+    if (divisors) {
+        for (int64_t i = 0; i < half; i++) inv_freq[i] /= (double)divisors[i];
+        return;
+    }
+    switch (c->rope.kind) {
+    case USLI_ROPE_DEFAULT: break;
+    case USLI_ROPE_LINEAR:
+        for (int64_t i = 0; i < half; i++) inv_freq[i] /= c->rope.factor;
+        break;
+    case USLI_ROPE_LLAMA3: llama3(&c->rope, inv_freq, half); break;
+    case USLI_ROPE_YARN: *attention = yarn(c, inv_freq, half); break;
+    }
+}
