@@ -133,8 +133,8 @@ static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache 
 
 /* ---- Forward --------------------------------------------------------------------------------------------------------------------- */
 
-static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, bool keep,
-                                 usli_block_saved *saved) {
+static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, const void *x,
+                                 bool keep, usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
@@ -153,7 +153,7 @@ static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_c
     USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
     usli_rmsnorm_args norm = norm_args(s, USLI_ATTN_NORM, layer);
     norm.res = res;
-    norm.x = res == saved->n1 ? NULL : s->x; /* recomputing: n1 is already the sum */
+    norm.x = x;
     norm.res_out = saved->n1;
     norm.y = y;
     norm.rstd = saved->rstd1;
@@ -202,9 +202,9 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     g.args.xa = saved->xa_gate_up;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
+    if (!output) return USL_OK;
     make_group(s, layer, DOWN, &g);
     if (s->training) USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_down));
-    if (!output && !saved->xa_down) return USL_OK; /* recomputing: nobody reads the block's output */
     mark = s->exec->arena->high;
     USLI_TRY(scratch(s, t * (size_t)c->inter * e, &h));
     usli_glu_args glu = glu_args(s, saved);
@@ -213,22 +213,15 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     g.args.x = h;
     g.args.y = s->x;
     g.args.xa = saved->xa_down;
-    if (output) {
-        USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
-    } else {
-        saved->xa_down = NULL; /* backward recomputes the skinny product, and down's large one is never needed again */
-    }
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
     return USL_OK;
 }
 
-usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, bool keep,
-                              usli_block_saved *saved) {
-    bool recompute = res == saved->n1;
-    size_t n2 = (size_t)s->batch->tokens * (size_t)s->model->config.hidden * usli_dtype_bytes(s->model->res_dtype);
-    if (!saved->n2) USLI_TRY(saved_bytes(s, keep, n2, &saved->n2));
-    USLI_TRY(attention_half(s, layer, cache, res, keep, saved));
-    return mlp_half(s, layer, keep, !recompute, saved);
+usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, const void *x,
+                              bool keep, bool output, usli_block_saved *saved) {
+    USLI_TRY(attention_half(s, layer, cache, res, x, keep, saved));
+    return mlp_half(s, layer, keep, output, saved);
 }
 
 /* ---- Backward ---------------------------------------------------------------------------------------------------------------------- */

@@ -4,11 +4,12 @@
 
 #include "core/model/pass.h"
 
-/* res: in, the stream before the block (NULL: x alone is the stream); *res out: n2. s->x in and out as pass.h says.
- * saved->n1 must be there (the pass keeps it); keep: take the other saved tensors from the arena's low end, else they
- * are scratch of the call. cache: inference. */
-usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, bool keep,
-                              usli_block_saved *saved);
+/* res: the stream before the block; x: the branch output still to be added to it (NULL: none). saved->n1 and n2 are the
+ * caller's (either may be res itself when nothing is kept). keep: take the other saved tensors from the arena's low end,
+ * else they are scratch that the caller releases. output: leave the block's branch output in s->x (false when recomputing
+ * for backward, which never needs it). cache: inference. */
+usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, const void *x,
+                              bool keep, bool output, usli_block_saved *saved);
 /* dn: (tokens, hidden) res_dtype, gradient of the stream after the block; becomes that before it. wants_input: false when
  * nothing below is trained. */
 usl_status usli_block_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn, bool wants_input);

@@ -40,7 +40,8 @@ typedef struct usli_cache {
 typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
     float *rstd1, *rstd2, *lse;
-    void *xa_qkv, *xa_o, *xa_gate_up, *xa_down;
+    void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
+    size_t low; /* the arena's low end before the block */
 } usli_block_saved;
 
 typedef struct usli_pass_state {

@@ -1,0 +1,154 @@
+#include "core/model/pass.h"
+
+#include "core/base/dtype.h"
+#include "core/model/block.h"
+
+static usl_status take(usli_exec *x, bool keep, size_t bytes, void *out) {
+    void *p = (keep ? usli_arena_keep : usli_arena_scratch)(x->arena, bytes);
+    if (!p) return usli_nomem(x->ctx, bytes);
+    *(void **)out = p;
+    return USL_OK;
+}
+
+static size_t stream_bytes(const usl_model *m, int64_t tokens) {
+    return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->res_dtype);
+}
+
+static size_t hidden_bytes(const usl_model *m, int64_t tokens) {
+    return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype);
+}
+
+static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, void *out) {
+    const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+    usli_embedding_args a = { .tokens = b->tokens, .cols = m->config.hidden, .dtype = m->res_dtype, .table = w->m, .scale = 1,
+                              .ids = b->ids, .y = out };
+    return usli_op_embedding(x, &a, USLI_FORWARD);
+}
+
+static usli_rmsnorm_args final_norm(const usl_model *m, int64_t tokens) {
+    const usli_weight *w = usli_model_weight(m, USLI_FINAL_NORM, 0);
+    return (usli_rmsnorm_args){ .rows = tokens, .cols = m->config.hidden, .eps = (float)m->config.norm_eps,
+                                .weight_offset = m->config.arch->norm_offset, .dtype = m->dtype, .res_dtype = m->res_dtype,
+                                .n_dtype = m->res_dtype, .weight_dtype = USL_F32, .weight = w->m.data, .dweight = w->grad };
+}
+
+usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
+    const usl_model *m = s->model;
+    usli_exec *x = s->exec;
+    int64_t t = s->batch->tokens, layers = m->config.layers;
+    s->training = true;
+    USLI_TRY(take(x, true, hidden_bytes(m, t), &s->x));
+    USLI_TRY(take(x, false, hidden_bytes(m, t), hidden));
+    size_t mark = x->arena->high;
+    const void *res = NULL;
+    void *stream = NULL; /* n2 of blocks that keep nothing */
+    if (s->recomputed) USLI_TRY(take(x, false, stream_bytes(m, t), &stream));
+    size_t inner = x->arena->high;
+    for (int64_t l = 0; l < layers; l++) {
+        USLI_TRY(usli_checkpoint(x->ctx));
+        bool keep = l >= s->recomputed;
+        usli_block_saved *b = &s->blocks[l];
+        *b = (usli_block_saved){ .n2 = stream, .low = x->arena->low };
+        USLI_TRY(take(x, true, stream_bytes(m, t), &b->n1));
+        if (keep) USLI_TRY(take(x, true, stream_bytes(m, t), &b->n2));
+        if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
+        USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, true, b));
+        x->arena->high = inner;
+        res = b->n2;
+    }
+    USLI_TRY(take(x, true, stream_bytes(m, t), &s->final_n));
+    USLI_TRY(take(x, true, (size_t)t * sizeof(float), &s->final_rstd));
+    usli_rmsnorm_args norm = final_norm(m, t);
+    norm.res = res;
+    norm.x = s->x;
+    norm.res_out = s->final_n;
+    norm.y = *hidden;
+    norm.rstd = s->final_rstd;
+    USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_FORWARD));
+    x->arena->high = mark;
+    return USL_OK;
+}
+
+/* The lowest block with anything to train: gradients go no further down than they must. */
+static int64_t lowest_trained(const usl_model *m) {
+    for (int64_t l = 0; l < m->config.layers; l++)
+        for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+            if (usli_model_weight(m, (usli_slot)s, l)->grad) return l;
+            if (s < USLI_LINEARS && m->active && usli_adapter_module(m, m->active, (usli_slot)s, l)->da) return l;
+        }
+    return m->config.layers;
+}
+
+usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
+    const usl_model *m = s->model;
+    usli_exec *x = s->exec;
+    int64_t t = s->batch->tokens;
+    float *dembed = usli_model_weight(m, USLI_EMBED, 0)->grad;
+    int64_t lowest = dembed ? 0 : lowest_trained(m);
+    size_t mark = x->arena->high;
+    void *dn;
+    USLI_TRY(take(x, false, stream_bytes(m, t), &dn));
+    usli_rmsnorm_args norm = final_norm(m, t);
+    norm.n = s->final_n;
+    norm.rstd = s->final_rstd;
+    norm.dy = dhidden;
+    norm.dn = dn;
+    USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_BACKWARD));
+    for (int64_t l = m->config.layers - 1; l >= lowest; l--) {
+        USLI_TRY(usli_checkpoint(x->ctx));
+        usli_block_saved *b = &s->blocks[l];
+        if (l < s->recomputed) {
+            void *n1 = b->n1;
+            size_t low = b->low;
+            *b = (usli_block_saved){ .n1 = n1, .low = low };
+            x->arena->low = low + ((stream_bytes(m, t) + 63) & ~(size_t)63); /* what later blocks kept is done with */
+            USLI_TRY(take(x, true, stream_bytes(m, t), &b->n2));
+            size_t inner = x->arena->high;
+            USLI_TRY(usli_block_forward(s, l, NULL, n1, NULL, true, false, b));
+            x->arena->high = inner;
+        }
+        USLI_TRY(usli_block_backward(s, l, b, dn, l > lowest || dembed));
+    }
+    if (dembed) {
+        const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+        usli_embedding_args a = { .tokens = t, .cols = m->config.hidden, .dtype = m->res_dtype, .table = w->m, .scale = 1,
+                                  .ids = s->batch->ids, .dy = dn, .dtable = dembed };
+        USLI_TRY(usli_op_embedding(x, &a, USLI_BACKWARD));
+    }
+    x->arena->high = mark;
+    x->arena->low = s->blocks[0].low;
+    return USL_OK;
+}
+
+usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache, void **hidden) {
+    usli_pass_state s = { .model = m, .batch = batch, .exec = x };
+    int64_t t = batch->tokens;
+    void *stream;
+    USLI_TRY(take(x, false, hidden_bytes(m, t), hidden));
+    size_t mark = x->arena->high;
+    USLI_TRY(take(x, false, hidden_bytes(m, t), &s.x));
+    USLI_TRY(take(x, false, stream_bytes(m, t), &stream));
+    USLI_TRY(embed(x, m, batch, stream));
+    size_t inner = x->arena->high;
+    for (int64_t l = 0; l < m->config.layers; l++) {
+        USLI_TRY(usli_checkpoint(x->ctx));
+        usli_block_saved b = { .n1 = stream, .n2 = stream };
+        USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, true, &b));
+        x->arena->high = inner;
+    }
+    usli_rmsnorm_args norm = final_norm(m, t);
+    norm.res = stream;
+    norm.x = s.x;
+    norm.res_out = stream;
+    norm.y = *hidden;
+    USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_FORWARD));
+    x->arena->high = mark;
+    return USL_OK;
+}
+
+usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits) {
+    usli_segment head = { .w = usli_model_head(m)->m };
+    usli_linear_args a = { .tokens = rows, .in = m->config.hidden, .out = m->config.vocab, .segments = 1, .segment = &head,
+                           .dtype = m->dtype, .y_dtype = USL_F32, .x = hidden, .y = logits };
+    return usli_op_linear(x, &a, USLI_FORWARD);
+}
