@@ -295,8 +295,9 @@ USL_API const char *usl_model_adapter(const usl_model *model);
 USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
 
 /* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
- * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. */
-USL_API const char *usl_model_param_name(const usl_model *model, int64_t i, int *trainable);
+ * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. Borrowed
+ * until the next call. */
+USL_API const char *usl_model_param_name(usl_model *model, int64_t i, int *trainable);
 /* *out is new: a float32 copy (frozen ones decoded). */
 USL_API usl_status usl_model_get_param(usl_model *model, const char *name, usl_tensor **out);
 /* Trainable ones only. */

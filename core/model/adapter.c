@@ -4,6 +4,7 @@
 
 #include "core/base/dtype.h"
 #include "core/base/rng.h"
+#include "core/io/json.h"
 #include "core/model/load.h"
 
 /* ---- Making ------------------------------------------------------------------------------------------------------------------- */

@@ -4,21 +4,6 @@
 
 #include "core/base/dtype.h"
 
-static usl_status scratch(usli_pass_state *s, size_t bytes, void *out) {
-    void *p = usli_arena_scratch(s->exec->arena, bytes);
-    if (!p) return usli_nomem(s->exec->ctx, bytes);
-    *(void **)out = p;
-    return USL_OK;
-}
-
-/* Memory of a saved tensor: kept until backward, or gone with the call. */
-static usl_status saved_bytes(usli_pass_state *s, bool keep, size_t bytes, void *out) {
-    void *p = bytes ? (keep ? usli_arena_keep : usli_arena_scratch)(s->exec->arena, bytes) : NULL;
-    if (bytes && !p) return usli_nomem(s->exec->ctx, bytes);
-    *(void **)out = p;
-    return USL_OK;
-}
-
 /* ---- The ops of a block, with everything that does not change between passes filled in ---------------------------------- */
 
 /* Three slots at most share one product: q|k|v, gate|up. */
@@ -143,14 +128,14 @@ static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_c
     void *y;
     make_group(s, layer, QKV, &g);
     if (s->training) {
-        USLI_TRY(saved_bytes(s, keep, t * sizeof(float), &saved->rstd1));
-        USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_qkv));
-        USLI_TRY(saved_bytes(s, keep, t * (size_t)c->heads * sizeof(float), &saved->lse));
+        USLI_TAKE(saved->rstd1, s->exec, keep, t * sizeof(float));
+        USLI_TAKE(saved->xa_qkv, s->exec, keep, xa_bytes(s, &g));
+        USLI_TAKE(saved->lse, s->exec, keep, t * (size_t)c->heads * sizeof(float));
     }
-    USLI_TRY(saved_bytes(s, keep, t * width * e, &saved->qkv));
-    USLI_TRY(saved_bytes(s, keep, t * q * e, &saved->o));
+    USLI_TAKE(saved->qkv, s->exec, keep, t * width * e);
+    USLI_TAKE(saved->o, s->exec, keep, t * q * e);
     size_t mark = s->exec->arena->high;
-    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+    USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
     usli_rmsnorm_args norm = norm_args(s, USLI_ATTN_NORM, layer);
     norm.res = res;
     norm.x = x;
@@ -169,7 +154,7 @@ static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_c
     if (cache) USLI_TRY(use_cache(s, layer, cache, &attn));
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_FORWARD));
     make_group(s, layer, OUT, &g);
-    if (s->training) USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_o));
+    if (s->training) USLI_TAKE(saved->xa_o, s->exec, keep, xa_bytes(s, &g));
     g.args.x = saved->o;
     g.args.y = s->x;
     g.args.xa = saved->xa_o;
@@ -184,12 +169,12 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     void *y, *h;
     make_group(s, layer, GATE_UP, &g);
     if (s->training) {
-        USLI_TRY(saved_bytes(s, keep, t * sizeof(float), &saved->rstd2));
-        USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_gate_up));
+        USLI_TAKE(saved->rstd2, s->exec, keep, t * sizeof(float));
+        USLI_TAKE(saved->xa_gate_up, s->exec, keep, xa_bytes(s, &g));
     }
-    USLI_TRY(saved_bytes(s, keep, 2 * t * (size_t)c->inter * e, &saved->gate_up));
+    USLI_TAKE(saved->gate_up, s->exec, keep, 2 * t * (size_t)c->inter * e);
     size_t mark = s->exec->arena->high;
-    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+    USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
     usli_rmsnorm_args norm = norm_args(s, USLI_MLP_NORM, layer);
     norm.res = saved->n1;
     norm.x = s->x;
@@ -204,9 +189,9 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     s->exec->arena->high = mark;
     if (!output) return USL_OK;
     make_group(s, layer, DOWN, &g);
-    if (s->training) USLI_TRY(saved_bytes(s, keep, xa_bytes(s, &g), &saved->xa_down));
+    if (s->training) USLI_TAKE(saved->xa_down, s->exec, keep, xa_bytes(s, &g));
     mark = s->exec->arena->high;
-    USLI_TRY(scratch(s, t * (size_t)c->inter * e, &h));
+    USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
     usli_glu_args glu = glu_args(s, saved);
     glu.h = h;
     USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
@@ -233,7 +218,7 @@ static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out
     if (m->res_dtype == m->dtype) return USL_OK;
     int64_t n = s->batch->tokens * m->config.hidden;
     void *copy;
-    USLI_TRY(scratch(s, (size_t)n * usli_dtype_bytes(m->dtype), &copy));
+    USLI_TAKE(copy, s->exec, false, (size_t)n * usli_dtype_bytes(m->dtype));
     usli_cast_args cast = { .src = { .dtype = m->res_dtype, .rows = 1, .cols = n, .data = dn }, .dtype = m->dtype, .dst = copy };
     *out = copy;
     return usli_op_cast(s->exec, &cast, USLI_FORWARD);
@@ -265,12 +250,12 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     void *dh, *h = NULL, *y = NULL, *dy;
     const void *dx;
     USLI_TRY(branch_gradient(s, dn, &dx));
-    USLI_TRY(scratch(s, t * (size_t)c->inter * e, &dh));
+    USLI_TAKE(dh, s->exec, false, t * (size_t)c->inter * e);
     size_t inner = s->exec->arena->high;
     make_group(s, layer, DOWN, &g);
     usli_glu_args glu = glu_args(s, saved);
     if (trains(&g)) {
-        USLI_TRY(scratch(s, t * (size_t)c->inter * e, &h));
+        USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
         glu.h = h;
         USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
     }
@@ -285,9 +270,9 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     USLI_TRY(usli_op_glu(s->exec, &glu, USLI_BACKWARD));
     s->exec->arena->high = mark;
     make_group(s, layer, GATE_UP, &g);
-    USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &dy));
+    USLI_TAKE(dy, s->exec, false, t * (size_t)c->hidden * e);
     if (trains(&g)) {
-        USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+        USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
         USLI_TRY(rebuild_norm(s, USLI_MLP_NORM, layer, saved->n2, y));
     }
     g.args.x = y;
@@ -309,9 +294,9 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     void *d_o, *y = NULL, *dy = NULL;
     const void *dx;
     USLI_TRY(branch_gradient(s, dn, &dx));
-    USLI_TRY(scratch(s, t * width * e, &dqkv));
+    USLI_TAKE(dqkv, s->exec, false, t * width * e);
     size_t inner = s->exec->arena->high;
-    USLI_TRY(scratch(s, t * q * e, &d_o));
+    USLI_TAKE(d_o, s->exec, false, t * q * e);
     make_group(s, layer, OUT, &g);
     g.args.x = saved->o;
     g.args.xa = saved->xa_o;
@@ -332,10 +317,10 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     make_group(s, layer, QKV, &g);
     bool trained = trains(&g);
     if (trained) {
-        USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &y));
+        USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
         USLI_TRY(rebuild_norm(s, USLI_ATTN_NORM, layer, saved->n1, y));
     }
-    if (wants_input) USLI_TRY(scratch(s, t * (size_t)c->hidden * e, &dy));
+    if (wants_input) USLI_TAKE(dy, s->exec, false, t * (size_t)c->hidden * e);
     g.args.x = y;
     g.args.xa = saved->xa_qkv;
     g.args.dy = dqkv;

@@ -8,6 +8,7 @@
 #include "core/base/pool.h"
 #include "core/base/rng.h"
 #include "core/cpu/cpu.h"
+#include "core/io/json.h"
 #include "core/quant/traits.h"
 
 usl_status usli_cpu_open_exec(usl_ctx *ctx, usli_exec *x) {
@@ -122,7 +123,7 @@ static usl_status unpermute(usl_model *m, usli_weight *w) {
 static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, &rows, &cols)) return USL_OK;
-    const usli_file_tensor *t;
+    const usli_file_tensor *t = NULL;
     USLI_TRY(find_tensor(m, src, slot, layer, &t));
     usli_weight *w = usli_model_weight(m, slot, layer);
     if (!cols)

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/io/json.h"
 #include "core/model/load.h"
 #include "core/quant/traits.h"
 

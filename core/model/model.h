@@ -75,6 +75,7 @@ struct usl_model {
     double rope_attention;
     usli_adapter *adapters, *active;
     usli_exec exec;            /* backend and its state; a pass sets the arena */
+    char name[160];            /* of the parameter last asked for */
     int trainers;              /* handles that hold gradients: adapters may not change meanwhile */
 };
 

@@ -3,13 +3,6 @@
 #include "core/base/dtype.h"
 #include "core/model/block.h"
 
-static usl_status take(usli_exec *x, bool keep, size_t bytes, void *out) {
-    void *p = (keep ? usli_arena_keep : usli_arena_scratch)(x->arena, bytes);
-    if (!p) return usli_nomem(x->ctx, bytes);
-    *(void **)out = p;
-    return USL_OK;
-}
-
 static size_t stream_bytes(const usl_model *m, int64_t tokens) {
     return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->res_dtype);
 }
@@ -37,27 +30,27 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
     usli_exec *x = s->exec;
     int64_t t = s->batch->tokens, layers = m->config.layers;
     s->training = true;
-    USLI_TRY(take(x, true, hidden_bytes(m, t), &s->x));
-    USLI_TRY(take(x, false, hidden_bytes(m, t), hidden));
+    USLI_TAKE(s->x, x, true, hidden_bytes(m, t));
+    USLI_TAKE(*hidden, x, false, hidden_bytes(m, t));
     size_t mark = x->arena->high;
     const void *res = NULL;
     void *stream = NULL; /* n2 of blocks that keep nothing */
-    if (s->recomputed) USLI_TRY(take(x, false, stream_bytes(m, t), &stream));
+    if (s->recomputed) USLI_TAKE(stream, x, false, stream_bytes(m, t));
     size_t inner = x->arena->high;
     for (int64_t l = 0; l < layers; l++) {
         USLI_TRY(usli_checkpoint(x->ctx));
         bool keep = l >= s->recomputed;
         usli_block_saved *b = &s->blocks[l];
         *b = (usli_block_saved){ .n2 = stream, .low = x->arena->low };
-        USLI_TRY(take(x, true, stream_bytes(m, t), &b->n1));
-        if (keep) USLI_TRY(take(x, true, stream_bytes(m, t), &b->n2));
+        USLI_TAKE(b->n1, x, true, stream_bytes(m, t));
+        if (keep) USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
         if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
         USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, true, b));
         x->arena->high = inner;
         res = b->n2;
     }
-    USLI_TRY(take(x, true, stream_bytes(m, t), &s->final_n));
-    USLI_TRY(take(x, true, (size_t)t * sizeof(float), &s->final_rstd));
+    USLI_TAKE(s->final_n, x, true, stream_bytes(m, t));
+    USLI_TAKE(s->final_rstd, x, true, (size_t)t * sizeof(float));
     usli_rmsnorm_args norm = final_norm(m, t);
     norm.res = res;
     norm.x = s->x;
@@ -87,7 +80,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     int64_t lowest = dembed ? 0 : lowest_trained(m);
     size_t mark = x->arena->high;
     void *dn;
-    USLI_TRY(take(x, false, stream_bytes(m, t), &dn));
+    USLI_TAKE(dn, x, false, stream_bytes(m, t));
     usli_rmsnorm_args norm = final_norm(m, t);
     norm.n = s->final_n;
     norm.rstd = s->final_rstd;
@@ -102,7 +95,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
             size_t low = b->low;
             *b = (usli_block_saved){ .n1 = n1, .low = low };
             x->arena->low = low + ((stream_bytes(m, t) + 63) & ~(size_t)63); /* what later blocks kept is done with */
-            USLI_TRY(take(x, true, stream_bytes(m, t), &b->n2));
+            USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
             size_t inner = x->arena->high;
             USLI_TRY(usli_block_forward(s, l, NULL, n1, NULL, true, false, b));
             x->arena->high = inner;
@@ -124,10 +117,10 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
     usli_pass_state s = { .model = m, .batch = batch, .exec = x };
     int64_t t = batch->tokens;
     void *stream;
-    USLI_TRY(take(x, false, hidden_bytes(m, t), hidden));
+    USLI_TAKE(*hidden, x, false, hidden_bytes(m, t));
     size_t mark = x->arena->high;
-    USLI_TRY(take(x, false, hidden_bytes(m, t), &s.x));
-    USLI_TRY(take(x, false, stream_bytes(m, t), &stream));
+    USLI_TAKE(s.x, x, false, hidden_bytes(m, t));
+    USLI_TAKE(stream, x, false, stream_bytes(m, t));
     USLI_TRY(embed(x, m, batch, stream));
     size_t inner = x->arena->high;
     for (int64_t l = 0; l < m->config.layers; l++) {

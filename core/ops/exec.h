@@ -47,6 +47,14 @@ struct usli_exec {
     uint64_t matmul_flops; /* counted by linear and attention, also when dry: for the benchmark's share of peak */
 };
 
+/* A piece of the arena, kept (low end) or scratch (high end); forwards USL_ERR_NOMEM. 0 bytes give NULL and are fine. */
+#define USLI_TAKE(ptr, x, keep, bytes)                                                                          \
+    do {                                                                                                        \
+        size_t usli_bytes_ = (bytes);                                                                           \
+        (ptr) = !usli_bytes_ ? NULL : ((keep) ? usli_arena_keep : usli_arena_scratch)((x)->arena, usli_bytes_); \
+        if (!(ptr) && usli_bytes_) return usli_nomem((x)->ctx, usli_bytes_);                                    \
+    } while (0)
+
 /* Checks the args once, takes the workspace, runs; with a dry arena it stops before running. */
 usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass);
 

@@ -1,0 +1,123 @@
+/* Models and generation behind unsloth.h. */
+#include <string.h>
+
+#include "core/infer/generate.h"
+
+usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out) {
+    return usli_model_open(ctx, path, opts, out);
+}
+
+usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts, usl_model **out) {
+    return usli_model_random(ctx, config_json, seed, opts, out);
+}
+
+void usl_model_free(usl_model *model) {
+    usli_model_release(model);
+}
+
+void usl_model_get_info(const usl_model *m, usl_model_info *info) {
+    usl_model_info i = { .architecture = m->config.arch->name,
+                         .device = m->exec.backend->name,
+                         .dtype = m->dtype,
+                         .layers = m->config.layers,
+                         .hidden = m->config.hidden,
+                         .intermediate = m->config.inter,
+                         .heads = m->config.heads,
+                         .kv_heads = m->config.kv_heads,
+                         .head_dim = m->config.head_dim,
+                         .vocab = m->config.vocab,
+                         .context = m->context,
+                         .weight_bytes = usli_model_weight_bytes(m),
+                         .tied = m->config.tied };
+    usli_param_ref p;
+    for (int64_t k = 0; usli_model_param(m, k, &p); k++) {
+        int64_t n = p.shape[0] * p.shape[1];
+        i.parameters += n;
+        if (p.trainable) i.trainable += n;
+    }
+    size_t size = info->size < sizeof i ? info->size : sizeof i;
+    i.size = info->size;
+    memcpy(info, &i, size);
+}
+
+usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts) {
+    return usli_model_add_lora(model, opts);
+}
+
+usl_status usl_model_load_adapter(usl_model *model, const char *dir, const char *name) {
+    return usli_model_load_adapter(model, dir, name);
+}
+
+usl_status usl_model_set_adapter(usl_model *model, const char *name) {
+    return usli_model_set_adapter(model, name);
+}
+
+const char *usl_model_adapter(const usl_model *model) {
+    return model->active ? model->active->name : NULL;
+}
+
+usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
+    return usli_model_save_adapter(model, dir, base);
+}
+
+const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
+    usli_param_ref p;
+    if (i < 0 || !usli_model_param(m, i, &p)) return NULL;
+    memcpy(m->name, p.name, sizeof m->name);
+    if (trainable) *trainable = p.trainable;
+    return m->name;
+}
+
+static usl_status no_param(const usl_model *m, const char *name) {
+    return usli_fail(m->ctx, USL_ERR_NOT_FOUND, "the model has no parameter \"%s\"", name);
+}
+
+usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out) {
+    usli_param_ref p;
+    *out = NULL;
+    if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
+    USLI_TRY(usl_tensor_new(m->ctx, USL_F32, p.ndim, p.shape, out));
+    float *dst = usl_tensor_data(*out);
+    if (p.data)
+        memcpy(dst, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof *dst);
+    else
+        usli_model_rows(m, p.slot, p.layer, false, 0, usli_model_weight(m, p.slot, p.layer)->m.rows, dst);
+    return USL_OK;
+}
+
+usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor *value) {
+    usli_param_ref p;
+    if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
+    if (!p.trainable) return usli_fail(m->ctx, USL_ERR_INVALID, "parameter \"%s\" is frozen; only trained ones can be set", name);
+    if (usl_tensor_elements(value) != p.shape[0] * p.shape[1])
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "parameter \"%s\" has %lld numbers; the tensor has %lld", name,
+                         (long long)(p.shape[0] * p.shape[1]), (long long)usl_tensor_elements(value));
+    usl_tensor *copy;
+    USLI_TRY(usl_tensor_to(m->ctx, value, USL_F32, &copy));
+    memcpy(p.data, usl_tensor_data(copy), (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+    usl_tensor_free(copy);
+    return USL_OK;
+}
+
+usl_status usl_model_logits(usl_model *m, const int32_t *ids, size_t count, usl_tensor **out) {
+    int64_t shape[2] = { (int64_t)count, m->config.vocab };
+    USLI_TRY(usl_tensor_new(m->ctx, USL_F32, 2, shape, out));
+    usl_status st = usli_logits(m, ids, (int64_t)count, usl_tensor_data(*out));
+    if (st != USL_OK) {
+        usl_tensor_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
+usl_status usl_model_generate(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts, int32_t **out,
+                              size_t *out_count) {
+    usli_prompt prompt = { ids, (int64_t)count };
+    usli_generated row;
+    *out = NULL;
+    *out_count = 0;
+    USLI_TRY(usli_generate(m, &prompt, 1, opts, &row));
+    *out = row.ids;
+    *out_count = (size_t)row.count;
+    return USL_OK;
+}

@@ -1,0 +1,268 @@
+#include "core/infer/generate.h"
+
+#include <string.h>
+
+#include "core/base/dtype.h"
+
+/* One call's memory and state. The batch's arrays are host arrays here: the CPU is the device. */
+typedef struct session {
+    usl_model *m;
+    usl_ctx *ctx;
+    usli_exec exec; /* the model's, with an arena of our own */
+    usli_arena arena;
+    void *arena_base, *cache_base;
+    const usl_generate_opts *opts;
+    const usli_prompt *prompts;
+    usli_generated *out;
+    int rows;
+    int64_t longest; /* tokens a row can come to */
+    usli_cache cache;
+    int32_t *numbers; /* one block for all the arrays below */
+    int32_t *ids, *position, *store;                  /* (tokens of a step) */
+    int32_t *cu, *begin, *k_lens, *last, *cu_seen, *next; /* (rows + 1) */
+    int32_t *seen;                                    /* (rows * longest) */
+    int *live; /* rows still going, by number */
+    int live_count;
+    uint64_t offset; /* steps sampled: Philox counter */
+} session;
+
+static usl_status check_ids(usl_model *m, const int32_t *ids, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= m->config.vocab)
+            return usli_fail(m->ctx, USL_ERR_INVALID, "token id %d at position %lld is outside the vocabulary of %lld", ids[i],
+                             (long long)i + 1, (long long)m->config.vocab);
+    if (count > m->context)
+        return usli_fail(m->ctx, USL_ERR_INVALID, "%lld tokens do not fit max_seq_length %lld; load the model with a larger "
+                         "max_seq_length or shorten the text", (long long)count, (long long)m->context);
+    return USL_OK;
+}
+
+/* Hidden states of a batch, then logits of the tokens in `last`: (count, vocab). */
+static usl_status forward(usli_exec *x, const usl_model *m, const usli_batch *b, const usli_cache *cache, const int32_t *last,
+                          int64_t count, float **logits) {
+    void *hidden, *picked;
+    USLI_TAKE(*logits, x, false, (size_t)count * (size_t)m->config.vocab * sizeof(float));
+    USLI_TRY(usli_pass_infer(x, m, b, cache, &hidden));
+    USLI_TAKE(picked, x, false, (size_t)count * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype));
+    usli_gather_args g = { .rows = count, .cols = m->config.hidden, .x_rows = b->tokens, .dtype = m->dtype, .index = last,
+                           .x = hidden, .y = picked };
+    USLI_TRY(usli_op_gather(x, &g, USLI_FORWARD));
+    return usli_pass_logits(x, m, picked, count, *logits);
+}
+
+/* ---- Logits ------------------------------------------------------------------------------------------------------------------------ */
+
+enum { LOGITS_CHUNK = 512 };
+
+static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch *b, float *out) {
+    void *hidden;
+    USLI_TRY(usli_pass_infer(x, m, b, NULL, &hidden));
+    size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype);
+    for (int64_t i = 0; i < b->tokens; i += LOGITS_CHUNK) {
+        int64_t n = b->tokens - i < LOGITS_CHUNK ? b->tokens - i : LOGITS_CHUNK;
+        USLI_TRY(usli_pass_logits(x, m, (char *)hidden + (size_t)i * row, n, out + i * m->config.vocab));
+    }
+    return USL_OK;
+}
+
+usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
+    usl_ctx *ctx = m->ctx;
+    USLI_TRY(check_ids(m, ids, count));
+    if (count == 0) return USL_OK;
+    int32_t cu[2] = { 0, (int32_t)count }, *position = usli_malloc(ctx, (size_t)count * sizeof *position);
+    if (!position) return usli_nomem(ctx, (size_t)count * sizeof *position);
+    for (int64_t i = 0; i < count; i++) position[i] = (int32_t)i;
+    usli_batch b = { .tokens = count, .rows = 1, .ids = ids, .position = position, .cu = cu, .longest = count };
+    usli_arena arena;
+    usli_exec x = m->exec;
+    void *base = NULL;
+    usl_status st;
+    x.arena = &arena;
+    usli_arena_init_dry(&arena);
+    USLI_TRYGO(logits_pass(&x, m, &b, out));
+    size_t bytes = arena.peak;
+    if (!(base = usli_malloc_aligned(ctx, bytes))) {
+        st = usli_nomem(ctx, bytes);
+        goto done;
+    }
+    usli_arena_init(&arena, base, bytes);
+    st = logits_pass(&x, m, &b, out);
+done:
+    usli_free_aligned(ctx, base);
+    usli_free(ctx, position);
+    return st;
+}
+
+/* ---- Generation ----------------------------------------------------------------------------------------------------------------------- */
+
+static usl_status take_memory(session *s, int64_t prompt_tokens) {
+    usl_ctx *ctx = s->ctx;
+    const usli_config *c = &s->m->config;
+    size_t most = (size_t)(prompt_tokens > s->rows ? prompt_tokens : s->rows), rows = (size_t)s->rows + 1;
+    size_t n = 3 * most + 6 * rows + (size_t)s->rows * (size_t)s->longest;
+    s->numbers = usli_calloc(ctx, n, sizeof *s->numbers);
+    s->live = usli_calloc(ctx, rows, sizeof *s->live);
+    if (!s->numbers || !s->live) return usli_nomem(ctx, n * sizeof *s->numbers);
+    int32_t *p = s->numbers, **long_ones[] = { &s->ids, &s->position, &s->store };
+    for (int i = 0; i < 3; i++, p += most) *long_ones[i] = p;
+    int32_t **short_ones[] = { &s->cu, &s->begin, &s->k_lens, &s->last, &s->cu_seen, &s->next };
+    for (int i = 0; i < 6; i++, p += rows) *short_ones[i] = p;
+    s->seen = p;
+    s->cache = (usli_cache){ .dtype = s->m->dtype, .layers = c->layers, .slots = s->rows, .length = s->longest,
+                             .width = c->kv_heads * c->head_dim, .store = s->store, .begin = s->begin, .k_lens = s->k_lens };
+    size_t half = (size_t)(c->layers * s->rows * s->longest * s->cache.width) * usli_dtype_bytes(s->m->dtype);
+    if (!(s->cache_base = usli_malloc_aligned(ctx, 2 * half))) return usli_nomem(ctx, 2 * half);
+    s->cache.k = s->cache_base;
+    s->cache.v = (char *)s->cache_base + half;
+    return USL_OK;
+}
+
+/* Fills the batch of the live rows: their whole prompts, or their last token. */
+static void fill(session *s, bool prompts, usli_batch *b) {
+    int64_t t = 0, longest = 0;
+    s->cache.longest = 0;
+    for (int i = 0; i < s->live_count; i++) {
+        int row = s->live[i];
+        int64_t given = s->prompts[row].count, have = given + s->out[row].count, first = prompts ? 0 : have - 1;
+        s->cu[i] = (int32_t)t;
+        s->begin[i] = (int32_t)(row * s->longest);
+        s->k_lens[i] = (int32_t)have;
+        for (int64_t p = first; p < have; p++, t++) {
+            s->ids[t] = p < given ? s->prompts[row].ids[p] : s->out[row].ids[p - given];
+            s->position[t] = (int32_t)p;
+            s->store[t] = (int32_t)(row * s->longest + p);
+        }
+        s->last[i] = (int32_t)(t - 1);
+        if (have - first > longest) longest = have - first;
+        if (have > s->cache.longest) s->cache.longest = have;
+    }
+    s->cu[s->live_count] = (int32_t)t;
+    *b = (usli_batch){ .tokens = t, .rows = s->live_count, .ids = s->ids, .position = s->position, .cu = s->cu, .longest = longest };
+}
+
+static usl_status forward_and_sample(session *s, const usli_batch *b) {
+    const usl_generate_opts *o = s->opts;
+    bool penalty = o->repetition_penalty > 0 && o->repetition_penalty != 1.0;
+    float *logits;
+    USLI_TRY(forward(&s->exec, s->m, b, &s->cache, s->last, s->live_count, &logits));
+    usli_sample_args sample = { .rows = s->live_count, .cols = s->m->config.vocab, .logits = logits,
+                                .temperature = (float)o->temperature, .top_p = (float)o->top_p, .min_p = (float)o->min_p,
+                                .repetition_penalty = penalty ? (float)o->repetition_penalty : 1.0f, .top_k = o->top_k,
+                                .seen = s->seen, .cu_seen = penalty ? s->cu_seen : NULL, .seed = o->seed, .offset = &s->offset,
+                                .out = s->next };
+    USLI_TRY(usli_op_sample(&s->exec, &sample, USLI_FORWARD));
+    s->arena.high = s->arena.low = 0;
+    return USL_OK;
+}
+
+/* The larger of the two kinds of step sizes the arena. */
+static usl_status size_arena(session *s) {
+    usli_batch b;
+    usli_arena_init_dry(&s->arena);
+    s->exec.arena = &s->arena;
+    fill(s, true, &b);
+    USLI_TRY(forward_and_sample(s, &b));
+    fill(s, false, &b);
+    s->cache.longest = s->longest; /* the cache at its fullest */
+    USLI_TRY(forward_and_sample(s, &b));
+    size_t bytes = s->arena.peak;
+    if (!(s->arena_base = usli_malloc_aligned(s->ctx, bytes))) return usli_nomem(s->ctx, bytes);
+    usli_arena_init(&s->arena, s->arena_base, bytes);
+    return USL_OK;
+}
+
+static void collect_seen(session *s) {
+    int64_t n = 0;
+    for (int i = 0; i < s->live_count; i++) {
+        const usli_prompt *p = &s->prompts[s->live[i]];
+        const usli_generated *g = &s->out[s->live[i]];
+        s->cu_seen[i] = (int32_t)n;
+        memcpy(s->seen + n, p->ids, (size_t)p->count * sizeof(int32_t));
+        memcpy(s->seen + n + p->count, g->ids, (size_t)g->count * sizeof(int32_t));
+        n += p->count + g->count;
+    }
+    s->cu_seen[s->live_count] = (int32_t)n;
+}
+
+static bool ends(const session *s, int32_t id) {
+    const usl_generate_opts *o = s->opts;
+    int64_t count = o->stop_count >= 0 ? o->stop_count : s->m->config.eos_count;
+    const int32_t *ids = o->stop_count >= 0 ? o->stop_ids : s->m->config.eos;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+static usl_status step(session *s, bool prompts) {
+    const usl_generate_opts *o = s->opts;
+    usli_batch b;
+    USLI_TRY(usli_checkpoint(s->ctx));
+    fill(s, prompts, &b);
+    collect_seen(s);
+    USLI_TRY(forward_and_sample(s, &b));
+    s->offset++;
+    int kept = 0;
+    for (int i = 0; i < s->live_count; i++) {
+        int row = s->live[i];
+        int32_t id = s->next[i];
+        if (ends(s, id)) continue;
+        bool stop = s->rows == 1 && o->on_token && o->on_token(o->ud, id);
+        s->out[row].ids[s->out[row].count++] = id;
+        if (!stop && s->out[row].count < o->max_new_tokens && s->prompts[row].count + s->out[row].count < s->longest)
+            s->live[kept++] = row;
+    }
+    s->live_count = kept;
+    return USL_OK;
+}
+
+static usl_status check_request(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *o) {
+    if (o->max_new_tokens < 1)
+        return usli_fail(m->ctx, USL_ERR_INVALID, "max_new_tokens is %lld; 1 or more is wanted", (long long)o->max_new_tokens);
+    if (!(o->temperature >= 0))
+        return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; 0 (greedy) or more is wanted", o->temperature);
+    for (int i = 0; i < rows; i++) {
+        if (prompts[i].count < 1)
+            return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt is empty; give at least one token (BOS, say)");
+        USLI_TRY(check_ids(m, prompts[i].ids, prompts[i].count));
+        if (prompts[i].count >= m->context)
+            return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt's %lld tokens fill max_seq_length %lld and leave no room to answer; "
+                             "load the model with a larger max_seq_length", (long long)prompts[i].count, (long long)m->context);
+    }
+    return USL_OK;
+}
+
+usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *given, usli_generated *out) {
+    usl_generate_opts o = USL_GENERATE_OPTS_INIT;
+    if (given) memcpy(&o, given, given->size < sizeof o ? given->size : sizeof o);
+    usl_ctx *ctx = m->ctx;
+    session s = { .m = m, .ctx = ctx, .exec = m->exec, .opts = &o, .prompts = prompts, .out = out, .rows = rows };
+    memset(out, 0, (size_t)rows * sizeof *out);
+    USLI_TRY(check_request(m, prompts, rows, &o));
+    if (o.max_new_tokens > m->context) o.max_new_tokens = m->context;
+    int64_t total = 0;
+    usl_status st = USL_OK;
+    for (int i = 0; i < rows && st == USL_OK; i++) {
+        int64_t most = prompts[i].count + o.max_new_tokens;
+        if (most > m->context) most = m->context;
+        if (most > s.longest) s.longest = most;
+        total += prompts[i].count;
+        if (!(out[i].ids = usli_malloc(ctx, (size_t)o.max_new_tokens * sizeof(int32_t))))
+            st = usli_nomem(ctx, (size_t)o.max_new_tokens * sizeof(int32_t));
+    }
+    if (st != USL_OK) goto done;
+    USLI_TRYGO(take_memory(&s, total));
+    s.live_count = rows;
+    for (int i = 0; i < rows; i++) s.live[i] = i;
+    USLI_TRYGO(size_arena(&s));
+    for (bool first = true; s.live_count; first = false) USLI_TRYGO(step(&s, first));
+done:
+    usli_free_aligned(ctx, s.arena_base);
+    usli_free_aligned(ctx, s.cache_base);
+    usli_free(ctx, s.numbers);
+    usli_free(ctx, s.live);
+    for (int i = 0; i < rows && st != USL_OK; i++) {
+        usli_free(ctx, out[i].ids);
+        out[i] = (usli_generated){ NULL, 0 };
+    }
+    return st;
+}

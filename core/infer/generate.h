@@ -1,0 +1,23 @@
+/* Generation: rows of different length together, without padding; keys and values in a cache; logits of whole rows. */
+#ifndef USLI_INFER_GENERATE_H
+#define USLI_INFER_GENERATE_H
+
+#include "core/model/pass.h"
+
+typedef struct usli_prompt {
+    const int32_t *ids;
+    int64_t count;
+} usli_prompt;
+
+typedef struct usli_generated {
+    int32_t *ids; /* new: usli_free */
+    int64_t count;
+} usli_generated;
+
+/* Continues every prompt. opts as in unsloth.h; on_token is called when there is one row only. out: (rows), the caller's;
+ * on failure nothing in it needs freeing. */
+usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts, usli_generated *out);
+/* (count, vocab) float32 into out, which the caller owns. */
+usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out);
+
+#endif
