@@ -127,7 +127,7 @@ USL_API usl_dtype usl_tensor_dtype(const usl_tensor *t);
 USL_API int usl_tensor_ndim(const usl_tensor *t);
 USL_API int64_t usl_tensor_dim(const usl_tensor *t, int dim); /* dim from 0 */
 USL_API int64_t usl_tensor_elements(const usl_tensor *t);
-/* The bytes of a dense tensor; NULL when it is a view with gaps (usl_tensor_contiguous first). Borrowed. */
+/* The bytes of a dense tensor; NULL when it is a view with gaps (usl_tensor_to makes it dense). Borrowed. */
 USL_API void *usl_tensor_data(usl_tensor *t);
 /* *out is new and shares the storage: element `index` (from 0) along dimension 0. */
 USL_API usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index, usl_tensor **out);

@@ -1,0 +1,412 @@
+/* unsloth-lua: an interpreter like Lua's own with the module built in. It alone may print, exit and take signals. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <lualib.h>
+
+#include "lua/unsloth_lua.h"
+#include <lauxlib.h>
+
+#ifdef USL_HAVE_EDIT
+#include <editline/readline.h>
+#endif
+
+#define PROGRAM "unsloth-lua"
+
+/* Signal handlers see nothing but globals. */
+static lua_State *main_state;
+static usl_ctx *main_ctx;
+
+static const char USAGE[] =
+    "usage: " PROGRAM " [options] [script [args]]\n"
+    "  -e stat   execute string 'stat'\n"
+    "  -l name   require library 'name' into global 'name'\n"
+    "  -i        enter interactive mode after executing 'script'\n"
+    "  -v        show version information\n"
+    "  -h        show this help\n"
+    "  --        stop handling options\n"
+    "  -         execute stdin and stop handling options\n"
+    "A first word that is no file but a verb runs a built-in tool: info, generate, bench, plan (each with --help).\n";
+
+static void complain(const char *text) {
+    fprintf(stderr, "%s: %s\n", PROGRAM, text);
+    fflush(stderr);
+}
+
+/* ---- Ctrl-C ---- */
+
+static void stop_hook(lua_State *L, lua_Debug *ar) {
+    (void)ar;
+    lua_sethook(L, NULL, 0, 0);
+    usl_ctx_uncancel(main_ctx);
+    luaL_error(L, "interrupted: what was saved before is whole");
+}
+
+/* The library stops at its next safe point, Lua at its next instruction; a second Ctrl-C ends the program. */
+static void on_interrupt(int number) {
+    signal(number, SIG_DFL);
+    if (main_ctx) usl_ctx_cancel(main_ctx);
+    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+/* ---- Calls ---- */
+
+/* Plain messages get a traceback; error objects are a sentence already and get the script's line. */
+static int message_handler(lua_State *L) {
+    const char *text = lua_tostring(L, 1);
+    if (text) {
+        luaL_traceback(L, L, text, 1);
+        return 1;
+    }
+    if (!luaL_callmeta(L, 1, "__tostring")) {
+        lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
+        return 1;
+    }
+    lua_Debug ar;
+    for (int level = 1; lua_getstack(L, level, &ar); level++) {
+        lua_getinfo(L, "Sl", &ar);
+        if (ar.currentline > 0 && !strstr(ar.source, "/unsloth/")) {
+            lua_pushfstring(L, "%s\n\t(at %s:%d)", lua_tostring(L, -1), ar.short_src, ar.currentline);
+            break;
+        }
+    }
+    return 1;
+}
+
+static int call_protected(lua_State *L, int nargs, int nresults) {
+    int base = lua_gettop(L) - nargs;
+    lua_pushcfunction(L, message_handler);
+    lua_insert(L, base);
+    signal(SIGINT, on_interrupt);
+    int status = lua_pcall(L, nargs, nresults, base);
+    signal(SIGINT, SIG_DFL);
+    lua_remove(L, base);
+    return status;
+}
+
+static int report(lua_State *L, int status) {
+    if (status != LUA_OK) {
+        const char *text = lua_tostring(L, -1);
+        complain(text ? text : "(error message is no text)");
+        lua_pop(L, 1);
+    }
+    return status;
+}
+
+static int run_chunk(lua_State *L, int status) {
+    if (status == LUA_OK) status = call_protected(L, 0, 0);
+    return report(L, status);
+}
+
+static int run_library(lua_State *L, const char *name) {
+    const char *equals = strchr(name, '=');
+    const char *module = equals ? equals + 1 : name;
+    lua_getglobal(L, "require");
+    lua_pushstring(L, module);
+    int status = call_protected(L, 1, 1);
+    if (status == LUA_OK) {
+        lua_pushlstring(L, name, equals ? (size_t)(equals - name) : strlen(name));
+        lua_insert(L, -2);
+        lua_pushglobaltable(L);
+        lua_insert(L, -3);
+        lua_rawset(L, -3);
+        lua_pop(L, 1);
+    }
+    return report(L, status);
+}
+
+/* ---- Scripts and verbs ---- */
+
+static bool is_file(const char *path) {
+    FILE *f = fopen(path, "r");
+    if (!f) return false;
+    bool ok = fgetc(f) != EOF || feof(f); /* a folder opens, but does not read */
+    fclose(f);
+    return ok;
+}
+
+/* Leaves the path of the verb's script, when the word is one. */
+static bool push_verb(lua_State *L, const char *word) {
+    if (!*word || strspn(word, "abcdefghijklmnopqrstuvwxyz_") != strlen(word)) return false;
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "searchpath");
+    lua_pushfstring(L, "unsloth.cli.%s", word);
+    lua_getfield(L, -3, "path");
+    lua_call(L, 2, 1);
+    lua_remove(L, -2);
+    if (lua_isstring(L, -1)) return true;
+    lua_pop(L, 1);
+    return false;
+}
+
+static int push_arguments(lua_State *L) {
+    lua_getglobal(L, "arg");
+    if (!lua_istable(L, -1)) luaL_error(L, "'arg' is no table");
+    int n = (int)luaL_len(L, -1);
+    luaL_checkstack(L, n + 3, "too many arguments to script");
+    for (int i = 1; i <= n; i++) lua_rawgeti(L, -i, i);
+    lua_remove(L, -n - 1);
+    return n;
+}
+
+static int run_script(lua_State *L, const char *name, bool is_stdin) {
+    int status;
+    if (is_stdin) {
+        status = luaL_loadfile(L, NULL);
+    } else if (is_file(name)) {
+        status = luaL_loadfile(L, name);
+    } else if (push_verb(L, name)) {
+        status = luaL_loadfile(L, lua_tostring(L, -1));
+        lua_remove(L, -2);
+    } else {
+        lua_pushfstring(L, "cannot open %s: there is no such file, and no verb of that name (info, generate, bench, plan)", name);
+        status = LUA_ERRFILE;
+    }
+    if (status == LUA_OK) status = call_protected(L, push_arguments(L), LUA_MULTRET);
+    return report(L, status);
+}
+
+/* arg[0] is the script, what stands before it has negative numbers. */
+static void make_arg(lua_State *L, char **argv, int argc, int script) {
+    if (script == argc) script = 0;
+    lua_createtable(L, argc, argc);
+    for (int i = 0; i < argc; i++) {
+        lua_pushstring(L, argv[i]);
+        lua_rawseti(L, -2, i - script);
+    }
+    lua_setglobal(L, "arg");
+}
+
+/* ---- The prompt ---- */
+
+static bool read_line(lua_State *L, bool first) {
+    lua_getglobal(L, first ? "_PROMPT" : "_PROMPT2");
+    const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
+#ifdef USL_HAVE_EDIT
+    char *line = readline(prompt);
+    lua_settop(L, lua_gettop(L));
+    if (!line) return false;
+    lua_pushstring(L, line);
+    free(line);
+    return true;
+#else
+    fputs(prompt, stdout);
+    fflush(stdout);
+    luaL_Buffer b;
+    luaL_buffinit(L, &b);
+    int c;
+    while ((c = getchar()) != EOF && c != '\n') luaL_addchar(&b, (char)c);
+    luaL_pushresult(&b);
+    return c != EOF || lua_rawlen(L, -1) > 0;
+#endif
+}
+
+static void remember(const char *text) {
+#ifdef USL_HAVE_EDIT
+    if (*text) add_history(text);
+#else
+    (void)text;
+#endif
+}
+
+/* True when the chunk only stopped too early: another line may complete it. The message is on top. */
+static bool is_incomplete(lua_State *L, int status) {
+    size_t len;
+    const char *text = status == LUA_ERRSYNTAX ? lua_tolstring(L, -1, &len) : NULL;
+    static const char MARK[] = "<eof>";
+    return text && len >= sizeof MARK - 1 && strcmp(text + len - (sizeof MARK - 1), MARK) == 0;
+}
+
+/* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
+static int load_statement(lua_State *L) {
+    for (;;) {
+        size_t len;
+        const char *text = lua_tolstring(L, 1, &len);
+        int status = luaL_loadbuffer(L, text, len, "=stdin");
+        if (!is_incomplete(L, status)) {
+            remember(text);
+            return status;
+        }
+        lua_settop(L, 1);
+        if (!read_line(L, false)) return luaL_loadbuffer(L, text, len, "=stdin");
+        lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
+        lua_replace(L, 1);
+        lua_settop(L, 1);
+    }
+}
+
+/* -1 at the end of input. An expression is tried first. */
+static int load_line(lua_State *L) {
+    lua_settop(L, 0);
+    if (!read_line(L, true)) return -1;
+    lua_replace(L, 1);
+    lua_settop(L, 1);
+    const char *line = lua_tostring(L, 1), *expression = line[0] == '=' ? line + 1 : line;
+    const char *returned = lua_pushfstring(L, "return %s", expression);
+    int status = luaL_loadbuffer(L, returned, strlen(returned), "=stdin");
+    if (status == LUA_OK) {
+        remember(line);
+    } else {
+        lua_settop(L, 1);
+        status = load_statement(L);
+    }
+    lua_replace(L, 1);
+    lua_settop(L, 1);
+    return status;
+}
+
+static void print_results(lua_State *L) {
+    int n = lua_gettop(L);
+    if (n == 0) return;
+    luaL_checkstack(L, LUA_MINSTACK, "too many results to print");
+    lua_getglobal(L, "print");
+    lua_insert(L, 1);
+    if (call_protected(L, n, 0) != LUA_OK) report(L, LUA_ERRRUN);
+}
+
+static void run_repl(lua_State *L) {
+    for (int status; (status = load_line(L)) != -1;) {
+        if (status == LUA_OK) status = call_protected(L, 0, LUA_MULTRET);
+        if (status == LUA_OK)
+            print_results(L);
+        else
+            report(L, status);
+    }
+    lua_settop(L, 0);
+    puts("");
+}
+
+static void print_version(void) {
+    puts(PROGRAM " " USL_VERSION " (" LUA_RELEASE ")");
+    fflush(stdout);
+}
+
+/* ---- Options ---- */
+
+typedef struct command_line {
+    int script; /* index of the script, argc when there is none */
+    bool interactive, version, help, executes, wrong;
+} command_line;
+
+static command_line read_command_line(int argc, char **argv) {
+    command_line c = { argc, false, false, false, false, false };
+    int i = 1;
+    for (; i < argc && argv[i][0] == '-' && argv[i][1] != '\0'; i++) {
+        const char *a = argv[i];
+        if (strcmp(a, "--") == 0) {
+            i++;
+            break;
+        }
+        if (strcmp(a, "-i") == 0) {
+            c.interactive = true;
+        } else if (strcmp(a, "-v") == 0) {
+            c.version = true;
+        } else if (strcmp(a, "-h") == 0 || strcmp(a, "--help") == 0) {
+            c.help = true;
+        } else if (a[1] == 'e' || a[1] == 'l') {
+            c.executes = c.executes || a[1] == 'e';
+            if (a[2] == '\0' && ++i == argc) {
+                c.wrong = true;
+                break;
+            }
+        } else {
+            c.wrong = true;
+            break;
+        }
+    }
+    c.script = i < argc ? i : argc;
+    return c;
+}
+
+/* -e and -l in the order they stand. */
+static bool run_options(lua_State *L, char **argv, int end) {
+    for (int i = 1; i < end; i++) {
+        char kind = argv[i][1];
+        if (strcmp(argv[i], "--") == 0 || (kind != 'e' && kind != 'l')) continue;
+        const char *value = argv[i][2] ? argv[i] + 2 : argv[++i];
+        int status = kind == 'l' ? run_library(L, value) : run_chunk(L, luaL_loadbuffer(L, value, strlen(value), "=(command line)"));
+        if (status != LUA_OK) return false;
+    }
+    return true;
+}
+
+/* ---- The Lua modules ---- */
+
+/* The source tree's by the path compiled in; else ../share/unsloth-lua beside the program. */
+static void push_module_root(lua_State *L) {
+    lua_pushliteral(L, USL_LUA_SOURCE_DIR);
+    if (is_file(USL_LUA_SOURCE_DIR "/unsloth/init.lua")) return;
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0) return;
+    path[n] = '\0';
+    for (int up = 0; up < 2 && strrchr(path, '/'); up++) *strrchr(path, '/') = '\0';
+    lua_pop(L, 1);
+    lua_pushfstring(L, "%s/share/unsloth-lua", path);
+}
+
+static void open_modules(lua_State *L) {
+    luaL_openlibs(L);
+    luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+    lua_pushcfunction(L, luaopen_unsloth_core);
+    lua_setfield(L, -2, "unsloth.core");
+    lua_pop(L, 1);
+    push_module_root(L);
+    const char *root = lua_tostring(L, -1);
+    lua_getglobal(L, "package");
+    lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;", root, root);
+    lua_getfield(L, -2, "path");
+    lua_concat(L, 2);
+    lua_setfield(L, -2, "path");
+    lua_pop(L, 2);
+    main_ctx = unsloth_lua_ctx(L);
+}
+
+static int protected_main(lua_State *L) {
+    int argc = (int)lua_tointeger(L, 1);
+    char **argv = lua_touserdata(L, 2);
+    command_line c = read_command_line(argc, argv);
+    if (c.wrong || c.help) {
+        fputs(USAGE, c.wrong ? stderr : stdout);
+        lua_pushboolean(L, !c.wrong);
+        return 1;
+    }
+    if (c.version) print_version();
+    lua_settop(L, 0);
+    open_modules(L);
+    make_arg(L, argv, argc, c.script);
+    bool ok = run_options(L, argv, c.script), has_script = c.script < argc;
+    if (ok && has_script)
+        ok = run_script(L, argv[c.script], strcmp(argv[c.script], "-") == 0 && strcmp(argv[c.script - 1], "--") != 0) == LUA_OK;
+    if (ok && (c.interactive || (!has_script && !c.executes && !c.version))) {
+        if (c.interactive || isatty(STDIN_FILENO)) {
+            print_version();
+            run_repl(L);
+        } else {
+            ok = run_script(L, NULL, true) == LUA_OK;
+        }
+    }
+    lua_pushboolean(L, ok);
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    lua_State *L = luaL_newstate();
+    if (!L) {
+        complain("not enough memory for a Lua state");
+        return EXIT_FAILURE;
+    }
+    main_state = L;
+    lua_pushcfunction(L, protected_main);
+    lua_pushinteger(L, argc);
+    lua_pushlightuserdata(L, argv);
+    int status = lua_pcall(L, 2, 1, 0);
+    bool ok = status == LUA_OK && lua_toboolean(L, -1);
+    report(L, status);
+    main_ctx = NULL;
+    lua_close(L);
+    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+}

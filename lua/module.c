@@ -1,0 +1,120 @@
+/* The module: unsloth.core, the state's context, and how the Lua modules beside it are found. */
+#include <stdio.h>
+#include <string.h>
+
+#include <lualib.h>
+
+#include "lua/binding.h"
+
+#define CORE_NAME "unsloth.core"
+static const char CTX_NAME[] = "unsloth.ctx";
+
+/* ---- The context ---- */
+
+static int ctx_close(lua_State *L) {
+    usl_ctx **slot = lua_touserdata(L, 1);
+    usl_ctx *ctx = *slot;
+    *slot = NULL;
+    usl_ctx_free(ctx);
+    return 0;
+}
+
+static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
+    (void)ud;
+    if (level >= USL_LOG_INFO) fprintf(stderr, "unsloth: %s\n", text);
+}
+
+usl_ctx *unsloth_lua_ctx(lua_State *L) {
+    lua_getfield(L, LUA_REGISTRYINDEX, CTX_NAME);
+    usl_ctx **slot = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    if (slot && *slot) return *slot;
+    slot = lua_newuserdatauv(L, sizeof *slot, 0);
+    *slot = NULL;
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, ctx_close);
+    lua_setfield(L, -2, "__gc");
+    lua_setmetatable(L, -2);
+    usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+    opts.log_fn = log_to_stderr;
+    if (usl_ctx_new(&opts, slot) != USL_OK) luaL_error(L, "unsloth: no memory or threads for a context");
+    lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
+    return *slot;
+}
+
+/* ---- Functions ---- */
+
+static int core_clock(lua_State *L) {
+    lua_pushnumber(L, usl_clock());
+    return 1;
+}
+
+static int core_peak_memory(lua_State *L) {
+    lua_pushinteger(L, (lua_Integer)usl_peak_memory());
+    return 1;
+}
+
+static int core_threads(lua_State *L) {
+    lua_pushinteger(L, usl_ctx_threads(unsloth_lua_ctx(L)));
+    return 1;
+}
+
+int luaopen_unsloth_core(lua_State *L) {
+    static const luaL_Reg FUNCTIONS[] = { { "clock", core_clock },     { "peak_memory", core_peak_memory },
+                                          { "threads", core_threads }, { "nearest", ulua_nearest },
+                                          { "error", ulua_error_new }, { NULL, NULL } };
+    ulua_error_open(L);
+    unsloth_lua_ctx(L);
+    luaL_newlib(L, FUNCTIONS);
+    ulua_json_open(L);
+    lua_setfield(L, -2, "json");
+    ulua_tensor_open(L);
+    ulua_tokenizer_open(L);
+    ulua_dataset_open(L);
+    ulua_model_open(L);
+    ulua_trainer_open(L);
+    lua_pushliteral(L, USL_VERSION);
+    lua_setfield(L, -2, "version");
+    return 1;
+}
+
+/* ---- The whole module ---- */
+
+static bool is_readable(const char *path) {
+    FILE *f = fopen(path, "r");
+    if (f) fclose(f);
+    return f != NULL;
+}
+
+/* Leaves the folder that holds unsloth/init.lua: beside the loaded library, or the source tree's. */
+static bool push_root(lua_State *L, const char *library) {
+    const char *slash = library ? strrchr(library, '/') : NULL;
+    if (slash) {
+        lua_pushlstring(L, library, (size_t)(slash - library));
+        if (is_readable(lua_pushfstring(L, "%s/unsloth/init.lua", lua_tostring(L, -1)))) {
+            lua_pop(L, 1);
+            return true;
+        }
+        lua_pop(L, 2);
+    }
+    lua_pushliteral(L, USL_LUA_SOURCE_DIR);
+    return is_readable(USL_LUA_SOURCE_DIR "/unsloth/init.lua");
+}
+
+int luaopen_unsloth(lua_State *L) {
+    luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+    lua_pushcfunction(L, luaopen_unsloth_core);
+    lua_setfield(L, -2, CORE_NAME);
+    if (!push_root(L, lua_tostring(L, 2)))
+        return luaL_error(L, "the Lua modules of unsloth are missing: %s/unsloth/init.lua is not there", USL_LUA_SOURCE_DIR);
+    const char *root = lua_tostring(L, -1);
+    lua_getglobal(L, "package");
+    lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;", root, root);
+    lua_getfield(L, -2, "path");
+    lua_concat(L, 2);
+    lua_setfield(L, -2, "path");
+    if (luaL_loadfile(L, lua_pushfstring(L, "%s/unsloth/init.lua", root)) != LUA_OK) return lua_error(L);
+    lua_pushliteral(L, "unsloth");
+    lua_call(L, 1, 1);
+    return 1;
+}

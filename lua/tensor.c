@@ -1,0 +1,473 @@
+/* Tensors for Lua: 1-based, views, readable. Also quantised strings and .safetensors files. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lua/binding.h"
+
+enum { MAX_DIMS = 8, SHOWN = 8 };
+
+static void release_tensor(void *ptr) {
+    usl_tensor_free(ptr);
+}
+
+static usl_tensor *check_tensor(lua_State *L, int idx) {
+    return ulua_ptr(L, idx, &ulua_tensor);
+}
+
+static uint64_t tensor_bytes(const usl_tensor *t) {
+    return (uint64_t)usl_tensor_elements(t) * 4;
+}
+
+/* ---- Views ---- */
+
+static int push_select(lua_State *L, usl_tensor *t, int64_t index) {
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_tensor_select(unsloth_lua_ctx(L), t, index, (usl_tensor **)&h->ptr));
+    return 1;
+}
+
+/* A dense copy of the type wanted; pushes its handle. */
+static usl_tensor *push_converted(lua_State *L, usl_tensor *t, usl_dtype dtype) {
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_tensor_to(unsloth_lua_ctx(L), t, dtype, (usl_tensor **)&h->ptr));
+    ulua_account(L, tensor_bytes(h->ptr));
+    return h->ptr;
+}
+
+static bool is_integer(usl_dtype d) {
+    return d != USL_F32 && d != USL_F16 && d != USL_BF16 && d != USL_F64;
+}
+
+/* The same values, dense, as int64 or double: what Lua numbers are. Pushes the handle. */
+static usl_tensor *push_numbers(lua_State *L, usl_tensor *t) {
+    return push_converted(L, t, is_integer(usl_tensor_dtype(t)) ? USL_I64 : USL_F64);
+}
+
+static void push_number(lua_State *L, usl_tensor *numbers, int64_t i) {
+    if (usl_tensor_dtype(numbers) == USL_I64)
+        lua_pushinteger(L, ((const int64_t *)usl_tensor_data(numbers))[i]);
+    else
+        lua_pushnumber(L, ((const double *)usl_tensor_data(numbers))[i]);
+}
+
+static int tensor_item(lua_State *L) {
+    usl_tensor *t = check_tensor(L, 1);
+    if (usl_tensor_elements(t) != 1)
+        return ulua_fail(L, USL_ERR_SHAPE, "item() wants a tensor of one value; this one has %I", (LUAI_UACINT)usl_tensor_elements(t));
+    push_number(L, push_numbers(L, t), 0);
+    return 1;
+}
+
+static void push_shape(lua_State *L, const usl_tensor *t) {
+    lua_createtable(L, usl_tensor_ndim(t), 0);
+    for (int i = 0; i < usl_tensor_ndim(t); i++) {
+        lua_pushinteger(L, usl_tensor_dim(t, i));
+        lua_rawseti(L, -2, i + 1);
+    }
+}
+
+/* t[i], t.shape, t.dtype, t.ndim. Past the end is nil, as in any Lua array, so ipairs works. */
+static bool tensor_get(lua_State *L, void *ptr, const char *key) {
+    usl_tensor *t = ptr;
+    if (key && strcmp(key, "shape") == 0) {
+        push_shape(L, t);
+    } else if (key && strcmp(key, "dtype") == 0) {
+        static const struct {
+            usl_dtype dtype;
+            const char *name;
+        } TORCH[] = { { USL_F32, "float32" }, { USL_F16, "float16" }, { USL_BF16, "bfloat16" }, { USL_F64, "float64" },
+                      { USL_I32, "int32" },   { USL_I64, "int64" },   { USL_I16, "int16" },     { USL_I8, "int8" },
+                      { USL_U8, "uint8" } };
+        const char *name = usl_dtype_name(usl_tensor_dtype(t));
+        for (size_t i = 0; i < sizeof TORCH / sizeof *TORCH; i++)
+            if (TORCH[i].dtype == usl_tensor_dtype(t)) name = TORCH[i].name;
+        lua_pushstring(L, name);
+    } else if (key && strcmp(key, "ndim") == 0) {
+        lua_pushinteger(L, usl_tensor_ndim(t));
+    } else {
+        int ok = 0;
+        lua_Integer i = key ? 0 : lua_tointegerx(L, 2, &ok);
+        if (!ok || usl_tensor_ndim(t) == 0 || i < 1 || i > usl_tensor_dim(t, 0)) return false;
+        push_select(L, t, i - 1);
+        if (usl_tensor_ndim(t) == 1) {
+            usl_tensor *one = ulua_ptr(L, -1, &ulua_tensor);
+            push_number(L, push_numbers(L, one), 0);
+        }
+    }
+    return true;
+}
+
+static int tensor_len(lua_State *L) {
+    const usl_tensor *t = check_tensor(L, 1);
+    if (usl_tensor_ndim(t) == 0) return ulua_fail(L, USL_ERR_SHAPE, "a tensor without dimensions has no length: use item()");
+    lua_pushinteger(L, usl_tensor_dim(t, 0));
+    return 1;
+}
+
+static int tensor_readonly(lua_State *L) {
+    return ulua_fail(L, USL_ERR_INVALID, "tensors are read-only here: make a new one with unsloth.tensor");
+}
+
+static int tensor_select(lua_State *L) {
+    usl_tensor *t = check_tensor(L, 1);
+    return push_select(L, t, ulua_integer(L, 2, "select: the index") - 1);
+}
+
+/* t:narrow(dim, start, length), torch's words, 1-based. */
+static int tensor_narrow(lua_State *L) {
+    usl_tensor *t = check_tensor(L, 1);
+    int64_t dim = ulua_integer(L, 2, "narrow: the dimension"), start = ulua_integer(L, 3, "narrow: the start"),
+            length = ulua_integer(L, 4, "narrow: the length");
+    if (dim < 1 || dim > usl_tensor_ndim(t) || start < 1 || length < 0 || start - 1 > usl_tensor_dim(t, (int)dim - 1) ||
+        length > usl_tensor_dim(t, (int)dim - 1) - (start - 1))
+        return ulua_fail(L, USL_ERR_INVALID, "narrow(%I, %I, %I) reaches outside the tensor", (LUAI_UACINT)dim, (LUAI_UACINT)start,
+                         (LUAI_UACINT)length);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_tensor_narrow(unsloth_lua_ctx(L), t, (int)dim - 1, start - 1, start - 1 + length, (usl_tensor **)&h->ptr));
+    return 1;
+}
+
+static int tensor_to(lua_State *L) {
+    usl_tensor *t = check_tensor(L, 1);
+    usl_dtype dtype = ulua_dtype(L, 2);
+    push_converted(L, t, dtype == USL_DTYPE_AUTO ? usl_tensor_dtype(t) : dtype);
+    return 1;
+}
+
+/* ---- Out to Lua ---- */
+
+static int64_t push_nested(lua_State *L, usl_tensor *numbers, int dim, int64_t at) {
+    if (dim == usl_tensor_ndim(numbers)) {
+        push_number(L, numbers, at);
+        return at + 1;
+    }
+    luaL_checkstack(L, 4, "tensor");
+    int64_t n = usl_tensor_dim(numbers, dim);
+    lua_createtable(L, n < 1 << 26 ? (int)n : 1 << 26, 0);
+    for (int64_t i = 1; i <= n; i++) {
+        at = push_nested(L, numbers, dim + 1, at);
+        lua_rawseti(L, -2, i);
+    }
+    return at;
+}
+
+static int tensor_totable(lua_State *L) {
+    usl_tensor *numbers = push_numbers(L, check_tensor(L, 1));
+    push_nested(L, numbers, 0, 0);
+    return 1;
+}
+
+/* The position of the largest value of each last-dimension row, from 0: token ids. One id for one row, else an array. */
+static int tensor_argmax_id(lua_State *L) {
+    usl_tensor *t = push_converted(L, check_tensor(L, 1), USL_F32);
+    int ndim = usl_tensor_ndim(t);
+    int64_t cols = ndim ? usl_tensor_dim(t, ndim - 1) : 0;
+    if (ndim < 1 || ndim > 2 || cols == 0)
+        return ulua_fail(L, USL_ERR_SHAPE, "argmax_id wants a row of values, or rows of them");
+    const float *data = usl_tensor_data(t);
+    int64_t rows = ndim == 2 ? usl_tensor_dim(t, 0) : 1;
+    if (ndim == 2) lua_createtable(L, (int)rows, 0);
+    for (int64_t r = 0; r < rows; r++, data += cols) {
+        int64_t best = 0;
+        for (int64_t c = 1; c < cols; c++)
+            if (data[c] > data[best]) best = c;
+        lua_pushinteger(L, best);
+        if (ndim == 2) lua_rawseti(L, -2, r + 1);
+    }
+    return 1;
+}
+
+/* t:distance(reference): ||t - reference|| / ||reference||, in double; the norm of the difference when that is zero. */
+static int tensor_distance(lua_State *L) {
+    usl_tensor *a = push_converted(L, check_tensor(L, 1), USL_F64), *b = push_converted(L, check_tensor(L, 2), USL_F64);
+    int64_t n = usl_tensor_elements(a);
+    if (n != usl_tensor_elements(b)) return ulua_fail(L, USL_ERR_SHAPE, "distance wants two tensors of the same size");
+    const double *x = usl_tensor_data(a), *y = usl_tensor_data(b);
+    double diff = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        diff += (x[i] - y[i]) * (x[i] - y[i]);
+        norm += y[i] * y[i];
+    }
+    lua_getglobal(L, "math");
+    lua_getfield(L, -1, "sqrt");
+    lua_pushnumber(L, norm > 0 ? diff / norm : diff);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+/* ---- As text ---- */
+
+static void add_number(lua_State *L, luaL_Buffer *b, usl_tensor *numbers, int64_t i) {
+    char text[48];
+    (void)L;
+    if (usl_tensor_dtype(numbers) == USL_I64)
+        snprintf(text, sizeof text, "%8lld", (long long)((const int64_t *)usl_tensor_data(numbers))[i]);
+    else
+        snprintf(text, sizeof text, "%10.4g", ((const double *)usl_tensor_data(numbers))[i]);
+    luaL_addstring(b, text);
+}
+
+static void add_row(lua_State *L, luaL_Buffer *b, usl_tensor *numbers, int64_t first, int64_t cols) {
+    for (int64_t c = 0; c < cols; c++) {
+        if (cols > SHOWN && c == SHOWN / 2) {
+            luaL_addstring(b, "       ...");
+            c = cols - SHOWN / 2;
+        }
+        add_number(L, b, numbers, first + c);
+    }
+    luaL_addchar(b, '\n');
+}
+
+static int tensor_tostring(lua_State *L) {
+    const ulua_handle *h = lua_touserdata(L, 1);
+    if (!h->ptr) {
+        lua_pushliteral(L, "unsloth.Tensor (closed)");
+        return 1;
+    }
+    usl_tensor *numbers = push_numbers(L, h->ptr);
+    int ndim = usl_tensor_ndim(numbers);
+    int64_t cols = ndim ? usl_tensor_dim(numbers, ndim - 1) : 1, n = usl_tensor_elements(numbers), rows = cols ? n / cols : 0;
+    luaL_Buffer b;
+    luaL_buffinit(L, &b);
+    for (int64_t r = 0; r < rows; r++) {
+        if (rows > SHOWN && r == SHOWN / 2) {
+            luaL_addstring(&b, "       ...\n");
+            r = rows - SHOWN / 2;
+        }
+        add_row(L, &b, numbers, r * cols, cols);
+    }
+    luaL_addstring(&b, "[tensor ");
+    for (int i = 0; i < ndim; i++) {
+        char text[32];
+        snprintf(text, sizeof text, "%s%lld", i ? "x" : "", (long long)usl_tensor_dim(numbers, i));
+        luaL_addstring(&b, text);
+    }
+    luaL_addstring(&b, ndim ? " of " : "of ");
+    luaL_addstring(&b, usl_dtype_name(usl_tensor_dtype(h->ptr)));
+    luaL_addstring(&b, "]");
+    luaL_pushresult(&b);
+    return 1;
+}
+
+/* ---- In from Lua ---- */
+
+static int shape_of_table(lua_State *L, int idx, int64_t shape[MAX_DIMS]) {
+    int ndim = 0;
+    lua_pushvalue(L, idx);
+    while (lua_istable(L, -1)) {
+        if (ndim == MAX_DIMS) ulua_fail(L, USL_ERR_SHAPE, "a tensor has at most %d dimensions", MAX_DIMS);
+        shape[ndim++] = (int64_t)lua_rawlen(L, -1);
+        lua_rawgeti(L, -1, 1);
+        lua_remove(L, -2);
+    }
+    lua_pop(L, 1);
+    return ndim;
+}
+
+static double *fill_from_table(lua_State *L, int dim, int ndim, const int64_t *shape, double *at) {
+    if (dim == ndim) {
+        if (lua_type(L, -1) != LUA_TNUMBER) ulua_fail(L, USL_ERR_INVALID, "a tensor holds numbers, not %s", luaL_typename(L, -1));
+        *at = lua_tonumber(L, -1);
+        return at + 1;
+    }
+    if (!lua_istable(L, -1) || (int64_t)lua_rawlen(L, -1) != shape[dim])
+        ulua_fail(L, USL_ERR_SHAPE, "the nested tables of a tensor must all have the same length: %I was expected",
+                  (LUAI_UACINT)shape[dim]);
+    luaL_checkstack(L, 2, "tensor");
+    for (int64_t i = 1; i <= shape[dim]; i++) {
+        lua_rawgeti(L, -1, i);
+        at = fill_from_table(L, dim + 1, ndim, shape, at);
+        lua_pop(L, 1);
+    }
+    return at;
+}
+
+/* tensor(table [, dtype]) */
+static int tensor_new(lua_State *L) {
+    lua_settop(L, 2);
+    usl_dtype dtype = ulua_dtype(L, 2);
+    if (lua_type(L, 1) == LUA_TNUMBER) {
+        lua_createtable(L, 1, 0);
+        lua_pushvalue(L, 1);
+        lua_rawseti(L, -2, 1);
+        lua_replace(L, 1);
+    }
+    luaL_checktype(L, 1, LUA_TTABLE);
+    int64_t shape[MAX_DIMS];
+    int ndim = shape_of_table(L, 1, shape);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_tensor_new(unsloth_lua_ctx(L), USL_F64, ndim, shape, (usl_tensor **)&h->ptr));
+    lua_pushvalue(L, 1);
+    fill_from_table(L, 0, ndim, shape, usl_tensor_data(h->ptr));
+    lua_pop(L, 1);
+    push_converted(L, h->ptr, dtype == USL_DTYPE_AUTO ? USL_F32 : dtype);
+    return 1;
+}
+
+/* ---- Quantised strings ---- */
+
+static int quantize(lua_State *L) {
+    usl_tensor *t = check_tensor(L, 1);
+    luaL_checkstring(L, 2);
+    usl_dtype dtype = ulua_dtype(L, 2);
+    t = push_converted(L, t, USL_F32);
+    int64_t n = usl_tensor_elements(t);
+    size_t bytes = usl_quant_bytes(dtype, n);
+    void *dst = ulua_buffer(L, bytes);
+    ULUA_TRY(L, usl_quantize(unsloth_lua_ctx(L), dtype, usl_tensor_data(t), n, dst));
+    lua_pushlstring(L, dst, bytes);
+    return 1;
+}
+
+static int dequantize(lua_State *L) {
+    size_t bytes;
+    const char *src = luaL_checklstring(L, 1, &bytes);
+    luaL_checkstring(L, 2);
+    usl_dtype dtype = ulua_dtype(L, 2);
+    int64_t n = ulua_integer(L, 3, "dequantize: the number of values");
+    /* Checked before n values are asked for, so that a wrong n is a sentence and no large allocation. */
+    if (n < 0 || usl_quant_bytes(dtype, n) != bytes)
+        return ulua_fail(L, USL_ERR_SHAPE, "%I values of %s do not take the %I bytes that were given", (LUAI_UACINT)n,
+                         usl_dtype_name(dtype), (LUAI_UACINT)bytes);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_tensor_new(unsloth_lua_ctx(L), USL_F32, 1, &n, (usl_tensor **)&h->ptr));
+    ULUA_TRY(L, usl_dequantize(unsloth_lua_ctx(L), dtype, src, bytes, n, usl_tensor_data(h->ptr)));
+    return 1;
+}
+
+/* ---- .safetensors ---- */
+
+typedef struct named_list {
+    struct named {
+        char *name;
+        usl_tensor *tensor;
+    } *items;
+    size_t count, cap;
+} named_list;
+
+static int named_list_free(lua_State *L) {
+    named_list *list = lua_touserdata(L, 1);
+    for (size_t i = 0; i < list->count; i++) {
+        free(list->items[i].name);
+        usl_tensor_free(list->items[i].tensor);
+    }
+    free(list->items);
+    memset(list, 0, sizeof *list);
+    return 0;
+}
+
+static int collect(void *ud, const char *name, usl_tensor *t) {
+    named_list *list = ud;
+    if (list->count == list->cap) {
+        size_t cap = list->cap ? 2 * list->cap : 64;
+        void *items = realloc(list->items, cap * sizeof *list->items);
+        if (!items) goto fail;
+        list->items = items;
+        list->cap = cap;
+    }
+    size_t len = strlen(name) + 1;
+    char *copy = malloc(len);
+    if (!copy) goto fail;
+    memcpy(copy, name, len);
+    list->items[list->count].name = copy;
+    list->items[list->count++].tensor = t;
+    return 0;
+fail:
+    usl_tensor_free(t);
+    return 1;
+}
+
+static int safetensors_load(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    named_list *list = lua_newuserdatauv(L, sizeof *list, 0);
+    memset(list, 0, sizeof *list);
+    if (luaL_newmetatable(L, "unsloth.named_list")) {
+        lua_pushcfunction(L, named_list_free);
+        lua_setfield(L, -2, "__gc");
+        lua_pushcfunction(L, named_list_free);
+        lua_setfield(L, -2, "__close");
+    }
+    lua_setmetatable(L, -2);
+    lua_toclose(L, lua_gettop(L));
+    usl_status st = usl_safetensors_load(unsloth_lua_ctx(L), path, collect, list);
+    if (st == USL_ERR_CALLBACK) return ulua_fail(L, USL_ERR_NOMEM, "%s: out of memory", path);
+    if (st != USL_OK) return ulua_raise(L, st);
+    lua_newtable(L);
+    for (size_t i = 0; i < list->count; i++) {
+        ulua_handle *h = ulua_new(L, &ulua_tensor);
+        h->ptr = list->items[i].tensor;
+        list->items[i].tensor = NULL;
+        lua_setfield(L, -2, list->items[i].name);
+    }
+    return 1;
+}
+
+static int compare_names(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* save(path, { name = tensor } [, { key = value } of metadata]) */
+static int safetensors_save(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lua_settop(L, 3);
+    size_t count = 0, pairs = 0;
+    for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1), count++) {
+        if (lua_type(L, -2) != LUA_TSTRING) return ulua_fail(L, USL_ERR_INVALID, "safetensors.save takes { name = tensor }");
+        check_tensor(L, -1);
+    }
+    if (!lua_isnil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);
+    if (lua_istable(L, 3))
+        for (lua_pushnil(L); lua_next(L, 3); lua_pop(L, 1), pairs++)
+            if (lua_type(L, -2) != LUA_TSTRING || lua_type(L, -1) != LUA_TSTRING)
+                return ulua_fail(L, USL_ERR_INVALID, "metadata of a safetensors file is { name = text }");
+    const char **names = ulua_buffer(L, (count + 1) * sizeof *names);
+    usl_tensor **tensors = ulua_buffer(L, (count + 1) * sizeof *tensors);
+    const char **meta = ulua_buffer(L, (2 * pairs + 1) * sizeof *meta);
+    size_t n = 0;
+    for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1)) names[n++] = lua_tostring(L, -2);
+    qsort(names, count, sizeof *names, compare_names); /* the same file for the same table */
+    for (size_t i = 0; i < count; i++) {
+        lua_getfield(L, 2, names[i]);
+        tensors[i] = check_tensor(L, -1);
+        lua_pop(L, 1);
+    }
+    n = 0;
+    if (lua_istable(L, 3))
+        for (lua_pushnil(L); lua_next(L, 3); lua_pop(L, 1)) {
+            meta[n++] = lua_tostring(L, -2);
+            meta[n++] = lua_tostring(L, -1);
+        }
+    meta[n] = NULL;
+    ULUA_TRY(L, usl_safetensors_save(unsloth_lua_ctx(L), path, count, names, tensors, meta));
+    return 0;
+}
+
+/* ---- The class ---- */
+
+static const luaL_Reg METHODS[] = { { "totable", tensor_totable },     { "item", tensor_item },         { "select", tensor_select },
+                                    { "narrow", tensor_narrow },       { "to", tensor_to },             { "argmax_id", tensor_argmax_id },
+                                    { "distance", tensor_distance },   { NULL, NULL } };
+static const luaL_Reg META[] = {
+    { "__len", tensor_len }, { "__tostring", tensor_tostring }, { "__newindex", tensor_readonly }, { NULL, NULL }
+};
+const ulua_class ulua_tensor = { "unsloth.Tensor", release_tensor, METHODS, META, tensor_get };
+
+void ulua_push_tensor(lua_State *L, usl_tensor *t) {
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    h->ptr = t;
+    ulua_account(L, tensor_bytes(t));
+}
+
+void ulua_tensor_open(lua_State *L) {
+    ulua_define(L, &ulua_tensor);
+    lua_setfield(L, -2, "Tensor");
+    static const luaL_Reg FUNCTIONS[] = { { "tensor", tensor_new },
+                                          { "quantize", quantize },
+                                          { "dequantize", dequantize },
+                                          { "safetensors_load", safetensors_load },
+                                          { "safetensors_save", safetensors_save },
+                                          { NULL, NULL } };
+    luaL_setfuncs(L, FUNCTIONS, 0);
+}
