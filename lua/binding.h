@@ -110,15 +110,14 @@ int ulua_tape_raise(lua_State *L, const ulua_tape *tape, usl_status st);
 void ulua_tape_push(lua_State *L, const ulua_tape *tape, bool row);
 /* Pushes the JSON text of the value at idx. */
 void ulua_json_encode(lua_State *L, int idx);
-void ulua_json_open(lua_State *L); /* pushes { decode, encode, null, array, object } */
 
 /* ---- Classes ---- */
 
 extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_dataset, ulua_rows;
-/* Pushes a handle that owns *out once it is set: for ULUA_TRY(L, usl_..._new(..., ulua_slot(h))). */
-void ulua_push_tensor(lua_State *L, usl_tensor *t);
 
-void ulua_tensor_open(lua_State *L);    /* each adds its functions to the table on top */
+void ulua_tensor_open(lua_State *L); /* each adds its functions to the table on top */
+void ulua_safetensors_open(lua_State *L);
+void ulua_json_open(lua_State *L);
 void ulua_tokenizer_open(lua_State *L);
 void ulua_dataset_open(lua_State *L);
 void ulua_model_open(lua_State *L);

@@ -1,14 +1,16 @@
 /* unsloth-lua: an interpreter like Lua's own with the module built in. It alone may print, exit and take signals. */
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include <lauxlib.h>
+#include <lua.h>
 #include <lualib.h>
 
 #include "lua/unsloth_lua.h"
-#include <lauxlib.h>
 
 #ifdef USL_HAVE_EDIT
 #include <editline/readline.h>
@@ -187,7 +189,6 @@ static bool read_line(lua_State *L, bool first) {
     const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
 #ifdef USL_HAVE_EDIT
     char *line = readline(prompt);
-    lua_settop(L, lua_gettop(L));
     if (!line) return false;
     lua_pushstring(L, line);
     free(line);

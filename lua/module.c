@@ -66,13 +66,7 @@ int luaopen_unsloth_core(lua_State *L) {
     ulua_error_open(L);
     unsloth_lua_ctx(L);
     luaL_newlib(L, FUNCTIONS);
-    ulua_json_open(L);
-    lua_setfield(L, -2, "json");
     ulua_tensor_open(L);
-    ulua_tokenizer_open(L);
-    ulua_dataset_open(L);
-    ulua_model_open(L);
-    ulua_trainer_open(L);
     lua_pushliteral(L, USL_VERSION);
     lua_setfield(L, -2, "version");
     return 1;
