@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "core/cpu/gemm.h"
+
 static void *cpu_alloc(usli_exec *x, size_t bytes) {
     return usli_malloc_aligned(x->ctx, bytes);
 }
@@ -29,6 +31,7 @@ static usl_status cpu_sync(usli_exec *x) {
 }
 
 static void cpu_close(usli_exec *x) {
+    usli_gemm_close(x->state);
     x->state = NULL;
 }
 
@@ -36,7 +39,10 @@ static const usli_backend CPU = {
     .name = "cpu",
     /* One line an op as its file lands; all of ops.def at the end. */
     .ops = {
+        [USLI_OP_embedding] = &usli_cpu_embedding,
+        [USLI_OP_linear] = &usli_cpu_linear,
         [USLI_OP_gather] = &usli_cpu_gather,
+        [USLI_OP_cast] = &usli_cpu_cast,
     },
     .alloc = cpu_alloc,
     .free = cpu_free,
@@ -50,6 +56,5 @@ static const usli_backend CPU = {
 usl_status usli_cpu_open(usl_ctx *ctx, usli_exec *x) {
     x->ctx = ctx;
     x->backend = &CPU;
-    x->state = NULL;
-    return USL_OK;
+    return usli_gemm_open(ctx, &x->state);
 }

@@ -1,0 +1,47 @@
+#include "core/cpu/decode.h"
+
+#include "core/base/dtype.h"
+#include "core/quant/traits.h"
+
+enum { CHUNK = 1024 }; /* a multiple of every type's block */
+
+usl_status usli_decode_check(usl_ctx *ctx, const usli_matrix *w, const char *what) {
+    if (w->dtype == USL_NF4 || w->dtype == USL_FP4)
+        return w->nf4 ? USL_OK : usli_fail(ctx, USL_ERR_INTERNAL, "%s: a 4-bit matrix has no constants", what);
+    const usli_traits *t = usli_traits_of(w->dtype);
+    if (!w->data) return usli_fail(ctx, USL_ERR_INTERNAL, "%s: a matrix has no data", what);
+    if (w->dtype == USL_I8 ? !w->scale : !t || !t->decode)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: weights of type %s cannot be read here; use f32, bf16, f16, nf4 or a GGUF type",
+                         what, usl_dtype_name(w->dtype));
+    if (w->dtype != USL_I8 && w->cols % t->block != 0)
+        return usli_fail(ctx, USL_ERR_SHAPE, "%s: rows of %lld values do not fill blocks of %d (%s)", what, (long long)w->cols,
+                         t->block, usl_dtype_name(w->dtype));
+    return USL_OK;
+}
+
+void usli_decode_f32(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst) {
+    if (w->dtype == USL_NF4 || w->dtype == USL_FP4) {
+        usli_nf4_decode(w->nf4, row * w->cols + col, n, dst);
+    } else if (w->dtype == USL_I8) {
+        const int8_t *q = (const int8_t *)w->data + row * w->cols + col;
+        for (int64_t i = 0; i < n; i++) dst[i] = (float)q[i] * w->scale[row];
+    } else {
+        const usli_traits *t = usli_traits_of(w->dtype);
+        int64_t block = (row * w->cols + col) / t->block;
+        t->decode((const char *)w->data + (size_t)block * (size_t)t->block_bytes, dst, n);
+    }
+}
+
+void usli_decode_to(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype) {
+    float chunk[CHUNK];
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        int64_t count = n - i < CHUNK ? n - i : CHUNK;
+        usli_decode_f32(w, row, col + i, count, chunk);
+        for (int64_t j = 0; scale != 1 && j < count; j++) chunk[j] *= scale;
+        usli_from_f32(chunk, (char *)dst + (size_t)i * usli_dtype_bytes(dtype), dtype, count);
+    }
+}
+
+const void *usli_matrix_at(const usli_matrix *w, int64_t row, int64_t col) {
+    return (const char *)w->data + (size_t)(row * w->cols + col) * usli_dtype_bytes(w->dtype);
+}

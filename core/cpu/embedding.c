@@ -1,0 +1,44 @@
+#include "core/base/dtype.h"
+#include "core/base/pool.h"
+#include "core/cpu/cpu.h"
+#include "core/cpu/decode.h"
+
+enum { TOKENS = 16, COLS = 64 }; /* of a task, forward and backward */
+
+static void look_up(void *arg, int64_t task, int worker) {
+    const usli_embedding_args *a = arg;
+    (void)worker;
+    size_t row_bytes = (size_t)a->cols * usli_dtype_bytes(a->dtype);
+    for (int64_t t = task * TOKENS; t < a->tokens && t < (task + 1) * TOKENS; t++)
+        usli_decode_to(&a->table, a->ids[t], 0, a->cols, a->scale, (char *)a->y + (size_t)t * row_bytes, a->dtype);
+}
+
+/* A task owns some columns and walks all tokens in order: one id may occur many times. */
+static void add_columns(void *arg, int64_t task, int worker) {
+    const usli_embedding_args *a = arg;
+    (void)worker;
+    int64_t col = task * COLS, n = a->cols - col < COLS ? a->cols - col : COLS;
+    for (int64_t t = 0; t < a->tokens; t++) {
+        float dy[COLS], *row = a->dtable + a->ids[t] * a->cols + col;
+        usli_to_f32((const char *)a->dy + (size_t)(t * a->cols + col) * usli_dtype_bytes(a->dtype), a->dtype, dy, n);
+        for (int64_t i = 0; i < n; i++) row[i] += a->scale * dy[i];
+    }
+}
+
+static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
+    usli_embedding_args *a = args;
+    (void)ws;
+    for (int64_t t = 0; t < a->tokens; t++)
+        if (a->ids[t] < 0 || a->ids[t] >= a->table.rows)
+            return usli_fail(x->ctx, USL_ERR_INVALID, "token id %d is outside the vocabulary of %lld; the tokenizer and the model differ",
+                             (int)a->ids[t], (long long)a->table.rows);
+    if (pass == USLI_FORWARD) {
+        USLI_TRY(usli_decode_check(x->ctx, &a->table, "embedding"));
+        usli_pool_run(x->ctx->pool, (a->tokens + TOKENS - 1) / TOKENS, look_up, a);
+    } else {
+        usli_pool_run(x->ctx->pool, (a->cols + COLS - 1) / COLS, add_columns, a);
+    }
+    return USL_OK;
+}
+
+const usli_op_impl usli_cpu_embedding = { run, NULL };

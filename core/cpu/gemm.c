@@ -1,0 +1,242 @@
+#include "core/cpu/gemm.h"
+
+#include "core/base/dtype.h"
+#include "core/base/pool.h"
+#include "core/cpu/blas.h"
+
+/* Tiles are at most TILE x TILE; conversion goes over k in steps of STEP, so that a worker's scratch has one size. */
+enum { TILE = 256, STEP = 512, GRAIN = 16 };
+
+typedef struct gemm_state {
+    usl_ctx *ctx;
+    usli_blas *blas;
+    int workers;
+    struct {
+        float *sum;          /* (TILE, TILE) */
+        float *left, *right; /* (TILE, STEP) each, converted; made when first needed */
+    } worker[];
+} gemm_state;
+
+typedef struct batch {
+    gemm_state *state;
+    const usli_product *products;
+    atomic_int failed;
+} batch;
+
+typedef struct tile {
+    const usli_product *p;
+    int64_t row, rows, col, cols;
+} tile;
+
+usl_status usli_gemm_open(usl_ctx *ctx, void **state) {
+    *state = NULL;
+    int workers = usli_pool_threads(ctx->pool);
+    size_t bytes = sizeof(float) * TILE * TILE;
+    gemm_state *s = usli_calloc(ctx, 1, sizeof *s + (size_t)workers * sizeof s->worker[0]);
+    if (!s) return usli_nomem(ctx, sizeof *s);
+    s->ctx = ctx;
+    s->workers = workers;
+    usl_status st;
+    USLI_TRYGO(usli_blas_new(ctx, &s->blas));
+    for (int i = 0; i < workers; i++) {
+        s->worker[i].sum = usli_malloc_aligned(ctx, bytes);
+        if (!s->worker[i].sum) USLI_TRYGO(usli_nomem(ctx, bytes));
+    }
+    *state = s;
+    return USL_OK;
+done:
+    usli_gemm_close(s);
+    return st;
+}
+
+void usli_gemm_close(void *state) {
+    gemm_state *s = state;
+    if (!s) return;
+    usli_blas_free(s->blas);
+    for (int i = 0; i < s->workers; i++) {
+        usli_free_aligned(s->ctx, s->worker[i].sum);
+        usli_free_aligned(s->ctx, s->worker[i].left);
+        usli_free_aligned(s->ctx, s->worker[i].right);
+    }
+    usli_free(s->ctx, s);
+}
+
+bool usli_gemm_has_bf16(const usli_exec *x) {
+    const gemm_state *s = x->state;
+    return usli_blas_has_bf16(s->blas);
+}
+
+static usl_status make_conversion_room(gemm_state *s) {
+    size_t bytes = sizeof(float) * TILE * STEP;
+    for (int i = 0; i < s->workers; i++) {
+        if (!s->worker[i].left) s->worker[i].left = usli_malloc_aligned(s->ctx, bytes);
+        if (!s->worker[i].right) s->worker[i].right = usli_malloc_aligned(s->ctx, bytes);
+        if (!s->worker[i].left || !s->worker[i].right) return usli_nomem(s->ctx, bytes);
+    }
+    return USL_OK;
+}
+
+/* ---- Cutting ---------------------------------------------------------------------------------------------------------- */
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* Columns are cut evenly (they are a model's: few distinct shapes); rows in whole tiles and a rest (they are tokens). */
+static int64_t tile_cols(int64_t n) {
+    int64_t even = ceil_div(n, ceil_div(n, TILE));
+    return ceil_div(even, GRAIN) * GRAIN;
+}
+
+static int64_t tiles_of(const usli_product *p) {
+    return p->m && p->n ? ceil_div(p->m, TILE) * ceil_div(p->n, tile_cols(p->n)) : 0;
+}
+
+static tile tile_at(const batch *b, int64_t task) {
+    const usli_product *p = b->products;
+    for (; task >= tiles_of(p); p++) task -= tiles_of(p);
+    int64_t down = ceil_div(p->m, TILE), width = tile_cols(p->n);
+    tile t = { .p = p, .row = task % down * TILE, .col = task / down * width };
+    t.rows = p->m - t.row < TILE ? p->m - t.row : TILE;
+    t.cols = p->n - t.col < width ? p->n - t.col : width;
+    return t;
+}
+
+/* ---- One tile ----------------------------------------------------------------------------------------------------------- */
+
+/* The same walk prepares the calls of a tile and later runs them: worker < 0 only prepares. */
+typedef struct walk {
+    gemm_state *s;
+    int worker;
+    usl_status st;
+} walk;
+
+static void product_call(walk *w, const usli_blas_call *call, const void *left, const void *right, float *out) {
+    if (w->st != USL_OK) return;
+    if (w->worker < 0)
+        w->st = usli_blas_prepare(w->s->blas, call);
+    else if (!usli_blas_run(w->s->blas, call, left, right, out, w->worker))
+        w->st = USL_ERR_INTERNAL;
+}
+
+static const void *element(const void *data, usl_dtype dtype, int64_t i) {
+    return (const char *)data + (size_t)i * usli_dtype_bytes(dtype);
+}
+
+/* A block (rows, cols) as float32: in place when it is that already, else converted into room, packed. */
+static const void *as_float(const void *data, usl_dtype dtype, int64_t *ld, int64_t rows, int64_t cols, float *room) {
+    if (dtype == USL_F32) return data;
+    for (int64_t i = 0; room && i < rows; i++) usli_to_f32(element(data, dtype, i * *ld), dtype, room + i * cols, cols);
+    *ld = cols;
+    return room;
+}
+
+static void converted_term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
+    if (w->worker < 0 && w->st == USL_OK) w->st = make_conversion_room(w->s);
+    for (int64_t k = 0; k < e->k; k += STEP) {
+        int64_t kb = e->k - k < STEP ? e->k - k : STEP, lda = e->lda, ldb = e->ldb;
+        float *left_room = w->worker < 0 ? NULL : w->s->worker[w->worker].left;
+        float *right_room = w->worker < 0 ? NULL : w->s->worker[w->worker].right;
+        const void *left = element(e->a, e->adt, e->ta ? k * e->lda + t->row : t->row * e->lda + k);
+        const void *right = element(e->b, e->bdt, e->tb ? t->col * e->ldb + k : k * e->ldb + t->col);
+        left = as_float(left, e->adt, &lda, e->ta ? kb : t->rows, e->ta ? t->rows : kb, left_room);
+        right = as_float(right, e->bdt, &ldb, e->tb ? t->cols : kb, e->tb ? kb : t->cols, right_room);
+        usli_blas_call call = { .m = t->rows, .n = t->cols, .k = kb, .lda = lda, .ldb = ldb, .ldc = ldc, .ta = e->ta, .tb = e->tb,
+                                .accumulate = accumulate || k > 0 };
+        product_call(w, &call, left, right, out);
+    }
+}
+
+static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
+    bool bf16 = e->adt == USL_BF16 && e->bdt == USL_BF16 && usli_blas_has_bf16(w->s->blas);
+    if (!bf16 && (e->adt != USL_F32 || e->bdt != USL_F32)) {
+        converted_term(w, t, e, accumulate, out, ldc);
+        return;
+    }
+    usli_blas_call call = { .m = t->rows, .n = t->cols, .k = e->k, .lda = e->lda, .ldb = e->ldb, .ldc = ldc, .bf16 = bf16,
+                            .ta = e->ta, .tb = e->tb, .accumulate = accumulate };
+    product_call(w, &call, element(e->a, e->adt, e->ta ? t->row : t->row * e->lda),
+                 element(e->b, e->bdt, e->tb ? t->col * e->ldb : t->col), out);
+}
+
+static void scale_and_mask(const tile *t, float *sum) {
+    const usli_product *p = t->p;
+    for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++)
+        for (int64_t j = 0; j < t->cols; j++) sum[i * TILE + j] *= p->alpha;
+    if (p->mask) p->mask(p->mask_ud, sum, TILE, t->row, t->rows, t->col, t->cols);
+}
+
+static void store(const tile *t, float *sum) {
+    const usli_product *p = t->p;
+    size_t size = usli_dtype_bytes(p->cdt);
+    float line[TILE];
+    if (p->bias) {
+        usli_to_f32(element(p->bias, p->bias_dtype, t->col), p->bias_dtype, line, t->cols);
+        for (int64_t i = 0; i < t->rows; i++)
+            for (int64_t j = 0; j < t->cols; j++) sum[i * TILE + j] += line[j];
+    }
+    for (int64_t i = 0; i < t->rows; i++) {
+        float *row = sum + i * TILE;
+        void *c = (char *)p->c + (size_t)((t->row + i) * p->ldc + t->col) * size;
+        if (p->beta != 0) {
+            usli_to_f32(c, p->cdt, line, t->cols);
+            for (int64_t j = 0; j < t->cols; j++) row[j] += p->beta * line[j];
+        }
+        usli_from_f32(row, c, p->cdt, t->cols);
+    }
+}
+
+/* The library writes float32 sums straight into c when nothing else happens to them. */
+static bool is_direct(const usli_product *p) {
+    return p->cdt == USL_F32 && (p->beta == 0 || p->beta == 1) && !p->bias && (!p->scaled || (p->alpha == 1 && !p->mask)) &&
+           p->terms > 0;
+}
+
+static void walk_tile(walk *w, const tile *t) {
+    const usli_product *p = t->p;
+    bool direct = is_direct(p), accumulate = direct && p->beta == 1;
+    float *sum = w->worker < 0 ? NULL : w->s->worker[w->worker].sum;
+    float *out = direct ? (float *)p->c + t->row * p->ldc + t->col : sum;
+    int64_t ldc = direct ? p->ldc : TILE;
+    bool run = w->worker >= 0;
+    if (run && !direct && (p->terms == 0))
+        for (int64_t i = 0; i < t->rows * TILE; i++) sum[i] = 0;
+    for (int i = 0; i < p->terms; i++) {
+        term(w, t, &p->term[i], accumulate, out, ldc);
+        accumulate = true;
+        if (run && !direct && i + 1 == p->scaled) scale_and_mask(t, sum);
+    }
+    if (run && !direct) store(t, sum);
+}
+
+static void run_task(void *arg, int64_t task, int worker) {
+    batch *b = arg;
+    tile t = tile_at(b, task);
+    walk w = { b->state, worker, USL_OK };
+    walk_tile(&w, &t);
+    if (w.st != USL_OK) atomic_store(&b->failed, 1);
+}
+
+usl_status usli_gemm_products(usli_exec *x, const usli_product *products, int count) {
+    batch b = { .state = x->state, .products = products };
+    atomic_init(&b.failed, 0);
+    int64_t tasks = 0;
+    for (int i = 0; i < count; i++) tasks += tiles_of(&products[i]);
+    usli_blas_trim(b.state->blas);
+    walk w = { b.state, -1, USL_OK };
+    for (int64_t i = 0; i < tasks && w.st == USL_OK; i++) {
+        tile t = tile_at(&b, i);
+        walk_tile(&w, &t);
+    }
+    USLI_TRY(w.st);
+    usli_pool_run(x->ctx->pool, tasks, run_task, &b);
+    if (atomic_load(&b.failed)) return usli_fail(x->ctx, USL_ERR_INTERNAL, "the matrix library failed in a product");
+    return USL_OK;
+}
+
+usl_status usli_gemm(usli_exec *x, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const void *a, usl_dtype adt,
+                     int64_t lda, const void *b, usl_dtype bdt, int64_t ldb, float beta, void *c, usl_dtype cdt, int64_t ldc) {
+    usli_product p = { .m = m, .n = n, .terms = k > 0, .scaled = k > 0, .alpha = alpha, .beta = beta, .c = c, .cdt = cdt, .ldc = ldc };
+    p.term[0] = (usli_term){ ta, tb, k, a, b, adt, bdt, lda, ldb };
+    return usli_gemm_products(x, &p, 1);
+}
