@@ -20,7 +20,7 @@ static void cast_task(void *arg, int64_t task, int worker) {
     int64_t n = a->src.cols - col < VALUES ? a->src.cols - col : VALUES;
     for (int64_t row = first; row < a->src.rows && row < first + j->rows; row++) {
         char *dst = (char *)a->dst + (size_t)(row * a->src.cols + col) * usli_dtype_bytes(a->dtype);
-        usli_decode_to(&a->src, row, col, n, 1, dst, a->dtype);
+        usli_matrix_decode(&a->src, row, col, n, 1, dst, a->dtype);
     }
 }
 
@@ -28,7 +28,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_cast_args *a = args;
     (void)ws;
     if (pass == USLI_BACKWARD) return usli_fail(x->ctx, USL_ERR_INTERNAL, "cast: no backward pass");
-    USLI_TRY(usli_decode_check(x->ctx, &a->src, "cast"));
+    USLI_TRY(usli_matrix_check(x->ctx, &a->src, "cast"));
     job j = { a, (a->src.cols + VALUES - 1) / VALUES, 1 };
     if (a->src.cols < VALUES) j.rows = VALUES / a->src.cols;
     usli_pool_run(x->ctx->pool, j.pieces * ((a->src.rows + j.rows - 1) / j.rows), cast_task, &j);

@@ -5,7 +5,7 @@
 
 enum { CHUNK = 1024 }; /* a multiple of every type's block */
 
-usl_status usli_decode_check(usl_ctx *ctx, const usli_matrix *w, const char *what) {
+usl_status usli_matrix_check(usl_ctx *ctx, const usli_matrix *w, const char *what) {
     if (w->dtype == USL_NF4 || w->dtype == USL_FP4)
         return w->nf4 ? USL_OK : usli_fail(ctx, USL_ERR_INTERNAL, "%s: a 4-bit matrix has no constants", what);
     const usli_traits *t = usli_traits_of(w->dtype);
@@ -19,7 +19,7 @@ usl_status usli_decode_check(usl_ctx *ctx, const usli_matrix *w, const char *wha
     return USL_OK;
 }
 
-void usli_decode_f32(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst) {
+void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst) {
     if (w->dtype == USL_NF4 || w->dtype == USL_FP4) {
         usli_nf4_decode(w->nf4, row * w->cols + col, n, dst);
     } else if (w->dtype == USL_I8) {
@@ -32,11 +32,11 @@ void usli_decode_f32(const usli_matrix *w, int64_t row, int64_t col, int64_t n, 
     }
 }
 
-void usli_decode_to(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype) {
+void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype) {
     float chunk[CHUNK];
     for (int64_t i = 0; i < n; i += CHUNK) {
         int64_t count = n - i < CHUNK ? n - i : CHUNK;
-        usli_decode_f32(w, row, col + i, count, chunk);
+        usli_matrix_read(w, row, col + i, count, chunk);
         for (int64_t j = 0; scale != 1 && j < count; j++) chunk[j] *= scale;
         usli_from_f32(chunk, (char *)dst + (size_t)i * usli_dtype_bytes(dtype), dtype, count);
     }

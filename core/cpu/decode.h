@@ -5,11 +5,11 @@
 #include "core/ops/ops.h"
 
 /* USL_OK when w can be decoded; else a sentence that begins with `what`. */
-usl_status usli_decode_check(usl_ctx *ctx, const usli_matrix *w, const char *what);
+usl_status usli_matrix_check(usl_ctx *ctx, const usli_matrix *w, const char *what);
 /* n values of a row from column col on; col and n must be multiples of the type's block (NF4, FP4: any). */
-void usli_decode_f32(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst);
+void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst);
 /* The same, times scale, rounded to F32, BF16 or F16. */
-void usli_decode_to(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype);
+void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype);
 /* Where element (row, col) of a plain floating type stands. */
 const void *usli_matrix_at(const usli_matrix *w, int64_t row, int64_t col);
 

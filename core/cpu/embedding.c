@@ -10,7 +10,7 @@ static void look_up(void *arg, int64_t task, int worker) {
     (void)worker;
     size_t row_bytes = (size_t)a->cols * usli_dtype_bytes(a->dtype);
     for (int64_t t = task * TOKENS; t < a->tokens && t < (task + 1) * TOKENS; t++)
-        usli_decode_to(&a->table, a->ids[t], 0, a->cols, a->scale, (char *)a->y + (size_t)t * row_bytes, a->dtype);
+        usli_matrix_decode(&a->table, a->ids[t], 0, a->cols, a->scale, (char *)a->y + (size_t)t * row_bytes, a->dtype);
 }
 
 /* A task owns some columns and walks all tokens in order: one id may occur many times. */
@@ -33,7 +33,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
             return usli_fail(x->ctx, USL_ERR_INVALID, "token id %d is outside the vocabulary of %lld; the tokenizer and the model differ",
                              (int)a->ids[t], (long long)a->table.rows);
     if (pass == USLI_FORWARD) {
-        USLI_TRY(usli_decode_check(x->ctx, &a->table, "embedding"));
+        USLI_TRY(usli_matrix_check(x->ctx, &a->table, "embedding"));
         usli_pool_run(x->ctx->pool, (a->tokens + TOKENS - 1) / TOKENS, look_up, a);
     } else {
         usli_pool_run(x->ctx->pool, (a->cols + COLS - 1) / COLS, add_columns, a);

@@ -53,7 +53,7 @@ static void multiply_row(const gemv *g, const usli_matrix *w, int64_t row, const
         if (w->dtype == USL_F32 && g->a->dtype != USL_BF16)
             values = usli_matrix_at(w, row, i);
         else
-            usli_decode_f32(w, row, i, n, chunk);
+            usli_matrix_read(w, row, i, n, chunk);
         if (g->a->dtype == USL_BF16 && w->dtype != USL_BF16) round_to(chunk, USL_BF16, n);
         for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += dot(values, x + t * w->cols + i, n);
     }

@@ -223,7 +223,7 @@ static void decode_task(void *arg, int64_t task, int worker) {
     const usli_matrix *w = &ps->l->a->segment[p->segment].w;
     int64_t first = task * p->rows_a_task, last = min64(p->rows, first + p->rows_a_task);
     for (int64_t i = first; i < last; i++)
-        usli_decode_to(w, p->row + i, p->col, p->cols, 1, at(p->room, p->dtype, i * p->cols), p->dtype);
+        usli_matrix_decode(w, p->row + i, p->col, p->cols, 1, at(p->room, p->dtype, i * p->cols), p->dtype);
 }
 
 static void decode_pieces(usli_exec *x, pieces *ps) {
@@ -446,7 +446,7 @@ static usl_status backward(usli_exec *x, linear *l) {
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_linear_args *a = args;
     for (int i = 0; i < a->segments; i++) {
-        USLI_TRY(usli_decode_check(x->ctx, &a->segment[i].w, "linear"));
+        USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
         if (a->segment[i].lora.magnitude)
             return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "linear: DoRA is not supported by this backend; use use_dora = false");
     }

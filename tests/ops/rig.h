@@ -1,0 +1,62 @@
+/* What op tests share: a context with so many threads, the CPU backend, and a run that checks the memory plan too. */
+#ifndef TESTS_OPS_RIG_H
+#define TESTS_OPS_RIG_H
+
+#include "core/base/dtype.h"
+#include "core/base/rng.h"
+#include "core/cpu/cpu.h"
+#include "tests/test.h"
+
+typedef struct rig {
+    usl_ctx *ctx;
+    usli_exec x;
+    usli_arena arena;
+} rig;
+
+static inline void rig_open(rig *r, int threads) {
+    memset(r, 0, sizeof *r);
+    usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+    opts.threads = threads;
+    CHECK_OK(NULL, usl_ctx_new(&opts, &r->ctx));
+    CHECK_OK(r->ctx, usli_cpu_open(r->ctx, &r->x));
+    r->x.arena = &r->arena;
+}
+
+static inline void rig_close(rig *r) {
+    r->x.backend->close(&r->x);
+    usl_ctx_free(r->ctx);
+}
+
+/* A dry run counts the workspace, the real one gets exactly that, in a block whose ends the sanitizer watches. */
+static inline usl_status rig_run(rig *r, usli_op op, void *args, usli_pass pass) {
+    usli_arena_init_dry(&r->arena);
+    usl_status st = usli_run(&r->x, op, args, pass);
+    if (st != USL_OK) return st;
+    size_t planned = r->arena.peak;
+    void *block = usli_malloc_aligned(r->ctx, planned ? planned : 64);
+    memset(block, 0xff, planned ? planned : 64); /* NaN: nothing may be read before it is written */
+    usli_arena_init(&r->arena, block, planned);
+    st = usli_run(&r->x, op, args, pass);
+    CHECK(st != USL_OK || (r->arena.peak == planned && r->arena.high == 0), "planned %zu, used %zu", planned, r->arena.peak);
+    usli_free_aligned(r->ctx, block);
+    return st;
+}
+
+/* Random values of standard deviation 1, rounded to dtype; *values gets what was stored. New: free both. */
+static inline void *rig_random(usli_rng *rng, usl_dtype dtype, int64_t n, float **values) {
+    float *v = malloc(sizeof *v * (size_t)(n + 1));
+    void *data = malloc(usli_dtype_bytes(dtype) * (size_t)(n + 1));
+    for (int64_t i = 0; i < n; i++) v[i] = (float)usli_rng_normal(rng);
+    usli_from_f32(v, data, dtype, n);
+    usli_to_f32(data, dtype, v, n);
+    if (values) *values = v;
+    else free(v);
+    return data;
+}
+
+/* Half a unit in the last place, relative: what one rounding may change. */
+static inline double rig_epsilon(usl_dtype dtype) {
+    return dtype == USL_BF16 ? 1.0 / 256 : dtype == USL_F16 ? 1.0 / 2048 : 1.0 / (1 << 24);
+}
+
+#endif
