@@ -324,6 +324,14 @@ typedef struct usl_generate_opts {
 USL_API usl_status usl_model_generate(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
                                       int32_t **out, size_t *out_count);
 
+/* The same token by token, for hosts that show text as it comes. Everything is copied, the model kept alive. *out is new. */
+typedef struct usl_generator usl_generator;
+USL_API usl_status usl_generator_new(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
+                                     usl_generator **out);
+USL_API void usl_generator_free(usl_generator *generator);
+/* *id: the next token, -1 when the text has ended. */
+USL_API usl_status usl_generator_next(usl_generator *generator, int32_t *id);
+
 /* ---- Training --------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct usl_trainer usl_trainer;

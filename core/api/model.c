@@ -121,3 +121,16 @@ usl_status usl_model_generate(usl_model *m, const int32_t *ids, size_t count, co
     *out_count = (size_t)row.count;
     return USL_OK;
 }
+
+usl_status usl_generator_new(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts, usl_generator **out) {
+    usli_prompt prompt = { ids, (int64_t)count };
+    return usli_generator_new(m, &prompt, 1, opts, out);
+}
+
+void usl_generator_free(usl_generator *generator) {
+    usli_generator_free(generator);
+}
+
+usl_status usl_generator_next(usl_generator *generator, int32_t *id) {
+    return usli_generator_next(generator, id);
+}

@@ -87,7 +87,7 @@ usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index, usl_ten
     if (t->ndim == 0) return usli_fail(ctx, USL_ERR_SHAPE, "a scalar has no dimension to select from");
     if (index < 0 || index >= t->shape[0])
         return usli_fail(ctx, USL_ERR_INVALID, "index %lld is outside a dimension of %lld", (long long)index, (long long)t->shape[0]);
-    usl_tensor *v;
+    usl_tensor *v = NULL;
     USLI_TRY(view_of(ctx, t, &v));
     v->offset += index * v->stride[0];
     v->ndim--;
@@ -104,7 +104,7 @@ usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start
     if (start < 0 || stop < start || stop > t->shape[dim])
         return usli_fail(ctx, USL_ERR_INVALID, "%lld to %lld is outside a dimension of %lld", (long long)start, (long long)stop,
                          (long long)t->shape[dim]);
-    usl_tensor *v;
+    usl_tensor *v = NULL;
     USLI_TRY(view_of(ctx, t, &v));
     v->offset += start * v->stride[dim];
     v->shape[dim] = stop - start;

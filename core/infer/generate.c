@@ -4,17 +4,19 @@
 
 #include "core/base/dtype.h"
 
-/* One call's memory and state. The batch's arrays are host arrays here: the CPU is the device. */
-typedef struct session {
-    usl_model *m;
+/* A running generation's memory and state. The batch's arrays are host arrays here: the CPU is the device. */
+typedef struct usl_generator {
+    usl_model *m; /* retained */
     usl_ctx *ctx;
     usli_exec exec; /* the model's, with an arena of our own */
     usli_arena arena;
     void *arena_base, *cache_base;
-    const usl_generate_opts *opts;
-    const usli_prompt *prompts;
+    usl_generate_opts opts;
+    usli_prompt *prompts; /* copies, in given_ids */
+    int32_t *given_ids, *stop_ids;
     usli_generated *out;
     int rows;
+    bool started;
     int64_t longest; /* tokens a row can come to */
     usli_cache cache;
     int32_t *numbers; /* one block for all the arrays below */
@@ -141,7 +143,7 @@ static void fill(session *s, bool prompts, usli_batch *b) {
 }
 
 static usl_status forward_and_sample(session *s, const usli_batch *b) {
-    const usl_generate_opts *o = s->opts;
+    const usl_generate_opts *o = &s->opts;
     bool penalty = o->repetition_penalty > 0 && o->repetition_penalty != 1.0;
     float *logits;
     USLI_TRY(forward(&s->exec, s->m, b, &s->cache, s->last, s->live_count, &logits));
@@ -185,7 +187,7 @@ static void collect_seen(session *s) {
 }
 
 static bool ends(const session *s, int32_t id) {
-    const usl_generate_opts *o = s->opts;
+    const usl_generate_opts *o = &s->opts;
     int64_t count = o->stop_count >= 0 ? o->stop_count : s->m->config.eos_count;
     const int32_t *ids = o->stop_count >= 0 ? o->stop_ids : s->m->config.eos;
     for (int64_t i = 0; i < count; i++)
@@ -194,7 +196,7 @@ static bool ends(const session *s, int32_t id) {
 }
 
 static usl_status step(session *s, bool prompts) {
-    const usl_generate_opts *o = s->opts;
+    const usl_generate_opts *o = &s->opts;
     usli_batch b;
     USLI_TRY(usli_checkpoint(s->ctx));
     fill(s, prompts, &b);
@@ -231,38 +233,102 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
     return USL_OK;
 }
 
-usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *given, usli_generated *out) {
-    usl_generate_opts o = USL_GENERATE_OPTS_INIT;
-    if (given) memcpy(&o, given, given->size < sizeof o ? given->size : sizeof o);
-    usl_ctx *ctx = m->ctx;
-    session s = { .m = m, .ctx = ctx, .exec = m->exec, .opts = &o, .prompts = prompts, .out = out, .rows = rows };
-    memset(out, 0, (size_t)rows * sizeof *out);
-    USLI_TRY(check_request(m, prompts, rows, &o));
-    if (o.max_new_tokens > m->context) o.max_new_tokens = m->context;
+/* The caller's arrays need not outlive the call that starts a generation. */
+static usl_status copy_request(session *s, const usli_prompt *prompts, int64_t total) {
+    usl_ctx *ctx = s->ctx;
+    usl_generate_opts *o = &s->opts;
+    size_t rows = (size_t)s->rows, stops = o->stop_count > 0 ? (size_t)o->stop_count : 0;
+    s->prompts = usli_calloc(ctx, rows, sizeof *s->prompts);
+    s->out = usli_calloc(ctx, rows, sizeof *s->out);
+    s->given_ids = usli_calloc(ctx, (size_t)total, sizeof *s->given_ids);
+    s->stop_ids = usli_calloc(ctx, stops + 1, sizeof *s->stop_ids);
+    if (!s->prompts || !s->out || !s->given_ids || !s->stop_ids) return usli_nomem(ctx, (size_t)total * sizeof *s->given_ids);
+    int32_t *at = s->given_ids;
+    for (int i = 0; i < s->rows; i++) {
+        s->prompts[i] = (usli_prompt){ at, prompts[i].count };
+        memcpy(at, prompts[i].ids, (size_t)prompts[i].count * sizeof *at);
+        at += prompts[i].count;
+    }
+    if (stops) memcpy(s->stop_ids, o->stop_ids, stops * sizeof *s->stop_ids);
+    o->stop_ids = s->stop_ids;
+    return USL_OK;
+}
+
+static usl_status start(session *s, const usli_prompt *prompts) {
+    usl_generate_opts *o = &s->opts;
     int64_t total = 0;
-    usl_status st = USL_OK;
-    for (int i = 0; i < rows && st == USL_OK; i++) {
-        int64_t most = prompts[i].count + o.max_new_tokens;
-        if (most > m->context) most = m->context;
-        if (most > s.longest) s.longest = most;
+    USLI_TRY(check_request(s->m, prompts, s->rows, o));
+    if (o->max_new_tokens > s->m->context) o->max_new_tokens = s->m->context;
+    for (int i = 0; i < s->rows; i++) {
+        int64_t most = prompts[i].count + o->max_new_tokens;
+        if (most > s->m->context) most = s->m->context;
+        if (most > s->longest) s->longest = most;
         total += prompts[i].count;
-        if (!(out[i].ids = usli_malloc(ctx, (size_t)o.max_new_tokens * sizeof(int32_t))))
-            st = usli_nomem(ctx, (size_t)o.max_new_tokens * sizeof(int32_t));
     }
-    if (st != USL_OK) goto done;
-    USLI_TRYGO(take_memory(&s, total));
-    s.live_count = rows;
-    for (int i = 0; i < rows; i++) s.live[i] = i;
-    USLI_TRYGO(size_arena(&s));
-    for (bool first = true; s.live_count; first = false) USLI_TRYGO(step(&s, first));
-done:
-    usli_free_aligned(ctx, s.arena_base);
-    usli_free_aligned(ctx, s.cache_base);
-    usli_free(ctx, s.numbers);
-    usli_free(ctx, s.live);
-    for (int i = 0; i < rows && st != USL_OK; i++) {
-        usli_free(ctx, out[i].ids);
-        out[i] = (usli_generated){ NULL, 0 };
+    USLI_TRY(copy_request(s, prompts, total));
+    for (int i = 0; i < s->rows; i++)
+        if (!(s->out[i].ids = usli_malloc(s->ctx, (size_t)o->max_new_tokens * sizeof(int32_t))))
+            return usli_nomem(s->ctx, (size_t)o->max_new_tokens * sizeof(int32_t));
+    USLI_TRY(take_memory(s, total));
+    s->live_count = s->rows;
+    for (int i = 0; i < s->rows; i++) s->live[i] = i;
+    return size_arena(s);
+}
+
+usl_status usli_generator_new(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *given,
+                              usl_generator **out) {
+    usl_ctx *ctx = m->ctx;
+    *out = NULL;
+    session *s = usli_calloc(ctx, 1, sizeof *s);
+    if (!s) return usli_nomem(ctx, sizeof *s);
+    s->m = usli_model_retain(m);
+    s->ctx = ctx;
+    s->exec = m->exec;
+    s->rows = rows;
+    s->opts = (usl_generate_opts)USL_GENERATE_OPTS_INIT;
+    if (given) memcpy(&s->opts, given, given->size < sizeof s->opts ? given->size : sizeof s->opts);
+    usl_status st = start(s, prompts);
+    if (st != USL_OK)
+        usli_generator_free(s);
+    else
+        *out = s;
+    return st;
+}
+
+void usli_generator_free(usl_generator *s) {
+    if (!s) return;
+    usl_model *m = s->m;
+    usl_ctx *ctx = s->ctx;
+    for (int i = 0; s->out && i < s->rows; i++) usli_free(ctx, s->out[i].ids);
+    usli_free_aligned(ctx, s->arena_base);
+    usli_free_aligned(ctx, s->cache_base);
+    void *const blocks[] = { s->numbers, s->live, s->prompts, s->given_ids, s->stop_ids, s->out };
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) usli_free(ctx, blocks[i]);
+    usli_free(ctx, s);
+    usli_model_release(m);
+}
+
+usl_status usli_generator_next(usl_generator *s, int32_t *id) {
+    *id = -1;
+    if (!s->live_count) return USL_OK;
+    int64_t had = s->out[0].count;
+    USLI_TRY(step(s, !s->started));
+    s->started = true;
+    if (s->out[0].count > had) *id = s->out[0].ids[had];
+    return USL_OK;
+}
+
+usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts, usli_generated *out) {
+    usl_generator *s;
+    int32_t id;
+    usl_status st = USL_OK;
+    memset(out, 0, (size_t)rows * sizeof *out);
+    USLI_TRY(usli_generator_new(m, prompts, rows, opts, &s));
+    while (s->live_count && st == USL_OK) st = usli_generator_next(s, &id);
+    for (int i = 0; i < rows && st == USL_OK; i++) {
+        out[i] = s->out[i];
+        s->out[i].ids = NULL;
     }
+    usli_generator_free(s);
     return st;
 }
