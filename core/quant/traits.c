@@ -3,14 +3,14 @@
 #include "core/quant/blocks.h"
 #include "core/quant/codecs.h"
 
-#define CODEC(name) usli_decode_##name, NULL
+#define CODEC(name) usli_decode_##name, usli_encode_##name
 #define NONE NULL, NULL
 
 static const usli_traits TRAITS[] = {
-    { USL_F32, 1, 4, usli_decode_f32, usli_encode_f32 },
-    { USL_F16, 1, 2, usli_decode_f16, usli_encode_f16 },
-    { USL_BF16, 1, 2, usli_decode_bf16, usli_encode_bf16 },
-    { USL_F64, 1, 8, usli_decode_f64, usli_encode_f64 },
+    { USL_F32, 1, 4, CODEC(f32) },
+    { USL_F16, 1, 2, CODEC(f16) },
+    { USL_BF16, 1, 2, CODEC(bf16) },
+    { USL_F64, 1, 8, CODEC(f64) },
     { USL_Q4_0, 32, sizeof(usli_block_q4_0), CODEC(q4_0) },
     { USL_Q4_1, 32, sizeof(usli_block_q4_1), CODEC(q4_1) },
     { USL_Q5_0, 32, sizeof(usli_block_q5_0), CODEC(q5_0) },
@@ -33,8 +33,8 @@ static const usli_traits TRAITS[] = {
     { USL_IQ3_S, 256, 110, NONE },
     { USL_IQ1_S, 256, 50, NONE },
     { USL_IQ1_M, 256, 56, NONE },
-    { USL_NF4, 64, 36, usli_decode_nf4, usli_encode_nf4 },
-    { USL_FP4, 64, 36, usli_decode_fp4, usli_encode_fp4 },
+    { USL_NF4, 64, 36, CODEC(nf4) },
+    { USL_FP4, 64, 36, CODEC(fp4) },
     { USL_I8, 1, 1, NONE },
     { USL_I16, 1, 2, NONE },
     { USL_I32, 1, 4, NONE },

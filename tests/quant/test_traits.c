@@ -25,7 +25,7 @@ static bool read_data(const char *type, const char *suffix, void *dst, size_t si
     return true;
 }
 
-static float expected[COUNT], decoded[COUNT];
+static float source[COUNT], expected[COUNT], decoded[COUNT];
 static unsigned char blocks[COUNT * 4];
 
 static void test_decode(usl_dtype type) {
@@ -40,6 +40,29 @@ static void test_decode(usl_dtype type) {
     size_t differ = 0;
     for (int i = 0; i < COUNT; i++) differ += memcmp(&decoded[i], &expected[i], sizeof *decoded) != 0;
     CHECK(differ == 0, "%s: %zu of %d values differ from ggml's", name, differ, COUNT);
+}
+
+static double row_error(const float *values, int row) {
+    return test_rel_error(values + row * COLS, source + row * COLS, COLS);
+}
+
+/* Our blocks, decoded, are no further from the source than 1.05 times ggml's, row by row. */
+static void test_encode(usl_dtype type) {
+    const char *name = usl_dtype_name(type);
+    const usli_traits *t = usli_traits_of(type);
+    if (!read_data("src", ".f32", source, sizeof source) || !read_data(name, ".deq.f32", expected, sizeof expected)) {
+        SKIP("%s: ggml's values are not there", name);
+        return;
+    }
+    t->encode(source, NULL, blocks, COUNT);
+    t->decode(blocks, decoded, COUNT);
+    printf("%-7s error against ggml's, by row:", name);
+    for (int row = 0; row < ROWS; row++) {
+        double ours = row_error(decoded, row), theirs = row_error(expected, row);
+        printf(" %.4f", theirs > 0 ? ours / theirs : ours);
+        CHECK(ours <= 1.05 * theirs, "%s row %d: error %g, ggml's %g", name, row, ours, theirs);
+    }
+    printf("\n");
 }
 
 static void test_sizes(void) {
@@ -67,6 +90,9 @@ static void test_sizes(void) {
 
 int main(void) {
     test_sizes();
-    for (int i = 0; i < TYPE_COUNT; i++) test_decode(TYPES[i]);
+    for (int i = 0; i < TYPE_COUNT; i++) {
+        test_decode(TYPES[i]);
+        test_encode(TYPES[i]);
+    }
     return test_end("traits");
 }
