@@ -82,6 +82,7 @@ void usli_fit_affine(const float *x, const float *w, int n, int top, bool half, 
         *scale = 0;
         return;
     }
+    /* The low end is held while the high end is stretched or clipped. */
     for (int step = -10; step <= 10; step++) {
         float inverse = ((float)top + 0.1f * (float)step) / (high - low), d, m;
         sums s = sums_of(x, w, n, inverse, low, 0, (float)top);

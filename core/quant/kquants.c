@@ -107,38 +107,59 @@ typedef struct super {
     int q[USLI_QK_K];
 } super;
 
-/* Scales and minima are fitted freely, quantised to 0 .. scale_top, and then moved by one step where that lowers the error:
- * the step is coarse against what the fit could have chosen. */
-static void fit_affine_super(const float *x, const float *w, int size, int top, int scale_top, super *out) {
-    float scales[16], mins[16];
-    int count = USLI_QK_K / size;
-    for (int s = 0; s < count; s++) {
-        usli_fit_affine(x + size * s, w + size * s, size, top, false, &scales[s], &mins[s]);
-        mins[s] = -mins[s];
-    }
-    out->d = usli_super_scale(scales, count, scale_top);
-    out->dmin = usli_super_scale(mins, count, scale_top);
-    float d = usli_f16_to_f32(out->d), dmin = usli_f16_to_f32(out->dmin), limit = (float)scale_top;
+/* Quantises scales and minima to 0 .. scale_top in units of out->d and out->dmin, and moves each by one step where that
+ * lowers the error: the steps are coarse against what the fit chose. Returns the error. */
+static float quantise_affine_scales(const float *x, const float *w, int size, int top, int scale_top,
+                                    const float *scales, const float *mins, super *out) {
+    float d = usli_f16_to_f32(out->d), dmin = usli_f16_to_f32(out->dmin), limit = (float)scale_top, total = 0;
     float inverse_d = usli_inverse(d), inverse_dmin = usli_inverse(dmin);
-    for (int s = 0; s < count; s++) {
-        const float *xs = x + size * s, *ws = w + size * s;
+    for (int s = 0; s < USLI_QK_K / size; s++) {
         int ls0 = usli_code_of(scales[s], inverse_d, 0, limit), lm0 = usli_code_of(mins[s], inverse_dmin, 0, limit);
         float best = INFINITY;
         out->ls[s] = ls0;
         out->lm[s] = lm0;
         for (int ls = ls0 > 0 ? ls0 - 1 : 0; ls <= ls0 + 1 && ls <= scale_top; ls++)
             for (int lm = lm0 > 0 ? lm0 - 1 : 0; lm <= lm0 + 1 && lm <= scale_top; lm++) {
-                float error = usli_error_affine(xs, ws, size, d * (float)ls, -dmin * (float)lm, top);
+                float error = usli_error_affine(x + size * s, w + size * s, size, d * (float)ls, -dmin * (float)lm, top);
                 if (error < best) {
                     best = error;
                     out->ls[s] = ls;
                     out->lm[s] = lm;
                 }
             }
-        float inverse = usli_inverse(d * (float)out->ls[s]), min = dmin * (float)out->lm[s];
-        for (int l = 0; l < size; l++)
-            out->q[size * s + l] = usli_code_of(xs[l] + min, inverse, 0, (float)top);
+        total += best;
     }
+    return total;
+}
+
+static void round_affine(const float *x, int size, int top, super *out) {
+    float d = usli_f16_to_f32(out->d), dmin = usli_f16_to_f32(out->dmin);
+    for (int l = 0; l < USLI_QK_K; l++) {
+        int s = l / size;
+        float inverse = usli_inverse(d * (float)out->ls[s]), min = dmin * (float)out->lm[s];
+        out->q[l] = usli_code_of(x[l] + min, inverse, 0, (float)top);
+    }
+}
+
+/* Sub-blocks are fitted freely first; then a few units of the scales are tried, which differ in how they round. */
+static void fit_affine_super(const float *x, const float *w, int size, int top, int scale_top, super *out) {
+    float scales[16], mins[16], best = INFINITY;
+    int count = USLI_QK_K / size;
+    for (int s = 0; s < count; s++) {
+        usli_fit_affine(x + size * s, w + size * s, size, top, false, &scales[s], &mins[s]);
+        mins[s] = -mins[s];
+    }
+    for (int less = 0; less < 3; less++) {
+        super guess;
+        guess.d = usli_super_scale(scales, count, scale_top - less);
+        guess.dmin = usli_super_scale(mins, count, scale_top);
+        float error = quantise_affine_scales(x, w, size, top, scale_top, scales, mins, &guess);
+        if (less == 0 || error < best) {
+            best = error;
+            *out = guess;
+        }
+    }
+    round_affine(x, size, top, out);
 }
 
 /* The same without minima: scales are signed, scale_lo .. -scale_lo - 1, sub-blocks of 16, codes lo .. -lo - 1. */

@@ -88,11 +88,63 @@ static void test_sizes(void) {
 #undef X
 }
 
+/* Blocks of values that no fit can describe are written and read without harm, and a block at a time gives the bytes of the
+ * whole: nothing leaks from one block into the next. */
+static void test_hostile(usl_dtype type) {
+    static const float WORST[] = { NAN, INFINITY, -INFINITY, 3.4e38f, -3.4e38f, 1e-45f, -0.0f, 0.0f };
+    static unsigned char again[COUNT * 4];
+    const usli_traits *t = usli_traits_of(type);
+    for (int i = 0; i < COUNT; i++) source[i] = i % 7 ? WORST[(i / 256 + (i % 5 == 0)) % 8] : 1.0f;
+    size_t bytes = usli_row_bytes(type, COUNT);
+    memset(blocks, 0xa5, sizeof blocks);
+    memset(again, 0x5a, sizeof again);
+    t->encode(source, NULL, blocks, COUNT);
+    for (int i = 0; i < COUNT; i += 512)
+        t->encode(source + i, NULL, again + usli_row_bytes(type, i), 512);
+    bool cut = type == USL_NF4 || type == USL_FP4; /* their absmax follow all codes */
+    CHECK(cut || memcmp(blocks, again, bytes) == 0, "%s: cut in pieces, the bytes differ", usl_dtype_name(type));
+    CHECK(blocks[bytes] == 0xa5, "%s: wrote past the end", usl_dtype_name(type));
+    t->decode(blocks, decoded, COUNT);
+    for (size_t i = 0; i < bytes; i++) blocks[i] = (unsigned char)(i * 37 + i / 251);
+    t->decode(blocks, decoded, COUNT);
+}
+
+/* Zeros stay zeros, and weights draw the error to where they are small. */
+static void test_weights(usl_dtype type) {
+    const usli_traits *t = usli_traits_of(type);
+    float *weights = expected;
+    uint32_t seed = 7;
+    memset(source, 0, sizeof source);
+    t->encode(source, NULL, blocks, COUNT);
+    t->decode(blocks, decoded, COUNT);
+    size_t differ = 0;
+    for (int i = 0; i < COUNT; i++) differ += decoded[i] != 0;
+    CHECK(differ == 0, "%s: %zu zeros became something", usl_dtype_name(type), differ);
+    for (int i = 0; i < COUNT; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        source[i] = (float)(seed >> 8) / 16777216.0f - 0.5f;
+        weights[i] = i % 4 ? 0.01f : 1.0f;
+    }
+    double error[2] = { 0, 0 };
+    for (int weighted = 0; weighted < 2; weighted++) {
+        t->encode(source, weighted ? weights : NULL, blocks, COUNT);
+        t->decode(blocks, decoded, COUNT);
+        for (int i = 0; i < COUNT; i += 4) error[weighted] += pow((double)decoded[i] - (double)source[i], 2);
+    }
+    CHECK(error[1] < error[0], "%s: error of the weighted values %g, without weights %g", usl_dtype_name(type), error[1],
+          error[0]);
+}
+
 int main(void) {
     test_sizes();
     for (int i = 0; i < TYPE_COUNT; i++) {
         test_decode(TYPES[i]);
         test_encode(TYPES[i]);
+        test_hostile(TYPES[i]);
+        /* 16 bits and Q8_0 leave weights nothing to choose. */
+        if (TYPES[i] != USL_F16 && TYPES[i] != USL_BF16 && TYPES[i] != USL_Q8_0) test_weights(TYPES[i]);
     }
+    test_hostile(USL_NF4);
+    test_hostile(USL_FP4);
     return test_end("traits");
 }
