@@ -42,6 +42,7 @@ static const usli_backend CPU = {
         [USLI_OP_embedding] = &usli_cpu_embedding,
         [USLI_OP_linear] = &usli_cpu_linear,
         [USLI_OP_gather] = &usli_cpu_gather,
+        [USLI_OP_scatter] = &usli_cpu_scatter,
         [USLI_OP_cast] = &usli_cpu_cast,
     },
     .alloc = cpu_alloc,

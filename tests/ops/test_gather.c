@@ -1,0 +1,56 @@
+/* gather: rows picked, and their gradients put back among zeros. scatter: rows put among others that stay. */
+#include "tests/ops/rig.h"
+
+enum { X_ROWS = 203, ROWS = 71, COLS = 19 };
+
+static void check_type(rig *r, usl_dtype dtype) {
+    usli_rng rng;
+    usli_rng_seed(&rng, 2);
+    int32_t index[ROWS];
+    for (int i = 0; i < ROWS; i++) index[i] = (i * 37 + 5) % X_ROWS; /* 37 and 203 are coprime: distinct */
+    size_t row = COLS * usli_dtype_bytes(dtype);
+    char *x = rig_random(&rng, dtype, X_ROWS * COLS, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
+    memset(dx, 0xff, X_ROWS * row);
+    usli_gather_args a = { .rows = ROWS, .cols = COLS, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx };
+    CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_FORWARD));
+    CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_BACKWARD));
+    bool taken[X_ROWS] = { false };
+    for (int i = 0; i < ROWS; i++) {
+        taken[index[i]] = true;
+        CHECK(memcmp(y + (size_t)i * row, x + (size_t)index[i] * row, row) == 0, "row %d", i);
+        CHECK(memcmp(dx + (size_t)index[i] * row, y + (size_t)i * row, row) == 0, "gradient of row %d", i);
+    }
+    for (int i = 0; i < X_ROWS; i++)
+        for (size_t j = 0; !taken[i] && j < row; j++) CHECK(dx[(size_t)i * row + j] == 0, "row %d is not zero", i);
+    free(x), free(y), free(dx);
+}
+
+static void check_bad_index(rig *r) {
+    float x[2] = { 0 }, y[2];
+    int32_t index[] = { 0, 2 };
+    usli_gather_args a = { .rows = 2, .cols = 1, .x_rows = 2, .dtype = USL_F32, .index = index, .x = x, .y = y };
+    CHECK(rig_run(r, USLI_OP_gather, &a, USLI_FORWARD) == USL_ERR_INTERNAL, "%s", usl_ctx_errmsg(r->ctx));
+}
+
+static void check_scatter(rig *r) {
+    float x[2][3] = { { 1, 2, -1 }, { 3, 4, -1 } }, y[4][2] = { { 9, 9 }, { 9, 9 }, { 9, 9 }, { 9, 9 } };
+    int32_t index[] = { 3, 1 };
+    usli_scatter_args a = { .rows = 2, .cols = 2, .dtype = USL_F32, .index = index, .x = x, .ldx = 3, .y = y };
+    CHECK_OK(r->ctx, rig_run(r, USLI_OP_scatter, &a, USLI_FORWARD));
+    float want[4][2] = { { 9, 9 }, { 3, 4 }, { 9, 9 }, { 1, 2 } };
+    CHECK(memcmp(y, want, sizeof y) == 0, "%g %g %g %g", (double)y[1][0], (double)y[1][1], (double)y[3][0], (double)y[3][1]);
+}
+
+int main(void) {
+    for (int threads = 1; threads <= 3; threads++) {
+        rig r;
+        rig_open(&r, threads);
+        check_type(&r, USL_F32);
+        check_type(&r, USL_BF16);
+        check_type(&r, USL_F16);
+        check_bad_index(&r);
+        check_scatter(&r);
+        rig_close(&r);
+    }
+    return test_end("test_gather");
+}
