@@ -19,7 +19,7 @@ static inline void decode_nibbles(const uint8_t qs[16], float scale, const float
     }
 }
 
-void usli_decode_iq4_nl(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_iq4_nl(const void *src, float *dst, int64_t n) {
     const usli_block_iq4_nl *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK)
         decode_nibbles(b->qs, usli_f16_to_f32(b->d), IQ4_VALUES, dst);
@@ -29,7 +29,7 @@ static int iq4_xs_scale(const usli_block_iq4_xs *b, int s) {
     return ((b->scales_l[s / 2] >> (4 * (s % 2)) & 15) | (b->scales_h >> (2 * s) & 3) << 4) - 32;
 }
 
-void usli_decode_iq4_xs(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_iq4_xs(const void *src, float *dst, int64_t n) {
     const usli_block_iq4_xs *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d);
@@ -43,7 +43,7 @@ static float mxfp4_half_scale(uint8_t e) {
     return usli_u32_as_float(e < 2 ? UINT32_C(0x00200000) << e : (uint32_t)(e - 1) << 23);
 }
 
-void usli_decode_mxfp4(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_mxfp4(const void *src, float *dst, int64_t n) {
     const usli_block_mxfp4 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK)
         decode_nibbles(b->qs, mxfp4_half_scale(b->e), MXFP4_VALUES, dst);

@@ -8,7 +8,7 @@
 #include "core/quant/blocks.h"
 #include "core/quant/fit.h"
 
-void usli_decode_q2_k(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q2_k(const void *src, float *dst, int64_t n) {
     const usli_block_q2_k *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d), dmin = usli_f16_to_f32(b->dmin);
@@ -27,7 +27,7 @@ static int q3_k_scale(const uint8_t *scales, int s) {
     return (low | high << 4) - 32;
 }
 
-void usli_decode_q3_k(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q3_k(const void *src, float *dst, int64_t n) {
     const usli_block_q3_k *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d);
@@ -52,7 +52,7 @@ static void q4_k_scale(const uint8_t *scales, int s, int *scale, int *min) {
     }
 }
 
-void usli_decode_q4_k(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q4_k(const void *src, float *dst, int64_t n) {
     const usli_block_q4_k *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d), dmin = usli_f16_to_f32(b->dmin);
@@ -67,7 +67,7 @@ void usli_decode_q4_k(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q5_k(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q5_k(const void *src, float *dst, int64_t n) {
     const usli_block_q5_k *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d), dmin = usli_f16_to_f32(b->dmin);
@@ -83,7 +83,7 @@ void usli_decode_q5_k(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q6_k(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q6_k(const void *src, float *dst, int64_t n) {
     const usli_block_q6_k *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK_K, b++, dst += USLI_QK_K) {
         float d = usli_f16_to_f32(b->d);

@@ -13,7 +13,7 @@ static inline uint32_t load_u32(const uint8_t *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-void usli_decode_q4_0(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q4_0(const void *src, float *dst, int64_t n) {
     const usli_block_q4_0 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK) {
         float d = usli_f16_to_f32(b->d);
@@ -24,7 +24,7 @@ void usli_decode_q4_0(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q4_1(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q4_1(const void *src, float *dst, int64_t n) {
     const usli_block_q4_1 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK) {
         float d = usli_f16_to_f32(b->d), m = usli_f16_to_f32(b->m);
@@ -35,7 +35,7 @@ void usli_decode_q4_1(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q5_0(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q5_0(const void *src, float *dst, int64_t n) {
     const usli_block_q5_0 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK) {
         float d = usli_f16_to_f32(b->d);
@@ -49,7 +49,7 @@ void usli_decode_q5_0(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q5_1(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q5_1(const void *src, float *dst, int64_t n) {
     const usli_block_q5_1 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK) {
         float d = usli_f16_to_f32(b->d), m = usli_f16_to_f32(b->m);
@@ -63,7 +63,7 @@ void usli_decode_q5_1(const void *src, float *dst, int64_t n) {
     }
 }
 
-void usli_decode_q8_0(const void *src, float *dst, int64_t n) {
+USLI_WIDE void usli_decode_q8_0(const void *src, float *dst, int64_t n) {
     const usli_block_q8_0 *b = src;
     for (int64_t i = 0; i < n; i += USLI_QK, b++, dst += USLI_QK) {
         float d = usli_f16_to_f32(b->d);

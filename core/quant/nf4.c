@@ -35,7 +35,7 @@ static nearest4 nearest4_of(const float table[16]) {
 }
 
 /* Codes of up to 64 values times scale. The bounds are the outer loop so that the inner one has no branch. */
-static void block_codes(const nearest4 *s, const float *x, int n, float scale, bool divide, uint8_t *codes) {
+USLI_WIDE static void block_codes(const nearest4 *s, const float *x, int n, float scale, bool divide, uint8_t *codes) {
     float scaled[USLI_NF4_BLOCK];
     uint8_t rank[USLI_NF4_BLOCK] = { 0 };
     for (int i = 0; i < n; i++) scaled[i] = divide ? x[i] / scale : x[i] * scale;
@@ -44,7 +44,7 @@ static void block_codes(const nearest4 *s, const float *x, int n, float scale, b
     for (int i = 0; i < n; i++) codes[i] = s->order[rank[i]];
 }
 
-static float absmax_of(const float *x, int n) {
+USLI_WIDE static float absmax_of(const float *x, int n) {
     float max = 0;
     for (int i = 0; i < n; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
     return max;
@@ -128,25 +128,37 @@ static float absmax_at(const usli_nf4 *q, int64_t block) {
     return q->absmax_q ? q->map[q->absmax_q[block]] * q->absmax2[block / USLI_NF4_NEST] + q->offset : q->absmax[block];
 }
 
-/* Values first .. first + count - 1, all of one block; scaled is the table times the block's absmax. */
-static void decode_part(const uint8_t *codes, const float *scaled, int64_t first, int64_t count, float *dst) {
+/* Both values of every byte. */
+typedef struct pairs {
+    float of[256][2];
+} pairs;
+
+static void make_pairs(const float table[16], pairs *p) {
+    for (int byte = 0; byte < 256; byte++) {
+        p->of[byte][0] = table[byte >> 4];
+        p->of[byte][1] = table[byte & 15];
+    }
+}
+
+/* Values first .. first + count - 1, all of one block. */
+static void decode_part(const uint8_t *codes, const pairs *p, float absmax, int64_t first, int64_t count, float *dst) {
     int64_t i = 0;
-    if (first % 2 && count) dst[i++] = scaled[codes[first / 2] & 15];
+    if (first % 2 && count) dst[i++] = p->of[codes[first / 2]][1] * absmax;
     const uint8_t *byte = codes + (first + i) / 2;
     for (; i + 2 <= count; i += 2, byte++) {
-        dst[i] = scaled[*byte >> 4];
-        dst[i + 1] = scaled[*byte & 15];
+        dst[i] = p->of[*byte][0] * absmax;
+        dst[i + 1] = p->of[*byte][1] * absmax;
     }
-    if (i < count) dst[i] = scaled[*byte >> 4];
+    if (i < count) dst[i] = p->of[*byte][0] * absmax;
 }
 
 void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst) {
+    pairs p;
+    make_pairs(q->table, &p);
     for (int64_t done = 0; done < count;) {
         int64_t at = first + done, block = at / USLI_NF4_BLOCK, end = (block + 1) * USLI_NF4_BLOCK;
         int64_t part = end - at < count - done ? end - at : count - done;
-        float absmax = absmax_at(q, block), scaled[16];
-        for (int k = 0; k < 16; k++) scaled[k] = q->table[k] * absmax;
-        decode_part(q->codes, scaled, at, part, dst + done);
+        decode_part(q->codes, &p, absmax_at(q, block), at, part, dst + done);
         done += part;
     }
 }
@@ -154,12 +166,13 @@ void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst
 /* ---- As types of the traits table: codes of all n values, then their absmax as floats (no nesting) ----------------- */
 
 static void decode_plain(const float *table, const uint8_t *codes, float *dst, int64_t n) {
+    pairs p;
+    make_pairs(table, &p);
     for (int64_t i = 0; i < n; i += USLI_NF4_BLOCK) {
         float absmax;
         /* The floats behind n / 2 bytes need not be aligned. */
         memcpy(&absmax, codes + n / 2 + i / USLI_NF4_BLOCK * 4, sizeof absmax);
-        usli_nf4 one = { .codes = codes + i / 2, .absmax = &absmax, .table = table };
-        usli_nf4_decode(&one, 0, USLI_NF4_BLOCK, dst + i);
+        decode_part(codes, &p, absmax, i, USLI_NF4_BLOCK, dst + i);
     }
 }
 
