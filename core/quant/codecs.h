@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-/* Before a function whose loops gain from wider vectors: it is compiled twice and the loader picks. Neither version fuses
+/* Before a function whose loops gain from wider vectors: it is compiled twice and the loader of glibc picks. Neither version fuses
  * products and sums, so both give the same bits. The sanitizers' start-up does not stand the loader's picking. */
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define USLI_WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define USLI_WIDE

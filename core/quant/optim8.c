@@ -1,23 +1,26 @@
 #include "core/quant/optim8.h"
 
 #include <math.h>
-#include <string.h>
+
+#include "core/quant/codecs.h"
 
 void usli_map_bounds(const float *map, float *bounds) {
     for (int i = 0; i < 255; i++) bounds[i] = 0.5f * (map[i] + map[i + 1]);
     bounds[255] = INFINITY;
 }
 
-void usli_quantize_block(const float *src, int n, const float *bounds, uint8_t *codes, float *absmax) {
-    float max = 0;
+/* usli_map_code for a whole block, halving step by halving step, so that the inner loop is one of independent values. */
+USLI_WIDE void usli_quantize_block(const float *src, int n, const float *bounds, uint8_t *codes, float *absmax) {
+    float max = 0, scaled[USLI_OPTIM8_BLOCK];
+    int32_t at[USLI_OPTIM8_BLOCK] = { 0 };
     for (int i = 0; i < n; i++) max = fabsf(src[i]) > max ? fabsf(src[i]) : max;
     *absmax = max;
-    if (max == 0) {
-        memset(codes, 0, (size_t)n);
-        return;
-    }
-    float inverse = 1.0f / max;
-    for (int i = 0; i < n; i++) codes[i] = usli_map_code(bounds, src[i] * inverse);
+    float inverse = max > 0 ? 1.0f / max : 0;
+    /* A block of zeros lies below every bound, so that its codes are 0. */
+    for (int i = 0; i < n; i++) scaled[i] = max > 0 ? src[i] * inverse : -2;
+    for (int32_t step = 128; step; step >>= 1)
+        for (int i = 0; i < n; i++) at[i] += bounds[at[i] + step - 1] < scaled[i] ? step : 0;
+    for (int i = 0; i < n; i++) codes[i] = (uint8_t)at[i];
 }
 
 void usli_quantize_blockwise(const float *src, int64_t n, const float *map, uint8_t *codes, float *absmax) {
