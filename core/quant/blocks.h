@@ -1,5 +1,6 @@
-/* Byte layouts of ggml's quantised blocks, as they lie in GGUF files. One header for C and CUDA C++; it includes nothing
- * but <stdint.h>. Numbers are little-endian; f16 means the bits of a half; no block is padded, so a row is an array.
+/* Byte layouts of ggml's quantised blocks, as they lie in GGUF files. One header for C and CUDA C++; it includes
+ * nothing but <stdint.h>. Numbers are little-endian; f16 means the bits of a half; no block is padded, so a row is an
+ * array.
  *
  * Nibbles of the 32-value types: byte j holds value j in its low half and value j + 16 in its high half.
  * In the 256-value types ("K"), sub-blocks of 16 or 32 values have small scales of their own. */
@@ -115,7 +116,7 @@ typedef struct usli_block_q6_k {
 } usli_block_q6_k;
 USLI_BLOCK_SIZE(usli_block_q6_k, 210);
 
-/* | d f32 | qs 256 x int8 | bsums 16 x int16 |         x = d * q; bsums: sums of 16. Activations in memory, never in a file */
+/* | d f32 | qs 256 x int8 | bsums 16 x int16 |         x = d * q; bsums: sums of 16. Never in a file */
 typedef struct usli_block_q8_k {
     float d;
     int8_t qs[256];

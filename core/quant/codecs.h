@@ -4,15 +4,17 @@
 
 #include <stdint.h>
 
-/* Before a function whose loops gain from wider vectors: it is compiled twice and the loader of glibc picks. Neither version fuses
- * products and sums, so both give the same bits. The sanitizers' start-up does not stand the loader's picking. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+/* Before a function whose loops gain from wider vectors: it is compiled twice and the loader of glibc picks. Neither
+ * version fuses products and sums, so both give the same bits. The sanitizers' start-up does not stand the loader's
+ * picking. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
 #define USLI_WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define USLI_WIDE
 #endif
 
-#define USLI_CODEC(name)                                                \
+#define USLI_CODEC(name)                                             \
     void usli_decode_##name(const void *src, float *dst, int64_t n); \
     void usli_encode_##name(const float *src, const float *importance, void *dst, int64_t n)
 

@@ -1,9 +1,9 @@
 /* Finding scales: what the encoders share. A block x is written as scale * q (symmetric: lo <= q <= hi) or as
  * scale * q + min (affine: 0 <= q <= top) with whole q, so that the squared error weighted by w is small.
  *
- * For given q the best scale (and min) is a small least-squares problem; so the fits guess a scale, round, solve, and keep the
- * best of a row of guesses. Everything is summed in eight lanes of fixed order: it vectorises, and the bytes do not depend on
- * the machine. A NaN rounds to the lowest code. n is a multiple of 8, at most 32. */
+ * For given q the best scale (and min) is a small least-squares problem; so the fits guess a scale, round, solve, and
+ * keep the best of a row of guesses. Everything is summed in eight lanes of fixed order: it vectorises, and the bytes
+ * do not depend on the machine. A NaN rounds to the lowest code. n is a multiple of 8, at most 32. */
 #ifndef USLI_QUANT_FIT_H
 #define USLI_QUANT_FIT_H
 
@@ -39,8 +39,8 @@ static inline uint16_t usli_scale_to_f16(float scale) {
     return (h & 0x7fffu) == 0 && scale != 0 ? (uint16_t)(h | 1u) : h;
 }
 
-/* half: the scale (and min) will be stored as f16, so guesses are judged after that rounding, and min may have any sign.
- * Otherwise a super-block will quantise them, and min is never above 0. */
+/* half: the scale (and min) will be stored as f16, so guesses are judged after that rounding, and min may have any
+ * sign. Otherwise a super-block will quantise them, and min is never above 0. */
 float usli_fit_symmetric(const float *x, const float *w, int n, int lo, int hi, bool half);
 void usli_fit_affine(const float *x, const float *w, int n, int top, bool half, float *scale, float *min);
 

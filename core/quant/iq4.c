@@ -49,10 +49,12 @@ USLI_WIDE void usli_decode_mxfp4(const void *src, float *dst, int64_t n) {
         decode_nibbles(b->qs, mxfp4_half_scale(b->e), MXFP4_VALUES, dst);
 }
 
-/* ---- Encoding ------------------------------------------------------------------------------------------------------ */
+/* ---- Encoding ------------------------------------------------------------------------------------------------------
+ */
 
 /* The middles between neighbours of IQ4_VALUES and the steps over them. */
-static const float IQ4_BOUNDS[15] = { -115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101 };
+static const float IQ4_BOUNDS[15] = { -115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16, -4.5f,
+                                      7,       19,     31.5f, 45.5f, 61,  79,     101 };
 static const float IQ4_STEPS[15] = { 23, 21, 18, 16, 14, 13, 12, 11, 12, 12, 13, 15, 16, 20, 24 };
 
 /* The nearest of IQ4_VALUES, without a branch; NaN gives the first. */

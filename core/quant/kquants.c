@@ -98,9 +98,11 @@ USLI_WIDE void usli_decode_q6_k(const void *src, float *dst, int64_t n) {
     }
 }
 
-/* ---- Encoding ------------------------------------------------------------------------------------------------------ */
+/* ---- Encoding ------------------------------------------------------------------------------------------------------
+ */
 
-/* A super-block before packing: sub-block s holds codes q[size * s ..] with the quantised scale ls[s] (and min lm[s]). */
+/* A super-block before packing: sub-block s holds codes q[size * s ..] with the quantised scale ls[s] (and min lm[s]).
+ */
 typedef struct super {
     uint16_t d, dmin;
     int ls[16], lm[16];
@@ -120,7 +122,8 @@ static float quantise_affine_scales(const float *x, const float *w, int size, in
         out->lm[s] = lm0;
         for (int ls = ls0 > 0 ? ls0 - 1 : 0; ls <= ls0 + 1 && ls <= scale_top; ls++)
             for (int lm = lm0 > 0 ? lm0 - 1 : 0; lm <= lm0 + 1 && lm <= scale_top; lm++) {
-                float error = usli_error_affine(x + size * s, w + size * s, size, d * (float)ls, -dmin * (float)lm, top);
+                float error =
+                    usli_error_affine(x + size * s, w + size * s, size, d * (float)ls, -dmin * (float)lm, top);
                 if (error < best) {
                     best = error;
                     out->ls[s] = ls;

@@ -71,7 +71,8 @@ USLI_WIDE void usli_decode_q8_0(const void *src, float *dst, int64_t n) {
     }
 }
 
-/* ---- Encoding ------------------------------------------------------------------------------------------------------ */
+/* ---- Encoding ------------------------------------------------------------------------------------------------------
+ */
 
 /* Codes 0 .. top, value j of each half in its own nibble; a fifth bit goes to qh where there is one. */
 static void pack(const int codes[USLI_QK], uint8_t qs[16], uint8_t *qh) {

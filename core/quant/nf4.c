@@ -7,13 +7,13 @@
 #include "core/quant/optim8.h"
 
 const float usli_nf4_table[16] = {
-    -1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
-    0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f,
+    -1.0f,      -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
+    0.0795803f, 0.1609302f,  0.2461123f,   0.33791524f, 0.44070983f,  0.562617f,    0.72295684f,   1.0f,
 };
 
 /* e2m1 with bitsandbytes' bias, divided by its largest value, 12; in the order of the bits. */
 const float usli_fp4_table[16] = {
-    0.0f, 0.0052083335f, 0.6666667f, 1.0f, 0.33333334f, 0.5f, 0.16666667f, 0.25f,
+    0.0f, 0.0052083335f,  0.6666667f,  1.0f,  0.33333334f,  0.5f,  0.16666667f,  0.25f,
     0.0f, -0.0052083335f, -0.6666667f, -1.0f, -0.33333334f, -0.5f, -0.16666667f, -0.25f,
 };
 
@@ -50,8 +50,8 @@ USLI_WIDE static float absmax_of(const float *x, int n) {
     return max;
 }
 
-/* Codes and absmax of every block of 64. Full blocks are multiplied by a reciprocal while a last short one is divided and
- * keeps a floor under its absmax: the roundings are bitsandbytes'. */
+/* Codes and absmax of every block of 64. Full blocks are multiplied by a reciprocal while a last short one is divided
+ * and keeps a floor under its absmax: the roundings are bitsandbytes'. */
 static void quantize_blocks(const float *table, const float *src, int64_t n, uint8_t *codes, float *absmax) {
     const float tiny = 1e-38f;
     nearest4 s = nearest4_of(table);
@@ -69,8 +69,8 @@ static void quantize_blocks(const float *table, const float *src, int64_t n, uin
     }
 }
 
-/* bitsandbytes looks codes up in a table of 65536 steps over -1 .. 1 on the CPU; this is the step's value. The product is
- * taken in double because its float one is fused with the sum. */
+/* bitsandbytes looks codes up in a table of 65536 steps over -1 .. 1 on the CPU; this is the step's value. The product
+ * is taken in double because its float one is fused with the sum. */
 static float grid_step(float x) {
     x = x > 1 ? 1 : x < -1 ? -1 : x;
     int step = (int)(float)((double)((x + 1.0f) * 0.5f) * 65535.0 + 0.5);
@@ -163,7 +163,8 @@ void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst
     }
 }
 
-/* ---- As types of the traits table: codes of all n values, then their absmax as floats (no nesting) ----------------- */
+/* ---- As types of the traits table: codes of all n values, then their absmax as floats (no nesting) -----------------
+ */
 
 static void decode_plain(const float *table, const uint8_t *codes, float *dst, int64_t n) {
     pairs p;

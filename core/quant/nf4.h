@@ -1,5 +1,5 @@
-/* NF4 with double quantisation, code for code as bitsandbytes makes it (QLoRA, Dettmers et al. 2023): blocks of 64 values
- * share an absmax; absmax minus its mean is quantised to 8 bits by the dynamic map in blocks of 256.
+/* NF4 with double quantisation, code for code as bitsandbytes makes it (QLoRA, Dettmers et al. 2023): blocks of 64
+ * values share an absmax; absmax minus its mean is quantised to 8 bits by the dynamic map in blocks of 256.
  *
  *   value i = NF4[code i] * absmax[i / 64]          code: 4 bits, the even value in the high half of its byte
  *   absmax j = map[absmax_q j] * absmax2[j / 256] + offset
@@ -34,12 +34,12 @@ static inline int64_t usli_nf4_blocks(int64_t n) {
 static inline int64_t usli_nf4_nests(int64_t n) {
     return (usli_nf4_blocks(n) + USLI_NF4_NEST - 1) / USLI_NF4_NEST;
 }
-/* Bytes of one weight of n values laid out as codes | absmax2 | absmax_q, each 64-byte aligned (0 when n is negative or far
- * beyond memory), and the views into it, with NF4's table and the signed map. */
+/* Bytes of one weight of n values laid out as codes | absmax2 | absmax_q, each 64-byte aligned (0 when n is negative or
+ * far beyond memory), and the views into it, with NF4's table and the signed map. */
 size_t usli_nf4_bytes(int64_t n);
 void usli_nf4_layout(void *storage, int64_t n, usli_nf4 *out);
-/* Quantises n values into a layout made by usli_nf4_layout; sets q->offset. scratch: usli_nf4_blocks(n) floats, which hold
- * the plain absmax afterwards. A q->table set to usli_fp4_table gives FP4. */
+/* Quantises n values into a layout made by usli_nf4_layout; sets q->offset. scratch: usli_nf4_blocks(n) floats, which
+ * hold the plain absmax afterwards. A q->table set to usli_fp4_table gives FP4. */
 void usli_nf4_quantize(usli_nf4 *q, const float *src, int64_t n, float *scratch);
 /* Decodes values first .. first + count - 1 (any alignment). */
 void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst);

@@ -9,7 +9,8 @@ void usli_map_bounds(const float *map, float *bounds) {
     bounds[255] = INFINITY;
 }
 
-/* usli_map_code for a whole block, halving step by halving step, so that the inner loop is one of independent values. */
+/* usli_map_code for a whole block, halving step by halving step, so that the inner loop is one of independent values.
+ */
 USLI_WIDE void usli_quantize_block(const float *src, int n, const float *bounds, uint8_t *codes, float *absmax) {
     float max = 0, scaled[USLI_OPTIM8_BLOCK];
     int32_t at[USLI_OPTIM8_BLOCK] = { 0 };

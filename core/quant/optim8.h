@@ -1,12 +1,12 @@
-/* Blockwise 8-bit codes as bitsandbytes stores optimiser states (Dettmers et al. 2022): a block of 256 values shares its
- * absmax; a code indexes a map of 256 ascending values. Adam uses usli_dynamic_map for m, usli_dynamic_map_unsigned
+/* Blockwise 8-bit codes as bitsandbytes stores optimiser states (Dettmers et al. 2022): a block of 256 values shares
+ * its absmax; a code indexes a map of 256 ascending values. Adam uses usli_dynamic_map for m, usli_dynamic_map_unsigned
  * for v (core/quant/nf4.h).
  *
  *   value i = map[code i] * absmax[i / 256]
  *
- * The code is the nearest of the map to value * (1 / absmax), the lower of two at the same distance, which is what
- * bitsandbytes computes on a GPU. (Its CPU code of 2025 and later first rounds to a grid of 65536 steps, on which zero and
- * every second moment below absmax / 65536 change; that would disturb training, so it is not imitated here.) */
+ * The code is the nearest of the map to value * (1 / absmax), the lower of two at the same distance: bitsandbytes on a
+ * GPU, but for exact ties. (Its newer CPU code first rounds to a grid of 65536 steps over -1 .. 1, on which zero moves
+ * and second moments below absmax / 65536 are lost; that would disturb training, so it is not imitated here.) */
 #ifndef USLI_QUANT_OPTIM8_H
 #define USLI_QUANT_OPTIM8_H
 

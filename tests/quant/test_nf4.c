@@ -67,14 +67,19 @@ static void test_nf4(int64_t n, float scale, uint64_t seed, int64_t zeros) {
     differ = count_different(q.absmax_q, absmax_q, blocks, 1);
     CHECK(differ == 0, "%lld x %g: %zu of %zu absmax codes differ", (long long)n, (double)scale, differ, blocks);
     /* torch's mean rounds in an order of its own; ours is rounded once. */
-    CHECK(fabsf(q.offset - offset) <= 1.2e-7f * fabsf(offset), "offset %.9g, not %.9g", (double)q.offset, (double)offset);
+    CHECK(fabsf(q.offset - offset) <= 1.2e-7f * fabsf(offset), "offset %.9g, not %.9g", (double)q.offset,
+          (double)offset);
     for (size_t i = 0; i < nests; i++)
         CHECK(fabsf(q.absmax2[i] - absmax2[i]) <= 2.4e-7f * fabsf(offset), "absmax2 %.9g, not %.9g",
               (double)q.absmax2[i], (double)absmax2[i]);
 
     /* With bitsandbytes' constants the decoded values are its own to the bit. */
-    usli_nf4 theirs = { .codes = codes, .absmax_q = absmax_q, .absmax2 = absmax2, .offset = offset,
-                        .table = usli_nf4_table, .map = usli_dynamic_map };
+    usli_nf4 theirs = { .codes = codes,
+                        .absmax_q = absmax_q,
+                        .absmax2 = absmax2,
+                        .offset = offset,
+                        .table = usli_nf4_table,
+                        .map = usli_dynamic_map };
     usli_nf4_decode(&theirs, 0, n, decoded);
     for (int64_t i = 0; i < 16; i++) {
         float got = decoded[i * n / 16];

@@ -71,10 +71,14 @@ static void test_sizes(void) {
         int64_t n;
         size_t bytes;
     } CASES[] = {
-        { USL_F32, 3, 12 },       { USL_BF16, 0, 0 },     { USL_Q4_0, 64, 36 },    { USL_Q4_0, 33, 0 },
-        { USL_Q4_0, -32, 0 },     { USL_Q8_1, 32, 36 },   { USL_Q6_K, 512, 420 },  { USL_Q6_K, 128, 0 },
-        { USL_Q8_K, 256, 292 },   { USL_IQ1_S, 256, 50 }, { USL_IQ3_XXS, 256, 98 }, { USL_MXFP4, 32, 17 },
-        { USL_F32, INT64_MAX, 0 }, { USL_Q8_0, INT64_MAX / 32 * 32, 0 }, { USL_I8, 5, 5 }, { USL_NF4, 64, 36 },
+        { USL_F32, 3, 12 },        { USL_BF16, 0, 0 },
+        { USL_Q4_0, 64, 36 },      { USL_Q4_0, 33, 0 },
+        { USL_Q4_0, -32, 0 },      { USL_Q8_1, 32, 36 },
+        { USL_Q6_K, 512, 420 },    { USL_Q6_K, 128, 0 },
+        { USL_Q8_K, 256, 292 },    { USL_IQ1_S, 256, 50 },
+        { USL_IQ3_XXS, 256, 98 },  { USL_MXFP4, 32, 17 },
+        { USL_F32, INT64_MAX, 0 }, { USL_Q8_0, INT64_MAX / 32 * 32, 0 },
+        { USL_I8, 5, 5 },          { USL_NF4, 64, 36 },
         { (usl_dtype)63, 256, 0 }, { USL_DTYPE_AUTO, 256, 0 },
     };
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
@@ -88,8 +92,8 @@ static void test_sizes(void) {
 #undef X
 }
 
-/* Blocks of values that no fit can describe are written and read without harm, and a block at a time gives the bytes of the
- * whole: nothing leaks from one block into the next. */
+/* Blocks of values that no fit can describe are written and read without harm, and a block at a time gives the bytes of
+ * the whole: nothing leaks from one block into the next. */
 static void test_hostile(usl_dtype type) {
     static const float WORST[] = { NAN, INFINITY, -INFINITY, 3.4e38f, -3.4e38f, 1e-45f, -0.0f, 0.0f };
     static unsigned char again[COUNT * 4];
@@ -99,8 +103,7 @@ static void test_hostile(usl_dtype type) {
     memset(blocks, 0xa5, sizeof blocks);
     memset(again, 0x5a, sizeof again);
     t->encode(source, NULL, blocks, COUNT);
-    for (int i = 0; i < COUNT; i += 512)
-        t->encode(source + i, NULL, again + usli_row_bytes(type, i), 512);
+    for (int i = 0; i < COUNT; i += 512) t->encode(source + i, NULL, again + usli_row_bytes(type, i), 512);
     bool cut = type == USL_NF4 || type == USL_FP4; /* their absmax follow all codes */
     CHECK(cut || memcmp(blocks, again, bytes) == 0, "%s: cut in pieces, the bytes differ", usl_dtype_name(type));
     CHECK(blocks[bytes] == 0xa5, "%s: wrote past the end", usl_dtype_name(type));
@@ -131,8 +134,8 @@ static void test_weights(usl_dtype type) {
         t->decode(blocks, decoded, COUNT);
         for (int i = 0; i < COUNT; i += 4) error[weighted] += pow((double)decoded[i] - (double)source[i], 2);
     }
-    CHECK(error[1] < error[0], "%s: error of the weighted values %g, without weights %g", usl_dtype_name(type), error[1],
-          error[0]);
+    CHECK(error[1] < error[0], "%s: error of the weighted values %g, without weights %g", usl_dtype_name(type),
+          error[1], error[0]);
 }
 
 int main(void) {
