@@ -216,6 +216,10 @@ usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, siz
     return st;
 }
 
+usl_status usli_remove_file(usl_ctx *ctx, const char *path) {
+    return unlink(path) == 0 || errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be removed");
+}
+
 bool usli_is_file(const char *path) {
     struct stat sb;
     return stat(path, &sb) == 0 && S_ISREG(sb.st_mode);

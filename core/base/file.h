@@ -32,6 +32,8 @@ void usli_writer_close(usli_writer *w);        /* NULL is fine */
 /* Opens, writes, commits. */
 usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, size_t size);
 
+/* Fine when there is none. */
+usl_status usli_remove_file(usl_ctx *ctx, const char *path);
 bool usli_is_file(const char *path);
 bool usli_is_dir(const char *path);
 /* Makes path and its parents; fine when it is there. */

@@ -1,0 +1,217 @@
+#include "core/train/checkpoint.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/io/json.h"
+#include "core/io/safetensors.h"
+#include "core/quant/optim8.h"
+
+enum { FORMAT = 1 };
+
+/* ---- optimizer.safetensors: for each trained parameter NAME its NAME.m and NAME.v, with .m_absmax and .v_absmax; the weights
+ * themselves as NAME, so that a resumed run needs no other file. ------------------------------------------------------------ */
+
+typedef struct piece {
+    const char *suffix;
+    usl_dtype dtype;
+    void *data;
+    int64_t n;
+} piece;
+
+static int pieces_of(const usli_param *p, piece out[5]) {
+    int64_t blocks = (p->n + USLI_OPTIM8_BLOCK - 1) / USLI_OPTIM8_BLOCK;
+    int count = 0;
+    out[count++] = (piece){ "", USL_F32, p->w, p->n };
+    out[count++] = (piece){ ".m", p->state, p->m, p->n };
+    out[count++] = (piece){ ".v", p->state, p->v, p->n };
+    if (p->state == USL_U8) {
+        out[count++] = (piece){ ".m_absmax", USL_F32, p->m_absmax, blocks };
+        out[count++] = (piece){ ".v_absmax", USL_F32, p->v_absmax, blocks };
+    }
+    return count;
+}
+
+static usl_status write_state(usl_trainer *t, const char *path) {
+    usli_safetensors_writer *w;
+    usl_status st;
+    USLI_TRY(usli_safetensors_create(t->ctx, path, &w));
+    for (int writing = 0; writing < 2; writing++) {
+        if (writing) USLI_TRYGO(usli_safetensors_begin(w));
+        for (int64_t i = 0; i < t->optimizer.count; i++) {
+            usli_param_ref ref;
+            piece pieces[5];
+            usli_model_param(t->model, t->optimizer.ref[i], &ref);
+            int n = pieces_of(&t->optimizer.params[i], pieces);
+            for (int k = 0; k < n; k++) {
+                char name[192];
+                snprintf(name, sizeof name, "%s%s", ref.name, pieces[k].suffix);
+                size_t bytes = (size_t)pieces[k].n * (pieces[k].dtype == USL_U8 ? 1 : sizeof(float));
+                if (writing)
+                    USLI_TRYGO(usli_safetensors_write(w, pieces[k].data, bytes));
+                else
+                    USLI_TRYGO(usli_safetensors_add(w, name, pieces[k].dtype, 1, &pieces[k].n));
+            }
+        }
+    }
+    st = usli_safetensors_commit(w);
+done:
+    usli_safetensors_abandon(w);
+    return st;
+}
+
+/* All tensors are checked before the first is copied: a failed resume changes nothing. */
+static usl_status read_state(usl_trainer *t, const char *path) {
+    usli_safetensors *file;
+    usl_status st = USL_OK;
+    USLI_TRY(usli_safetensors_open(t->ctx, path, &file));
+    for (int copying = 0; copying < 2; copying++) {
+        for (int64_t i = 0; i < t->optimizer.count; i++) {
+            usli_param_ref ref;
+            piece pieces[5];
+            usli_model_param(t->model, t->optimizer.ref[i], &ref);
+            int n = pieces_of(&t->optimizer.params[i], pieces);
+            for (int k = 0; k < n; k++) {
+                char name[192];
+                snprintf(name, sizeof name, "%s%s", ref.name, pieces[k].suffix);
+                const usli_file_tensor *f = usli_safetensors_find(file, name);
+                if (!f || f->dtype != pieces[k].dtype || f->ndim != 1 || f->shape[0] != pieces[k].n) {
+                    st = usli_fail(t->ctx, USL_ERR_SHAPE, "%s: \"%s\" does not fit this run; resume with the model, r, target_modules "
+                                   "and optim the checkpoint was made with", path, name);
+                    goto done;
+                }
+                if (copying) memcpy(pieces[k].data, f->data, f->bytes);
+            }
+        }
+    }
+done:
+    usli_safetensors_close(file);
+    return st;
+}
+
+/* ---- trainer_state.json ------------------------------------------------------------------------------------------------------------ */
+
+static json_t *state_json(const usl_trainer *t, const char *extra) {
+    const usli_cursor *c = &t->cursor;
+    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I},s:I,s:I}", "format", FORMAT,
+                          "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total, "adam_step", (int)t->update.step,
+                          "loss_scale", (double)t->update.loss_scale, "good_steps", (json_int_t)t->good_steps, "cursor", "seed",
+                          (json_int_t)c->seed, "rows", (json_int_t)c->rows, "epoch", (json_int_t)c->epoch, "position",
+                          (json_int_t)c->position, "shuffle", c->shuffle, "plan", "tokens", (json_int_t)t->capacity.tokens, "rows",
+                          (json_int_t)t->capacity.rows, "longest", (json_int_t)t->capacity.longest, "recomputed",
+                          (json_int_t)t->capacity.recomputed, "batch", (json_int_t)t->opts.batch, "accumulation",
+                          (json_int_t)t->opts.accumulation);
+    if (j && extra && json_object_set_new(j, "extra", json_string(extra)) != 0) {
+        json_decref(j);
+        return NULL;
+    }
+    return j;
+}
+
+usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *extra) {
+    usl_ctx *ctx = t->ctx;
+    USLI_TRY(usli_make_dirs(ctx, dir));
+    char *state = usli_path_join(ctx, dir, "trainer_state.json"), *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
+    json_t *json = state_json(t, extra);
+    char *text = NULL;
+    size_t len;
+    usl_status st = USL_OK;
+    if (!state || !tensors || !json) {
+        st = usli_nomem(ctx, 4096);
+        goto done;
+    }
+    USLI_TRYGO(usli_remove_file(ctx, state)); /* while it is rewritten the folder is no checkpoint */
+    USLI_TRYGO(write_state(t, tensors));
+    if (!t->model->full) USLI_TRYGO(usli_model_save_adapter(t->model, dir, NULL));
+    USLI_TRYGO(usli_json_dump(ctx, json, 2, &text, &len));
+    USLI_TRYGO(usli_write_file(ctx, state, text, len));
+done:
+    usli_free(ctx, text);
+    if (json) json_decref(json);
+    usli_free(ctx, state);
+    usli_free(ctx, tensors);
+    return st;
+}
+
+static int64_t get_int(const json_t *j, const char *key) {
+    return json_integer_value(json_object_get(j, key));
+}
+
+/* What must be as it was, for the sums to come out the same. */
+static usl_status check_state(usl_trainer *t, const char *path, const json_t *j) {
+    const json_t *c = json_object_get(j, "cursor");
+    const struct {
+        const char *what;
+        int64_t saved, now;
+    } same[] = {
+        { "rows in the training set", get_int(c, "rows"), t->cursor.rows },
+        { "seed", get_int(c, "seed"), (int64_t)t->cursor.seed },
+        { "per_device_train_batch_size", get_int(j, "batch"), t->opts.batch },
+        { "gradient_accumulation_steps", get_int(j, "accumulation"), t->opts.accumulation },
+    };
+    if (get_int(j, "format") != FORMAT)
+        return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: is no checkpoint of this program's format %d", path, FORMAT);
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (same[i].saved != same[i].now)
+            return usli_fail(t->ctx, USL_ERR_INVALID, "%s: the run had %s %lld, this one has %lld; resume with the same settings and data",
+                             path, same[i].what, (long long)same[i].saved, (long long)same[i].now);
+    return USL_OK;
+}
+
+/* The checkpoint's plan in place of ours; a sentence when it does not fit any more. */
+static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *plan) {
+    usli_capacity c = { .tokens = get_int(plan, "tokens"), .rows = get_int(plan, "rows"), .longest = get_int(plan, "longest"),
+                        .recomputed = get_int(plan, "recomputed") };
+    if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
+    if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.longest < 1 || c.longest > c.tokens || c.recomputed < 0 ||
+        c.recomputed > t->model->config.layers)
+        return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
+    size_t bytes;
+    USLI_TRY(usli_plan_arena(t, &c, &bytes));
+    if (t->fixed_bytes + bytes > t->limit)
+        return usli_fail(t->ctx, USL_ERR_NOMEM, "%s: its plan needs %.2f GiB and %.2f GiB are free, so the run could not continue with "
+                         "the same bits; free some memory or start anew from the adapter", path,
+                         (double)(t->fixed_bytes + bytes) / (1 << 30), (double)t->limit / (1 << 30));
+    return usli_trainer_set_capacity(t, &c, bytes);
+}
+
+usl_status usli_checkpoint_load(usl_trainer *t, const char *dir, char **extra) {
+    usl_ctx *ctx = t->ctx;
+    char *state = usli_path_join(ctx, dir, "trainer_state.json"), *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
+    json_t *j = NULL;
+    usl_status st = USL_OK;
+    if (extra) *extra = NULL;
+    if (!state || !tensors) {
+        st = usli_nomem(ctx, 4096);
+        goto done;
+    }
+    if (!usli_is_file(state)) {
+        st = usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: is no whole checkpoint (trainer_state.json is missing); choose another one", dir);
+        goto done;
+    }
+    USLI_TRYGO(usli_json_load(ctx, state, &j));
+    USLI_TRYGO(check_state(t, state, j));
+    const char *text = json_string_value(json_object_get(j, "extra"));
+    if (extra && text && !(*extra = usli_strdup(ctx, text))) {
+        st = usli_nomem(ctx, strlen(text));
+        goto done;
+    }
+    USLI_TRYGO(replay_plan(t, state, json_object_get(j, "plan")));
+    USLI_TRYGO(read_state(t, tensors));
+    const json_t *c = json_object_get(j, "cursor");
+    t->step = get_int(j, "global_step");
+    t->update.step = (int32_t)get_int(j, "adam_step");
+    t->update.loss_scale = (float)json_number_value(json_object_get(j, "loss_scale"));
+    t->good_steps = get_int(j, "good_steps");
+    t->cursor.epoch = get_int(c, "epoch");
+    t->cursor.position = get_int(c, "position");
+done:
+    if (st != USL_OK && extra) {
+        usli_free(ctx, *extra);
+        *extra = NULL;
+    }
+    if (j) json_decref(j);
+    usli_free(ctx, state);
+    usli_free(ctx, tensors);
+    return st;
+}

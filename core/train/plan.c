@@ -1,0 +1,108 @@
+/* The memory plan: a dry run of the very pass that will run counts its bytes, so the plan cannot be wrong about them.
+ * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit; fewer tokens a
+ * pass. Refused only when a single row does not fit with everything recomputed. */
+#include "core/train/trainer.h"
+
+/* What the process needs beside the plan's items: allocator slack, the GEMM library's buffers, tokens and rows. */
+enum { SLACK = 32 << 20 };
+
+usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes) {
+    usli_arena arena;
+    usli_arena_init_dry(&arena);
+    usli_exec x = t->model->exec;
+    x.arena = &arena;
+    static const int32_t nothing; /* a dry run reads no array */
+    usli_batch b = { .tokens = c->tokens, .rows = (int)c->rows, .ids = &nothing, .position = &nothing, .cu = &nothing,
+                     .longest = c->longest, .row_of_token = &nothing, .update = &nothing };
+    usli_pass_state s = { .model = t->model, .batch = &b, .exec = &x, .recomputed = c->recomputed, .blocks = t->blocks };
+    float loss;
+    usli_targets targets = { .count = c->tokens, .index = &nothing, .target = &nothing, .losses = &loss };
+    USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
+    *bytes = arena.peak;
+    return USL_OK;
+}
+
+/* The fewest recomputed blocks that fit `room`; layers + 1 when none does. */
+static usl_status fewest_recomputed(usl_trainer *t, usli_capacity *c, size_t room, int64_t from, int64_t *out) {
+    int64_t low = from, high = t->model->config.layers + 1;
+    while (low < high) {
+        size_t bytes;
+        c->recomputed = low + (high - low) / 2;
+        if (c->recomputed > t->model->config.layers) break;
+        USLI_TRY(usli_plan_arena(t, c, &bytes));
+        if (bytes <= room)
+            high = c->recomputed;
+        else
+            low = c->recomputed + 1;
+    }
+    *out = low;
+    return USL_OK;
+}
+
+static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
+    double gib = 1.0 / (1 << 30);
+    return usli_fail(t->ctx, USL_ERR_NOMEM, "the plan does not fit: a single row of %lld tokens needs %.2f GiB beside %.2f GiB of "
+                     "weights and optimiser, and %.2f GiB are left of %.2f GiB; lower max_seq_length or r, or raise the memory limit",
+                     (long long)t->capacity.longest, (double)need * gib, (double)t->fixed_bytes * gib, (double)room * gib,
+                     (double)t->limit * gib);
+}
+
+usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
+    usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
+    int64_t layers = t->model->config.layers, from = 0;
+    if (t->recompute && t->recompute[0] == 'f') from = layers; /* "full" */
+    bool may = !(t->recompute && t->recompute[0] == 'n');      /* not "none" */
+    uint64_t used = t->fixed_bytes + SLACK;
+    size_t room = t->limit > used ? (size_t)(t->limit - used) : 0, bytes = 0;
+    for (;;) {
+        int64_t found;
+        t->capacity = c;
+        if (may) {
+            USLI_TRY(fewest_recomputed(t, &c, room, from, &found));
+        } else {
+            c.recomputed = 0;
+            USLI_TRY(usli_plan_arena(t, &c, &bytes));
+            found = bytes <= room ? 0 : layers + 1;
+        }
+        if (found <= layers) {
+            c.recomputed = found;
+            USLI_TRY(usli_plan_arena(t, &c, &bytes));
+            t->capacity = c;
+            t->arena_bytes = bytes;
+            return USL_OK;
+        }
+        if (c.tokens <= longest) {
+            c.recomputed = may ? layers : 0;
+            USLI_TRY(usli_plan_arena(t, &c, &bytes));
+            return refuse(t, bytes, room);
+        }
+        c.tokens = c.tokens / 2 > longest ? c.tokens / 2 : longest;
+        if (c.rows > c.tokens) c.rows = c.tokens;
+    }
+}
+
+void usl_trainer_get_plan(const usl_trainer *t, usl_plan *out) {
+    usl_plan p = { .size = out->size, .limit = t->limit, .capacity_tokens = t->capacity.tokens, .capacity_rows = t->capacity.rows,
+                   .recomputed_layers = t->capacity.recomputed, .layers = t->model->config.layers };
+    const usl_model *m = t->model;
+    uint64_t weights, grads, states;
+    usli_optimizer_bytes(m, t->optimizer_name[5] == '_', &weights, &grads, &states);
+    const usl_plan_item items[] = {
+        { m->full ? "weights, trained" : "weights, frozen", usli_model_weight_bytes(m) },
+        { "adapter", m->full ? 0 : weights },
+        { "gradients", grads },
+        { "optimiser state", states },
+        { "rope tables", (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float) },
+        { "activations and workspace", t->arena_bytes },
+        { "libraries and slack", SLACK },
+    };
+    for (size_t i = 0; i < sizeof items / sizeof *items; i++) {
+        if (!items[i].bytes) continue;
+        p.items[p.count++] = items[i];
+        p.total += items[i].bytes;
+    }
+    size_t size = out->size < sizeof p ? out->size : sizeof p;
+    unsigned char *dst = (unsigned char *)out;
+    const unsigned char *src = (const unsigned char *)&p;
+    for (size_t i = 0; i < size; i++) dst[i] = src[i];
+}

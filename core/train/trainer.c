@@ -1,0 +1,395 @@
+#include "core/train/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/train/checkpoint.h"
+
+/* ---- Making ------------------------------------------------------------------------------------------------------------------------ */
+
+static usl_status check_number(usl_ctx *ctx, const char *name, double value, double low, double high) {
+    if (value >= low && value <= high) return USL_OK;
+    return usli_fail(ctx, USL_ERR_INVALID, "%s is %g; a number from %g to %g is wanted", name, value, low, high);
+}
+
+static usl_status check_opts(usl_trainer *t) {
+    const usl_train_opts *o = &t->opts;
+    usl_ctx *ctx = t->ctx;
+    USLI_TRY(check_number(ctx, "per_device_train_batch_size", (double)o->batch, 1, 1 << 20));
+    USLI_TRY(check_number(ctx, "gradient_accumulation_steps", (double)o->accumulation, 1, 1 << 20));
+    USLI_TRY(check_number(ctx, "max_steps", (double)o->max_steps, 0, 1e12));
+    USLI_TRY(check_number(ctx, "learning_rate", o->learning_rate, 0, 1e6));
+    USLI_TRY(check_number(ctx, "embedding_learning_rate", o->embedding_learning_rate, 0, 1e6));
+    USLI_TRY(check_number(ctx, "warmup_steps", (double)o->warmup_steps, 0, 1e12));
+    USLI_TRY(check_number(ctx, "warmup_ratio", o->warmup_ratio, 0, 1));
+    USLI_TRY(check_number(ctx, "weight_decay", o->weight_decay, 0, 1e3));
+    USLI_TRY(check_number(ctx, "adam_beta1", o->beta1, 0, 0.9999999));
+    USLI_TRY(check_number(ctx, "adam_beta2", o->beta2, 0, 0.9999999));
+    USLI_TRY(check_number(ctx, "adam_epsilon", o->epsilon, 0, 1));
+    USLI_TRY(check_number(ctx, "max_grad_norm", o->max_grad_norm, 0, 1e30));
+    if (!o->max_steps) USLI_TRY(check_number(ctx, "num_train_epochs", o->epochs, 1e-6, 1e9));
+    char known[256];
+    if (!(t->schedule = usli_schedule_find(t->schedule_name))) {
+        usli_schedule_list(known, sizeof known);
+        return usli_fail(ctx, USL_ERR_INVALID, "lr_scheduler_type \"%s\" is not known; known are %s", t->schedule_name, known);
+    }
+    if (strcmp(t->optimizer_name, "adamw") != 0 && strcmp(t->optimizer_name, "adamw_8bit") != 0)
+        return usli_fail(ctx, USL_ERR_INVALID, "optim \"%s\" is not known; use \"adamw_8bit\" or \"adamw\"", t->optimizer_name);
+    static const char *const RECOMPUTE[] = { "auto", "none", "full" };
+    for (size_t i = 0; i < 3; i++)
+        if (strcmp(t->recompute, RECOMPUTE[i]) == 0) return USL_OK;
+    return usli_fail(ctx, USL_ERR_INVALID, "recompute \"%s\" is not known; use \"auto\", \"none\" or \"full\"", t->recompute);
+}
+
+static bool eight_bit(const usl_trainer *t) {
+    return strcmp(t->optimizer_name, "adamw_8bit") == 0;
+}
+
+/* The most tokens that one window can hold: the sum of its longest rows. */
+static usl_status window_bounds(usl_trainer *t, int64_t window, int64_t *tokens, int64_t *longest) {
+    usl_ctx *ctx = t->ctx;
+    int64_t most = 0, n = usli_rows_count(t->rows);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t len = usli_rows_length(t->rows, i);
+        if (len > most) most = len;
+    }
+    int64_t *histogram = usli_calloc(ctx, (size_t)most + 1, sizeof *histogram);
+    if (!histogram) return usli_nomem(ctx, (size_t)(most + 1) * sizeof *histogram);
+    for (int64_t i = 0; i < n; i++) histogram[usli_rows_length(t->rows, i)]++;
+    int64_t left = window < n ? window : n, sum = 0;
+    for (int64_t len = most; len > 0 && left; len--) {
+        int64_t take = histogram[len] < left ? histogram[len] : left;
+        sum += take * len;
+        left -= take;
+    }
+    usli_free(ctx, histogram);
+    *tokens = sum;
+    *longest = most;
+    return USL_OK;
+}
+
+static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) {
+    if (!usli_rows_count(rows))
+        return usli_fail(t->ctx, USL_ERR_INVALID, "%s: no row has a label that counts; check the template, the response markers and "
+                         "max_seq_length (rows may be cut before the answer begins)", what);
+    for (int64_t i = 0; i < usli_rows_count(rows); i++) {
+        const int32_t *ids, *labels;
+        int64_t n;
+        usli_rows_at(rows, i, &ids, &labels, &n);
+        if (n > t->model->context)
+            return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld has %lld tokens; max_seq_length is %lld", what, (long long)i + 1,
+                             (long long)n, (long long)t->model->context);
+        for (int64_t k = 0; k < n; k++)
+            if (ids[k] < 0 || ids[k] >= t->model->config.vocab || labels[k] >= t->model->config.vocab)
+                return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld holds token %d, outside the model's vocabulary of %lld; does the "
+                                 "tokenizer belong to the model?", what, (long long)i + 1, ids[k], (long long)t->model->config.vocab);
+    }
+    return USL_OK;
+}
+
+usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes) {
+    usl_ctx *ctx = t->ctx;
+    size_t n = (size_t)c->tokens;
+    int32_t *numbers = usli_calloc(ctx, 3 * n, sizeof *numbers);
+    float *losses = usli_malloc(ctx, n * sizeof *losses);
+    void *base = usli_malloc_aligned(ctx, arena_bytes);
+    if (!numbers || !losses || !base) {
+        usli_free(ctx, numbers);
+        usli_free(ctx, losses);
+        usli_free_aligned(ctx, base);
+        return usli_nomem(ctx, arena_bytes);
+    }
+    usli_free(ctx, t->numbers);
+    usli_free(ctx, t->losses);
+    usli_free_aligned(ctx, t->arena_base);
+    t->capacity = *c;
+    t->numbers = t->index = numbers;
+    t->target = numbers + n;
+    t->row_of_token = numbers + 2 * n;
+    t->losses = losses;
+    t->arena_base = base;
+    t->arena_bytes = arena_bytes;
+    return USL_OK;
+}
+
+static usl_status take_memory(usl_trainer *t) {
+    size_t n = (size_t)(t->opts.batch * t->opts.accumulation);
+    if (!(t->pick = usli_malloc(t->ctx, n * sizeof *t->pick))) return usli_nomem(t->ctx, n * sizeof *t->pick);
+    usli_capacity c = t->capacity;
+    return usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
+}
+
+static usl_status make_plan(usl_trainer *t) {
+    uint64_t weights, grads, states;
+    usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
+    t->fixed_bytes = usli_model_weight_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
+    uint64_t free_now = usli_free_memory();
+    /* Weights may be mapped and not read yet, so what the limit is compared with counts them from the start. */
+    t->limit = t->opts.memory_limit ? t->opts.memory_limit : free_now ? free_now + usli_process_bytes() : UINT64_MAX;
+    int64_t tokens, longest, window = t->opts.batch * t->opts.accumulation;
+    USLI_TRY(window_bounds(t, window, &tokens, &longest));
+    int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows);
+    return usli_plan_make(t, tokens, rows, longest);
+}
+
+static usl_status init(usl_trainer *t) {
+    usl_ctx *ctx = t->ctx;
+    usl_train_opts *o = &t->opts;
+    t->schedule_name = usli_strdup(ctx, o->schedule);
+    t->optimizer_name = usli_strdup(ctx, o->optimizer);
+    t->recompute = usli_strdup(ctx, o->recompute);
+    t->blocks = usli_calloc(ctx, (size_t)t->model->config.layers, sizeof *t->blocks);
+    if (!t->schedule_name || !t->optimizer_name || !t->recompute || !t->blocks) return usli_nomem(ctx, 4096);
+    o->schedule = t->schedule_name;
+    o->optimizer = t->optimizer_name;
+    o->recompute = t->recompute;
+    USLI_TRY(check_opts(t));
+    USLI_TRY(check_rows(t, t->rows, "the training set"));
+    if (t->eval) USLI_TRY(check_rows(t, t->eval, "the evaluation set"));
+    USLI_TRY(usli_optimizer_init(&t->optimizer, t->model, eight_bit(t), o->weight_decay));
+    t->optimizer.beta1 = o->beta1;
+    t->optimizer.beta2 = o->beta2;
+    t->optimizer.epsilon = o->epsilon;
+    usli_cursor_init(&t->cursor, usli_rows_count(t->rows), (uint32_t)o->seed, o->shuffle);
+    t->updates_per_epoch = usli_updates_per_epoch(usli_rows_count(t->rows), o->batch, o->accumulation);
+    t->total = o->max_steps ? o->max_steps : (int64_t)ceil(o->epochs * (double)t->updates_per_epoch);
+    t->warmup = o->warmup_steps ? o->warmup_steps : (int64_t)ceil((double)t->total * o->warmup_ratio);
+    t->rate = -1;
+    t->update.loss_scale = t->model->dtype == USL_F16 ? 65536.0f : 1.0f;
+    t->update.max_norm = (float)o->max_grad_norm;
+    USLI_TRY(make_plan(t));
+    return take_memory(t);
+}
+
+usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
+    usl_ctx *ctx = model->ctx;
+    *out = NULL;
+    if (model->trainers) return usli_fail(ctx, USL_ERR_INVALID, "another trainer is using the model; close it first (trainer:close())");
+    usl_trainer *t = usli_calloc(ctx, 1, sizeof *t);
+    if (!t) return usli_nomem(ctx, sizeof *t);
+    t->ctx = ctx;
+    usli_ctx_retain(ctx);
+    t->model = usli_model_retain(model);
+    model->trainers++;
+    t->rows = usli_rows_retain(rows);
+    t->eval = usli_rows_retain(eval);
+    t->opts = (usl_train_opts)USL_TRAIN_OPTS_INIT;
+    if (opts) memcpy(&t->opts, opts, opts->size < sizeof t->opts ? opts->size : sizeof t->opts);
+    usl_status st = init(t);
+    if (st != USL_OK)
+        usl_trainer_free(t);
+    else
+        *out = t;
+    return st;
+}
+
+void usl_trainer_free(usl_trainer *t) {
+    if (!t) return;
+    usl_ctx *ctx = t->ctx;
+    usli_optimizer_done(&t->optimizer);
+    t->model->trainers--;
+    usli_model_release(t->model);
+    usli_rows_release(t->rows);
+    usli_rows_release(t->eval);
+    usli_free(ctx, t->schedule_name);
+    usli_free(ctx, t->optimizer_name);
+    usli_free(ctx, t->recompute);
+    usli_free(ctx, t->blocks);
+    usli_free(ctx, t->numbers);
+    usli_free(ctx, t->losses);
+    usli_free(ctx, t->pick);
+    usli_free_aligned(ctx, t->arena_base);
+    usli_free(ctx, t);
+    usl_ctx_free(ctx);
+}
+
+/* ---- One window ----------------------------------------------------------------------------------------------------------------------- */
+
+static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradient) {
+    usli_arena arena;
+    usli_arena_init(&arena, t->arena_base, t->arena_bytes);
+    usli_exec x = t->model->exec;
+    x.arena = &arena;
+    usli_targets targets = { .index = t->index, .target = t->target, .losses = t->losses };
+    for (int64_t r = 0; r < w->rows; r++)
+        for (int64_t i = w->cu[r]; i < w->cu[r + 1]; i++) {
+            t->row_of_token[i] = (int32_t)w->row_id[r];
+            if (w->targets[i] < 0) continue;
+            t->index[targets.count] = (int32_t)i;
+            t->target[targets.count++] = w->targets[i];
+        }
+    usli_batch b = { .tokens = w->tokens, .rows = (int)w->rows, .ids = w->ids, .position = w->positions, .cu = w->cu,
+                     .longest = w->longest, .row_of_token = t->row_of_token, .update = &t->dropout_update,
+                     .dropout_seed = t->opts.seed };
+    usli_pass_state s = { .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks };
+    return usli_loss_pass(&s, &targets, &t->update, with_gradient);
+}
+
+/* Loss (and gradients) of the rows in pick, normalised by their own counted labels. */
+static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pick, int64_t count, bool with_gradient,
+                             usl_step_stats *stats) {
+    usli_window *w, *part;
+    usl_status st = USL_OK;
+    USLI_TRY(usli_window_build(t->ctx, rows, pick, count, t->opts.batch, &w));
+    t->update.inv_counted = w->counted ? 1.0f / (float)w->counted : 0.0f;
+    t->update.loss_sum = 0;
+    t->update.correct = 0;
+    stats->tokens = w->tokens;
+    stats->counted = w->counted;
+    stats->rows = w->rows;
+    stats->passes = 0;
+    for (int64_t first = 0; first < w->rows;) {
+        USLI_TRYGO(usli_window_part(t->ctx, w, first, t->capacity.tokens, t->capacity.rows, &part));
+        first += part->rows;
+        stats->passes++;
+        st = run_pass(t, part, with_gradient);
+        usli_window_free(part);
+        if (st != USL_OK) goto done;
+    }
+    stats->loss = w->counted ? t->update.loss_sum / (double)w->counted : 0;
+done:
+    usli_window_free(w);
+    return st;
+}
+
+/* ---- Updates ---------------------------------------------------------------------------------------------------------------------------- */
+
+static double rate_now(const usl_trainer *t) {
+    if (t->rate >= 0) return t->rate;
+    if (t->opts.lr_fn) return t->opts.lr_fn(t->opts.lr_ud, t->step, t->total);
+    return t->opts.learning_rate * t->schedule(t->step, t->warmup, t->total);
+}
+
+static void give_stats(const usl_step_stats *from, usl_step_stats *to) {
+    size_t size = to->size;
+    memcpy(to, from, size < sizeof *from ? size : sizeof *from);
+    to->size = size;
+}
+
+/* float16: an overflow halves the scale and is no failure; 2000 good updates double it. */
+static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
+    if (t->model->dtype == USL_F16) {
+        if (!t->update.finite && t->update.loss_scale > 1) {
+            t->update.loss_scale *= 0.5f;
+            t->good_steps = 0;
+            return USL_OK;
+        }
+        if (t->update.finite && ++t->good_steps >= 2000) {
+            t->update.loss_scale *= 2;
+            t->good_steps = 0;
+        }
+    }
+    if (t->update.finite && isfinite(s->loss)) return USL_OK;
+    return usli_fail(t->ctx, USL_ERR_NUMERIC, "update %lld: the %s is not a finite number; the update was not made and the weights are "
+                     "as before; lower learning_rate, or use dtype = \"float32\"", (long long)t->step + 1,
+                     isfinite(s->loss) ? "gradient" : "loss");
+}
+
+usl_status usl_trainer_step(usl_trainer *t, usl_step_stats *out) {
+    if (t->step >= t->total) return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "all %lld updates are done", (long long)t->total);
+    double start = usli_now();
+    double rate = rate_now(t);
+    if (!(rate >= 0) || !isfinite(rate))
+        return usli_fail(t->ctx, USL_ERR_NUMERIC, "update %lld: the learning rate is %g; a number of 0 or more is wanted",
+                         (long long)t->step + 1, rate);
+    usli_cursor before = t->cursor;
+    usl_step_stats s = { .total = t->total };
+    int64_t count;
+    usl_status st = usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count);
+    t->dropout_update = (int32_t)t->step;
+    if (st == USL_OK) st = run_window(t, t->rows, t->pick, count, true, &s);
+    if (st != USL_OK) {
+        t->cursor = before;
+        usli_optimizer_zero(&t->optimizer);
+        return st;
+    }
+    double embed = t->opts.embedding_learning_rate;
+    t->update.lr[0] = (float)rate;
+    t->update.lr[1] = (float)(embed > 0 && t->opts.learning_rate > 0 ? rate * embed / t->opts.learning_rate : rate);
+    t->update.step++;
+    usli_arena none;
+    usli_arena_init(&none, t->arena_base, t->arena_bytes);
+    usli_exec x = t->model->exec;
+    x.arena = &none;
+    st = usli_optimizer_step(&t->optimizer, &x, &t->update);
+    if (st != USL_OK || !t->update.finite) t->update.step--; /* Adam's clock counts updates that were made */
+    if (st == USL_OK) st = judge(t, &s);
+    if (st != USL_OK) {
+        t->cursor = before;
+        usli_optimizer_zero(&t->optimizer);
+        return st;
+    }
+    t->step++;
+    s.step = t->step;
+    s.epoch = usli_cursor_epoch(&t->cursor);
+    s.learning_rate = rate;
+    s.grad_norm = t->update.grad_norm;
+    s.skipped = !t->update.finite;
+    s.seconds = usli_now() - start;
+    give_stats(&s, out);
+    return USL_OK;
+}
+
+usl_status usl_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out) {
+    int64_t n = usli_rows_count(t->rows);
+    if (first < 0 || count < 1 || count > n - first || count > t->opts.batch * t->opts.accumulation)
+        return usli_fail(t->ctx, USL_ERR_INVALID, "rows %lld to %lld are not in the training set of %lld, or more than one update's",
+                         (long long)first + 1, (long long)(first + count), (long long)n);
+    double start = usli_now();
+    usl_step_stats s = { .step = t->step, .total = t->total };
+    for (int64_t i = 0; i < count; i++) t->pick[i] = first + i;
+    usli_optimizer_zero(&t->optimizer);
+    USLI_TRY(run_window(t, t->rows, t->pick, count, true, &s));
+    s.seconds = usli_now() - start;
+    give_stats(&s, out);
+    return USL_OK;
+}
+
+usl_status usl_trainer_evaluate(usl_trainer *t, usl_step_stats *out) {
+    if (!t->eval) return usli_fail(t->ctx, USL_ERR_INVALID, "there is no evaluation set; give eval_dataset");
+    double start = usli_now(), sum = 0;
+    usl_step_stats all = { .step = t->step, .total = t->total, .epoch = usli_cursor_epoch(&t->cursor) }, s = { 0 };
+    int64_t n = usli_rows_count(t->eval), window = t->opts.batch * t->opts.accumulation;
+    for (int64_t first = 0; first < n; first += window) {
+        USLI_TRY(usli_progress(t->ctx, "evaluating", (uint64_t)first, (uint64_t)n));
+        int64_t count = n - first < window ? n - first : window;
+        for (int64_t i = 0; i < count; i++) t->pick[i] = first + i;
+        USLI_TRY(run_window(t, t->eval, t->pick, count, false, &s));
+        sum += t->update.loss_sum;
+        all.tokens += s.tokens;
+        all.counted += s.counted;
+        all.rows += s.rows;
+        all.passes += s.passes;
+    }
+    all.loss = all.counted ? sum / (double)all.counted : 0;
+    all.seconds = usli_now() - start;
+    give_stats(&all, out);
+    return USL_OK;
+}
+
+/* ---- Small doors ------------------------------------------------------------------------------------------------------------------------- */
+
+usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **out) {
+    usli_param_ref p;
+    *out = NULL;
+    if (!usli_model_find_param(t->model, name, &p) || !p.trainable)
+        return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
+    return usli_tensor_from_floats(t->ctx, *p.grad, p.ndim, p.shape, out);
+}
+
+void usl_trainer_set_learning_rate(usl_trainer *t, double rate) {
+    t->rate = rate;
+}
+
+int64_t usl_trainer_position(const usl_trainer *t, int64_t *total) {
+    if (total) *total = t->total;
+    return t->step;
+}
+
+usl_status usl_trainer_save(usl_trainer *t, const char *dir, const char *extra) {
+    return usli_checkpoint_save(t, dir, extra);
+}
+
+usl_status usl_trainer_resume(usl_trainer *t, const char *dir, char **extra) {
+    return usli_checkpoint_load(t, dir, extra);
+}

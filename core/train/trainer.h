@@ -1,0 +1,51 @@
+/* The training loop's state. One update: window of rows -> passes -> gradients -> norm, clip, AdamW. */
+#ifndef USLI_TRAIN_TRAINER_H
+#define USLI_TRAIN_TRAINER_H
+
+#include "core/data/cursor.h"
+#include "core/data/rows.h"
+#include "core/data/window.h"
+#include "core/train/loss.h"
+#include "core/train/optimizer.h"
+#include "core/train/schedule.h"
+
+/* What the plan decided; replayed on resume, since it decides the order of sums. */
+typedef struct usli_capacity {
+    int64_t tokens, rows; /* of one pass */
+    int64_t longest;      /* row */
+    int64_t recomputed;   /* blocks that keep their input only */
+} usli_capacity;
+
+struct usl_trainer {
+    usl_ctx *ctx;
+    usl_model *model;
+    usli_rows *rows, *eval;
+    usl_train_opts opts; /* strings are copies */
+    char *schedule_name, *optimizer_name, *recompute;
+    usli_schedule_fn schedule;
+    usli_optimizer optimizer;
+    usli_update update;
+    usli_cursor cursor;
+    int64_t step, total, updates_per_epoch, warmup;
+    int64_t good_steps; /* since the loss scale last moved (float16) */
+    double rate;        /* set by hand; negative: the schedule's */
+    usli_capacity capacity;
+    uint64_t limit, fixed_bytes, arena_bytes;
+    void *arena_base;
+    usli_block_saved *blocks;
+    int64_t *pick; /* (batch * accumulation) rows of the window */
+    /* of one pass */
+    int32_t *numbers, *index, *target, *row_of_token;
+    float *losses;
+    int32_t dropout_update;
+};
+
+/* plan.c: decides the capacity for windows of at most (tokens, rows), or refuses with the numbers. */
+usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest);
+/* Arena bytes of a pass of that size. */
+usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes);
+
+/* Memory for another capacity (a checkpoint's). */
+usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes);
+
+#endif
