@@ -37,13 +37,10 @@ static void cpu_close(usli_exec *x) {
 
 static const usli_backend CPU = {
     .name = "cpu",
-    /* One line an op as its file lands; all of ops.def at the end. */
     .ops = {
-        [USLI_OP_embedding] = &usli_cpu_embedding,
-        [USLI_OP_linear] = &usli_cpu_linear,
-        [USLI_OP_gather] = &usli_cpu_gather,
-        [USLI_OP_scatter] = &usli_cpu_scatter,
-        [USLI_OP_cast] = &usli_cpu_cast,
+#define USLI_OP(name) [USLI_OP_##name] = &usli_cpu_##name,
+#include "core/ops/ops.def"
+#undef USLI_OP
     },
     .alloc = cpu_alloc,
     .free = cpu_free,

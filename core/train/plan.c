@@ -3,6 +3,8 @@
  * pass. Refused only when a single row does not fit with everything recomputed. */
 #include "core/train/trainer.h"
 
+#include <string.h>
+
 /* What the process needs beside the plan's items: allocator slack, the GEMM library's buffers, tokens and rows. */
 enum { SLACK = 32 << 20 };
 
@@ -81,7 +83,7 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
     }
 }
 
-void usl_trainer_get_plan(const usl_trainer *t, usl_plan *out) {
+void usli_plan_get(const usl_trainer *t, usl_plan *out) {
     usl_plan p = { .size = out->size, .limit = t->limit, .capacity_tokens = t->capacity.tokens, .capacity_rows = t->capacity.rows,
                    .recomputed_layers = t->capacity.recomputed, .layers = t->model->config.layers };
     const usl_model *m = t->model;
@@ -101,8 +103,5 @@ void usl_trainer_get_plan(const usl_trainer *t, usl_plan *out) {
         p.items[p.count++] = items[i];
         p.total += items[i].bytes;
     }
-    size_t size = out->size < sizeof p ? out->size : sizeof p;
-    unsigned char *dst = (unsigned char *)out;
-    const unsigned char *src = (const unsigned char *)&p;
-    for (size_t i = 0; i < size; i++) dst[i] = src[i];
+    memcpy(out, &p, out->size < sizeof p ? out->size : sizeof p);
 }

@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "core/train/checkpoint.h"
-
 /* ---- Making ------------------------------------------------------------------------------------------------------------------------ */
 
 static usl_status check_number(usl_ctx *ctx, const char *name, double value, double low, double high) {
@@ -126,7 +124,7 @@ static usl_status make_plan(usl_trainer *t) {
     uint64_t free_now = usli_free_memory();
     /* Weights may be mapped and not read yet, so what the limit is compared with counts them from the start. */
     t->limit = t->opts.memory_limit ? t->opts.memory_limit : free_now ? free_now + usli_process_bytes() : UINT64_MAX;
-    int64_t tokens, longest, window = t->opts.batch * t->opts.accumulation;
+    int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
     int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows);
     return usli_plan_make(t, tokens, rows, longest);
@@ -161,7 +159,7 @@ static usl_status init(usl_trainer *t) {
     return take_memory(t);
 }
 
-usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
+usl_status usli_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
     usl_ctx *ctx = model->ctx;
     *out = NULL;
     if (model->trainers) return usli_fail(ctx, USL_ERR_INVALID, "another trainer is using the model; close it first (trainer:close())");
@@ -177,13 +175,13 @@ usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, con
     if (opts) memcpy(&t->opts, opts, opts->size < sizeof t->opts ? opts->size : sizeof t->opts);
     usl_status st = init(t);
     if (st != USL_OK)
-        usl_trainer_free(t);
+        usli_trainer_free(t);
     else
         *out = t;
     return st;
 }
 
-void usl_trainer_free(usl_trainer *t) {
+void usli_trainer_free(usl_trainer *t) {
     if (!t) return;
     usl_ctx *ctx = t->ctx;
     usli_optimizer_done(&t->optimizer);
@@ -285,7 +283,7 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
                      isfinite(s->loss) ? "gradient" : "loss");
 }
 
-usl_status usl_trainer_step(usl_trainer *t, usl_step_stats *out) {
+usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
     if (t->step >= t->total) return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "all %lld updates are done", (long long)t->total);
     double start = usli_now();
     double rate = rate_now(t);
@@ -330,7 +328,7 @@ usl_status usl_trainer_step(usl_trainer *t, usl_step_stats *out) {
     return USL_OK;
 }
 
-usl_status usl_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out) {
+usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out) {
     int64_t n = usli_rows_count(t->rows);
     if (first < 0 || count < 1 || count > n - first || count > t->opts.batch * t->opts.accumulation)
         return usli_fail(t->ctx, USL_ERR_INVALID, "rows %lld to %lld are not in the training set of %lld, or more than one update's",
@@ -345,7 +343,7 @@ usl_status usl_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, u
     return USL_OK;
 }
 
-usl_status usl_trainer_evaluate(usl_trainer *t, usl_step_stats *out) {
+usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out) {
     if (!t->eval) return usli_fail(t->ctx, USL_ERR_INVALID, "there is no evaluation set; give eval_dataset");
     double start = usli_now(), sum = 0;
     usl_step_stats all = { .step = t->step, .total = t->total, .epoch = usli_cursor_epoch(&t->cursor) }, s = { 0 };
@@ -365,31 +363,4 @@ usl_status usl_trainer_evaluate(usl_trainer *t, usl_step_stats *out) {
     all.seconds = usli_now() - start;
     give_stats(&all, out);
     return USL_OK;
-}
-
-/* ---- Small doors ------------------------------------------------------------------------------------------------------------------------- */
-
-usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **out) {
-    usli_param_ref p;
-    *out = NULL;
-    if (!usli_model_find_param(t->model, name, &p) || !p.trainable)
-        return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
-    return usli_tensor_from_floats(t->ctx, *p.grad, p.ndim, p.shape, out);
-}
-
-void usl_trainer_set_learning_rate(usl_trainer *t, double rate) {
-    t->rate = rate;
-}
-
-int64_t usl_trainer_position(const usl_trainer *t, int64_t *total) {
-    if (total) *total = t->total;
-    return t->step;
-}
-
-usl_status usl_trainer_save(usl_trainer *t, const char *dir, const char *extra) {
-    return usli_checkpoint_save(t, dir, extra);
-}
-
-usl_status usl_trainer_resume(usl_trainer *t, const char *dir, char **extra) {
-    return usli_checkpoint_load(t, dir, extra);
 }

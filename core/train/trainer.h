@@ -40,8 +40,16 @@ struct usl_trainer {
     int32_t dropout_update;
 };
 
+/* As unsloth.h describes usl_trainer_new, _free, _step, _gradients, _evaluate. */
+usl_status usli_trainer_new(usl_model *model, usli_rows *rows, usli_rows *eval, const usl_train_opts *opts, usl_trainer **out);
+void usli_trainer_free(usl_trainer *t);
+usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out);
+usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out);
+usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out);
+
 /* plan.c: decides the capacity for windows of at most (tokens, rows), or refuses with the numbers. */
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest);
+void usli_plan_get(const usl_trainer *t, usl_plan *out);
 /* Arena bytes of a pass of that size. */
 usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes);
 

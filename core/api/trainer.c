@@ -1,0 +1,55 @@
+/* Training behind unsloth.h. */
+#include <string.h>
+
+#include "core/train/checkpoint.h"
+
+usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
+    return usli_trainer_new(model, rows, eval, opts, out);
+}
+
+void usl_trainer_free(usl_trainer *trainer) {
+    usli_trainer_free(trainer);
+}
+
+usl_status usl_trainer_step(usl_trainer *trainer, usl_step_stats *stats) {
+    return usli_trainer_step(trainer, stats);
+}
+
+usl_status usl_trainer_evaluate(usl_trainer *trainer, usl_step_stats *stats) {
+    return usli_trainer_evaluate(trainer, stats);
+}
+
+usl_status usl_trainer_gradients(usl_trainer *trainer, int64_t first, int64_t count, usl_step_stats *stats) {
+    return usli_trainer_gradients(trainer, first, count, stats);
+}
+
+usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **out) {
+    usli_param_ref p;
+    *out = NULL;
+    if (!usli_model_find_param(t->model, name, &p) || !p.trainable)
+        return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
+    USLI_TRY(usl_tensor_new(t->ctx, USL_F32, p.ndim, p.shape, out));
+    memcpy(usl_tensor_data(*out), *p.grad, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+    return USL_OK;
+}
+
+void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate) {
+    trainer->rate = rate;
+}
+
+int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total) {
+    if (total) *total = trainer->total;
+    return trainer->step;
+}
+
+usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const char *extra) {
+    return usli_checkpoint_save(trainer, dir, extra);
+}
+
+usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra) {
+    return usli_checkpoint_load(trainer, dir, extra);
+}
+
+void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan) {
+    usli_plan_get(trainer, plan);
+}

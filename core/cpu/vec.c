@@ -1,0 +1,201 @@
+/* Written so that compilers vectorise every loop; built for several instruction sets under several names. */
+#include "core/cpu/vec.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/half.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+static void bf16_to_f32(const uint16_t *src, float *dst, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dst[i] = usli_bf16_to_f32(src[i]);
+}
+
+static void f32_to_bf16(const float *src, uint16_t *dst, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_bf16(src[i]);
+}
+
+static void f16_to_f32(const uint16_t *src, float *dst, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dst[i] = usli_f16_to_f32(src[i]);
+}
+
+static void f32_to_f16(const float *src, uint16_t *dst, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_f16(src[i]);
+}
+
+static float dot(const float *a, const float *b, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+static float dot3(const float *a, const float *b, const float *c, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i] * c[i];
+    return s;
+}
+
+static float max_of(const float *x, int64_t n) {
+    float m = -INFINITY;
+#pragma omp simd reduction(max : m)
+    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+static void axpy(float s, const float *x, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] += s * x[i];
+}
+
+static void scale(float s, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] *= s;
+}
+
+/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below -87.3
+ * and infinity above 88.7. */
+static inline float exp_one(float x) {
+    float c = x < -88.0f ? -88.0f : x;
+    c = c > 89.0f ? 89.0f : c;
+    float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer */
+    float k = t - 12582912.0f;
+    float r = c - k * 0.693359375f;
+    r -= k * -2.12194440e-4f;
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    /* Two factors, since 2^128 is no float. */
+    int32_t e = (int32_t)k, half = e / 2;
+    float y = p * usli_u32_as_float((uint32_t)(half + 127) << 23) * usli_u32_as_float((uint32_t)(e - half + 127) << 23);
+    return x < -87.3f ? 0.0f : x != x ? x : y;
+}
+
+static float exp_sum(float *x, float shift, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) {
+        float e = exp_one(x[i] - shift);
+        x[i] = e;
+        s += e;
+    }
+    return s;
+}
+
+static inline float tanh_one(float x) {
+    /* Near 0 the quotient would lose digits: an odd polynomial there. */
+    float a = x < 0 ? -x : x, q = x * x;
+    float small = x + x * q * (-0.333333333f + q * (0.133333333f + q * (-0.0539682540f + q * 0.0218694885f)));
+    float e = exp_one(-2.0f * a);
+    float big = (1.0f - e) / (1.0f + e);
+    big = x < 0 ? -big : big;
+    return a < 0.25f ? small : big;
+}
+
+static void tanh_all(float *x, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) x[i] = tanh_one(x[i]);
+}
+
+/* erf after Abramowitz and Stegun 7.1.26 is too coarse; gelu by erf is rare, so libm's is used, one value at a time. */
+static inline void gelu_erf(float x, float *y, float *dy) {
+    float cdf = 0.5f * (1.0f + erff(x * 0.70710678f));
+    *y = x * cdf;
+    *dy = cdf + x * 0.39894228f * exp_one(-0.5f * x * x);
+}
+
+static inline void gelu_tanh(float x, float *y, float *dy) {
+    float u = 0.79788456f * (x + 0.044715f * x * x * x), t = tanh_one(u);
+    *y = 0.5f * x * (1.0f + t);
+    *dy = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3.0f * 0.044715f * x * x);
+}
+
+static inline void silu(float x, float *y, float *dy) {
+    float s = 1.0f / (1.0f + exp_one(-x));
+    *y = x * s;
+    *dy = s * (1.0f + x * (1.0f - s));
+}
+
+#define GLU_LOOPS(name, act)                                                                                            \
+    static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                       \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                           \
+            float y, dy;                                                                                                \
+            act(g[i], &y, &dy);                                                                                         \
+            h[i] = y * u[i];                                                                                            \
+        }                                                                                                               \
+    }                                                                                                                   \
+    static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) {     \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                           \
+            float y, dy, d = dh[i], up = u[i];                                                                          \
+            act(g[i], &y, &dy);                                                                                         \
+            dg[i] = d * up * dy;                                                                                        \
+            du[i] = d * y;                                                                                              \
+        }                                                                                                               \
+    }
+GLU_LOOPS(silu, silu)
+GLU_LOOPS(gelu_tanh, gelu_tanh)
+GLU_LOOPS(gelu_erf, gelu_erf)
+
+static void glu(int act, const float *g, const float *u, float *h, int64_t n) {
+    (act == 0 ? silu_glu : act == 1 ? gelu_tanh_glu : gelu_erf_glu)(g, u, h, n);
+}
+
+static void glu_backward(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) {
+    (act == 0 ? silu_backward : act == 1 ? gelu_tanh_backward : gelu_erf_backward)(g, u, dh, dg, du, n);
+}
+
+/* Four rows of c by 32 columns stay in registers while k runs. */
+enum { TILE = 32 };
+
+static inline void mul_rows(int rows, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
+                            float *c, int64_t ldc, int accumulate) {
+    float acc[4][TILE];
+    memset(acc, 0, sizeof acc);
+    for (int64_t p = 0; p < k; p++) {
+        const float *bp = b + p * ldb;
+        for (int i = 0; i < rows; i++) {
+            float s = a[i * ia + p * pa];
+#pragma omp simd
+            for (int j = 0; j < TILE; j++) acc[i][j] += s * bp[j];
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + alpha * acc[i][j];
+}
+
+static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
+                float *c, int64_t ldc, int accumulate) {
+    int64_t j = 0;
+    for (; j + TILE <= n; j += TILE) {
+        int64_t i = 0;
+        for (; i + 4 <= m; i += 4) mul_rows(4, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+        for (; i < m; i++) mul_rows(1, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+    }
+    if (j == n) return;
+    for (int64_t i = 0; i < m; i++) {
+        float acc[TILE] = { 0 };
+        for (int64_t p = 0; p < k; p++) {
+            float s = a[i * ia + p * pa];
+            for (int64_t q = 0; q < n - j; q++) acc[q] += s * b[p * ldb + j + q];
+        }
+        for (int64_t q = 0; q < n - j; q++) {
+            float *out = &c[i * ldc + j + q];
+            *out = (accumulate ? *out : 0.0f) + alpha * acc[q];
+        }
+    }
+}
+
+const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
+    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, dot, dot3, max_of, axpy, scale, exp_sum, glu, glu_backward, tanh_all, mul,
+};

@@ -1,0 +1,46 @@
+/* Rows of numbers: the inner loops of the ops, in plain C, compiled once per instruction set (vec.c) and picked at run time
+ * (vec_table.c). Sums have one order for a given instruction set and length. */
+#ifndef USLI_CPU_VEC_H
+#define USLI_CPU_VEC_H
+
+#include <stdint.h>
+
+#include "core/unsloth.h"
+
+typedef struct usli_vec {
+    /* 16-bit rows; float32 rows need no conversion. */
+    void (*bf16_to_f32)(const uint16_t *src, float *dst, int64_t n);
+    void (*f32_to_bf16)(const float *src, uint16_t *dst, int64_t n);
+    void (*f16_to_f32)(const uint16_t *src, float *dst, int64_t n);
+    void (*f32_to_f16)(const float *src, uint16_t *dst, int64_t n);
+    float (*dot)(const float *a, const float *b, int64_t n);
+    float (*dot3)(const float *a, const float *b, const float *c, int64_t n); /* sum a b c */
+    float (*max)(const float *x, int64_t n);
+    void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
+    void (*scale)(float s, float *y, int64_t n);
+    /* x = exp(x - shift) in place; returns the sum */
+    float (*exp_sum)(float *x, float shift, int64_t n);
+    /* act: 0 silu, 1 gelu (tanh), 2 gelu (erf).  h = act(g) * u */
+    void (*glu)(int act, const float *g, const float *u, float *h, int64_t n);
+    /* dg = dh u act'(g); du = dh act(g) */
+    void (*glu_backward)(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n);
+    void (*tanh)(float *x, int64_t n);
+    /* c (m, n) = or += alpha * a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are ldb,
+     * ldc apart. Small tiles in cache: attention's products. */
+    void (*mul)(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
+                int64_t ldb, float *c, int64_t ldc, int accumulate);
+} usli_vec;
+
+/* The best this processor runs. */
+const usli_vec *usli_vec_best(void);
+
+/* The row as float32: the row itself, or converted into buf. */
+const float *usli_row_load(const usli_vec *v, const void *row, usl_dtype dtype, float *buf, int64_t n);
+void usli_row_store(const usli_vec *v, const float *row, void *dst, usl_dtype dtype, int64_t n);
+
+extern const usli_vec usli_vec_generic;
+#if defined(__x86_64__)
+extern const usli_vec usli_vec_avx2, usli_vec_avx512;
+#endif
+
+#endif
