@@ -4,16 +4,18 @@
 #include "core/base/pool.h"
 #include "core/cpu/blas.h"
 
-/* Tiles are at most TILE x TILE; conversion goes over k in steps of STEP, so that a worker's scratch has one size. */
-enum { TILE = 256, STEP = 512, GRAIN = 16 };
+/* Tiles are tall, since the library packs the right operand anew for each; conversion goes over k in steps, so that a
+ * worker's scratch has one size. */
+enum { TILE_ROWS = 512, TILE_COLS = 128, STEP = 512, GRAIN = 64 };
 
 typedef struct gemm_state {
     usl_ctx *ctx;
     usli_blas *blas;
     int workers;
     struct {
-        float *sum;          /* (TILE, TILE) */
-        float *left, *right; /* (TILE, STEP) each, converted; made when first needed */
+        float *sum;          /* (TILE_ROWS, TILE_COLS) */
+        float *left;  /* (TILE_ROWS, STEP), converted; made when first needed */
+        float *right; /* (TILE_COLS, STEP), likewise */
     } worker[];
 } gemm_state;
 
@@ -31,7 +33,7 @@ typedef struct tile {
 usl_status usli_gemm_open(usl_ctx *ctx, void **state) {
     *state = NULL;
     int workers = usli_pool_threads(ctx->pool);
-    size_t bytes = sizeof(float) * TILE * TILE;
+    size_t bytes = sizeof(float) * TILE_ROWS * TILE_COLS;
     gemm_state *s = usli_calloc(ctx, 1, sizeof *s + (size_t)workers * sizeof s->worker[0]);
     if (!s) return usli_nomem(ctx, sizeof *s);
     s->ctx = ctx;
@@ -67,11 +69,11 @@ bool usli_gemm_has_bf16(const usli_exec *x) {
 }
 
 static usl_status make_conversion_room(gemm_state *s) {
-    size_t bytes = sizeof(float) * TILE * STEP;
+    size_t left = sizeof(float) * TILE_ROWS * STEP, right = sizeof(float) * TILE_COLS * STEP;
     for (int i = 0; i < s->workers; i++) {
-        if (!s->worker[i].left) s->worker[i].left = usli_malloc_aligned(s->ctx, bytes);
-        if (!s->worker[i].right) s->worker[i].right = usli_malloc_aligned(s->ctx, bytes);
-        if (!s->worker[i].left || !s->worker[i].right) return usli_nomem(s->ctx, bytes);
+        if (!s->worker[i].left) s->worker[i].left = usli_malloc_aligned(s->ctx, left);
+        if (!s->worker[i].right) s->worker[i].right = usli_malloc_aligned(s->ctx, right);
+        if (!s->worker[i].left || !s->worker[i].right) return usli_nomem(s->ctx, left + right);
     }
     return USL_OK;
 }
@@ -84,20 +86,21 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 /* Columns are cut evenly (they are a model's: few distinct shapes); rows in whole tiles and a rest (they are tokens). */
 static int64_t tile_cols(int64_t n) {
-    int64_t even = ceil_div(n, ceil_div(n, TILE));
-    return ceil_div(even, GRAIN) * GRAIN;
+    int64_t even = ceil_div(n, ceil_div(n, TILE_COLS));
+    int64_t width = ceil_div(even, GRAIN) * GRAIN;
+    return width < TILE_COLS ? width : TILE_COLS;
 }
 
 static int64_t tiles_of(const usli_product *p) {
-    return p->m && p->n ? ceil_div(p->m, TILE) * ceil_div(p->n, tile_cols(p->n)) : 0;
+    return p->m && p->n ? ceil_div(p->m, TILE_ROWS) * ceil_div(p->n, tile_cols(p->n)) : 0;
 }
 
 static tile tile_at(const batch *b, int64_t task) {
     const usli_product *p = b->products;
     for (; task >= tiles_of(p); p++) task -= tiles_of(p);
-    int64_t down = ceil_div(p->m, TILE), width = tile_cols(p->n);
-    tile t = { .p = p, .row = task % down * TILE, .col = task / down * width };
-    t.rows = p->m - t.row < TILE ? p->m - t.row : TILE;
+    int64_t down = ceil_div(p->m, TILE_ROWS), width = tile_cols(p->n);
+    tile t = { .p = p, .row = task % down * TILE_ROWS, .col = task / down * width };
+    t.rows = p->m - t.row < TILE_ROWS ? p->m - t.row : TILE_ROWS;
     t.cols = p->n - t.col < width ? p->n - t.col : width;
     return t;
 }
@@ -162,21 +165,21 @@ static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, fl
 static void scale_and_mask(const tile *t, float *sum) {
     const usli_product *p = t->p;
     for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++)
-        for (int64_t j = 0; j < t->cols; j++) sum[i * TILE + j] *= p->alpha;
-    if (p->mask) p->mask(p->mask_ud, sum, TILE, t->row, t->rows, t->col, t->cols);
+        for (int64_t j = 0; j < t->cols; j++) sum[i * TILE_COLS + j] *= p->alpha;
+    if (p->mask) p->mask(p->mask_ud, sum, TILE_COLS, t->row, t->rows, t->col, t->cols);
 }
 
 static void store(const tile *t, float *sum) {
     const usli_product *p = t->p;
     size_t size = usli_dtype_bytes(p->cdt);
-    float line[TILE];
+    float line[TILE_COLS];
     if (p->bias) {
         usli_to_f32(element(p->bias, p->bias_dtype, t->col), p->bias_dtype, line, t->cols);
         for (int64_t i = 0; i < t->rows; i++)
-            for (int64_t j = 0; j < t->cols; j++) sum[i * TILE + j] += line[j];
+            for (int64_t j = 0; j < t->cols; j++) sum[i * TILE_COLS + j] += line[j];
     }
     for (int64_t i = 0; i < t->rows; i++) {
-        float *row = sum + i * TILE;
+        float *row = sum + i * TILE_COLS;
         void *c = (char *)p->c + (size_t)((t->row + i) * p->ldc + t->col) * size;
         if (p->beta != 0) {
             usli_to_f32(c, p->cdt, line, t->cols);
@@ -197,10 +200,10 @@ static void walk_tile(walk *w, const tile *t) {
     bool direct = is_direct(p), accumulate = direct && p->beta == 1;
     float *sum = w->worker < 0 ? NULL : w->s->worker[w->worker].sum;
     float *out = direct ? (float *)p->c + t->row * p->ldc + t->col : sum;
-    int64_t ldc = direct ? p->ldc : TILE;
+    int64_t ldc = direct ? p->ldc : TILE_COLS;
     bool run = w->worker >= 0;
     if (run && !direct && (p->terms == 0))
-        for (int64_t i = 0; i < t->rows * TILE; i++) sum[i] = 0;
+        for (int64_t i = 0; i < t->rows * TILE_COLS; i++) sum[i] = 0;
     for (int i = 0; i < p->terms; i++) {
         term(w, t, &p->term[i], accumulate, out, ldc);
         accumulate = true;
