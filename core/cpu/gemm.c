@@ -13,7 +13,7 @@ typedef struct gemm_state {
     usli_blas *blas;
     int workers;
     struct {
-        float *sum;          /* (TILE_ROWS, TILE_COLS) */
+        float *sum;   /* (TILE_ROWS, TILE_COLS) */
         float *left;  /* (TILE_ROWS, STEP), converted; made when first needed */
         float *right; /* (TILE_COLS, STEP), likewise */
     } worker[];
