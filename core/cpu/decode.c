@@ -1,6 +1,7 @@
 #include "core/cpu/decode.h"
 
 #include "core/base/dtype.h"
+#include "core/cpu/vec.h"
 #include "core/quant/traits.h"
 
 enum { CHUNK = 1024 }; /* a multiple of every type's block */
@@ -25,6 +26,10 @@ void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n,
     } else if (w->dtype == USL_I8) {
         const int8_t *q = (const int8_t *)w->data + row * w->cols + col;
         for (int64_t i = 0; i < n; i++) dst[i] = (float)q[i] * w->scale[row];
+    } else if (w->dtype == USL_BF16) {
+        usli_vec_best()->bf16_to_f32(usli_matrix_at(w, row, col), dst, n);
+    } else if (w->dtype == USL_F16) {
+        usli_vec_best()->f16_to_f32(usli_matrix_at(w, row, col), dst, n);
     } else {
         const usli_traits *t = usli_traits_of(w->dtype);
         int64_t block = (row * w->cols + col) / t->block;
@@ -33,12 +38,13 @@ void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n,
 }
 
 void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype) {
+    const usli_vec *v = usli_vec_best();
     float chunk[CHUNK];
     for (int64_t i = 0; i < n; i += CHUNK) {
         int64_t count = n - i < CHUNK ? n - i : CHUNK;
         usli_matrix_read(w, row, col + i, count, chunk);
-        for (int64_t j = 0; scale != 1 && j < count; j++) chunk[j] *= scale;
-        usli_from_f32(chunk, (char *)dst + (size_t)i * usli_dtype_bytes(dtype), dtype, count);
+        if (scale != 1) v->scale(scale, chunk, count);
+        usli_row_store(v, chunk, (char *)dst + (size_t)i * usli_dtype_bytes(dtype), dtype, count);
     }
 }
 

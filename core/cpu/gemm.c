@@ -3,6 +3,7 @@
 #include "core/base/dtype.h"
 #include "core/base/pool.h"
 #include "core/cpu/blas.h"
+#include "core/cpu/vec.h"
 
 /* Tiles are tall, since the library packs the right operand anew for each; conversion goes over k in steps, so that a
  * worker's scratch has one size. */
@@ -11,6 +12,7 @@ enum { TILE_ROWS = 512, TILE_COLS = 128, STEP = 512, GRAIN = 64 };
 typedef struct gemm_state {
     usl_ctx *ctx;
     usli_blas *blas;
+    const usli_vec *vec;
     int workers;
     struct {
         float *sum;   /* (TILE_ROWS, TILE_COLS) */
@@ -38,6 +40,7 @@ usl_status usli_gemm_open(usl_ctx *ctx, void **state) {
     if (!s) return usli_nomem(ctx, sizeof *s);
     s->ctx = ctx;
     s->workers = workers;
+    s->vec = usli_vec_best();
     usl_status st;
     USLI_TRYGO(usli_blas_new(ctx, &s->blas));
     for (int i = 0; i < workers; i++) {
@@ -127,9 +130,9 @@ static const void *element(const void *data, usl_dtype dtype, int64_t i) {
 }
 
 /* A block (rows, cols) as float32: in place when it is that already, else converted into room, packed. */
-static const void *as_float(const void *data, usl_dtype dtype, int64_t *ld, int64_t rows, int64_t cols, float *room) {
+static const void *as_float(const usli_vec *v, const void *data, usl_dtype dtype, int64_t *ld, int64_t rows, int64_t cols, float *room) {
     if (dtype == USL_F32) return data;
-    for (int64_t i = 0; room && i < rows; i++) usli_to_f32(element(data, dtype, i * *ld), dtype, room + i * cols, cols);
+    for (int64_t i = 0; room && i < rows; i++) usli_row_load(v, element(data, dtype, i * *ld), dtype, room + i * cols, cols);
     *ld = cols;
     return room;
 }
@@ -142,8 +145,8 @@ static void converted_term(walk *w, const tile *t, const usli_term *e, bool accu
         float *right_room = w->worker < 0 ? NULL : w->s->worker[w->worker].right;
         const void *left = element(e->a, e->adt, e->ta ? k * e->lda + t->row : t->row * e->lda + k);
         const void *right = element(e->b, e->bdt, e->tb ? t->col * e->ldb + k : k * e->ldb + t->col);
-        left = as_float(left, e->adt, &lda, e->ta ? kb : t->rows, e->ta ? t->rows : kb, left_room);
-        right = as_float(right, e->bdt, &ldb, e->tb ? t->cols : kb, e->tb ? kb : t->cols, right_room);
+        left = as_float(w->s->vec, left, e->adt, &lda, e->ta ? kb : t->rows, e->ta ? t->rows : kb, left_room);
+        right = as_float(w->s->vec, right, e->bdt, &ldb, e->tb ? t->cols : kb, e->tb ? kb : t->cols, right_room);
         usli_blas_call call = { .m = t->rows, .n = t->cols, .k = kb, .lda = lda, .ldb = ldb, .ldc = ldc, .ta = e->ta, .tb = e->tb,
                                 .accumulate = accumulate || k > 0 };
         product_call(w, &call, left, right, out);
@@ -162,30 +165,23 @@ static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, fl
                  element(e->b, e->bdt, e->tb ? t->col * e->ldb : t->col), out);
 }
 
-static void scale_and_mask(const tile *t, float *sum) {
+static void scale_and_mask(const usli_vec *v, const tile *t, float *sum) {
     const usli_product *p = t->p;
-    for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++)
-        for (int64_t j = 0; j < t->cols; j++) sum[i * TILE_COLS + j] *= p->alpha;
+    for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++) v->scale(p->alpha, sum + i * TILE_COLS, t->cols);
     if (p->mask) p->mask(p->mask_ud, sum, TILE_COLS, t->row, t->rows, t->col, t->cols);
 }
 
-static void store(const tile *t, float *sum) {
+static void store(const usli_vec *v, const tile *t, float *sum) {
     const usli_product *p = t->p;
     size_t size = usli_dtype_bytes(p->cdt);
-    float line[TILE_COLS];
-    if (p->bias) {
-        usli_to_f32(element(p->bias, p->bias_dtype, t->col), p->bias_dtype, line, t->cols);
-        for (int64_t i = 0; i < t->rows; i++)
-            for (int64_t j = 0; j < t->cols; j++) sum[i * TILE_COLS + j] += line[j];
-    }
+    float bias_room[TILE_COLS], room[TILE_COLS];
+    const float *bias = p->bias ? usli_row_load(v, element(p->bias, p->bias_dtype, t->col), p->bias_dtype, bias_room, t->cols) : NULL;
     for (int64_t i = 0; i < t->rows; i++) {
         float *row = sum + i * TILE_COLS;
         void *c = (char *)p->c + (size_t)((t->row + i) * p->ldc + t->col) * size;
-        if (p->beta != 0) {
-            usli_to_f32(c, p->cdt, line, t->cols);
-            for (int64_t j = 0; j < t->cols; j++) row[j] += p->beta * line[j];
-        }
-        usli_from_f32(row, c, p->cdt, t->cols);
+        if (bias) v->axpy(1, bias, row, t->cols);
+        if (p->beta != 0) v->axpy(p->beta, usli_row_load(v, c, p->cdt, room, t->cols), row, t->cols);
+        usli_row_store(v, row, c, p->cdt, t->cols);
     }
 }
 
@@ -207,9 +203,9 @@ static void walk_tile(walk *w, const tile *t) {
     for (int i = 0; i < p->terms; i++) {
         term(w, t, &p->term[i], accumulate, out, ldc);
         accumulate = true;
-        if (run && !direct && i + 1 == p->scaled) scale_and_mask(t, sum);
+        if (run && !direct && i + 1 == p->scaled) scale_and_mask(w->s->vec, t, sum);
     }
-    if (run && !direct) store(t, sum);
+    if (run && !direct) store(w->s->vec, t, sum);
 }
 
 static void run_task(void *arg, int64_t task, int worker) {

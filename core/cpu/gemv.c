@@ -4,11 +4,13 @@
 #include "core/base/half.h"
 #include "core/base/pool.h"
 #include "core/cpu/decode.h"
+#include "core/cpu/vec.h"
 
 enum { MAX_TOKENS = 8, ROWS = 16 /* of a task */, CHUNK = 1024 /* a multiple of every type's block */ };
 
 typedef struct gemv {
     const usli_linear_args *a;
+    const usli_vec *vec;
     int ranks;
     float *x;  /* (tokens, in) */
     float *xa; /* (tokens, ranks), rounded to dtype */
@@ -24,18 +26,6 @@ static size_t aligned(int64_t floats) {
 
 size_t usli_gemv_workspace(const usli_linear_args *a) {
     return aligned(a->tokens * a->in) + aligned(a->tokens * usli_linear_ranks(a));
-}
-
-/* 16 lanes, summed in one order whatever the processor's vectors. */
-static float dot(const float *a, const float *b, int64_t n) {
-    float lane[16] = { 0 };
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) lane[j] += a[i + j] * b[i + j];
-    float sum = 0;
-    for (; i < n; i++) sum += a[i] * b[i];
-    for (int j = 0; j < 16; j++) sum += lane[j];
-    return sum;
 }
 
 static void round_to(float *values, usl_dtype dtype, int64_t n) {
@@ -55,7 +45,7 @@ static void multiply_row(const gemv *g, const usli_matrix *w, int64_t row, const
         else
             usli_matrix_read(w, row, i, n, chunk);
         if (g->a->dtype == USL_BF16 && w->dtype != USL_BF16) round_to(chunk, USL_BF16, n);
-        for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += dot(values, x + t * w->cols + i, n);
+        for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += g->vec->dot(values, x + t * w->cols + i, n);
     }
 }
 
@@ -85,7 +75,7 @@ static void add_adapter(const gemv *g, const usli_segment *s, int64_t row, int r
         int64_t n = s->lora.rank - i < PIECE ? s->lora.rank - i : PIECE;
         usli_to_f32(s->lora.b + row * s->lora.rank + i, USL_F32, b, n);
         if (g->a->dtype == USL_BF16) round_to(b, USL_BF16, n);
-        for (int64_t t = 0; t < g->a->tokens; t++) added[t] += dot(b, g->xa + t * g->ranks + rank_offset + i, n);
+        for (int64_t t = 0; t < g->a->tokens; t++) added[t] += g->vec->dot(b, g->xa + t * g->ranks + rank_offset + i, n);
     }
     for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += s->lora.scale * added[t];
 }
@@ -117,7 +107,7 @@ static void multiply_w(void *arg, int64_t task, int worker) {
 }
 
 void usli_gemv_run(usli_exec *x, const usli_linear_args *a, void *ws) {
-    gemv g = { .a = a, .ranks = usli_linear_ranks(a), .x = ws };
+    gemv g = { .a = a, .vec = usli_vec_best(), .ranks = usli_linear_ranks(a), .x = ws };
     g.xa = (float *)((char *)ws + aligned(a->tokens * a->in));
     int64_t ldx = a->ldx ? a->ldx : a->in;
     for (int64_t t = 0; t < a->tokens; t++)
