@@ -107,6 +107,15 @@ bool usli_blas_has_bf16(const usli_blas *b) {
     return b->bf16;
 }
 
+bool usli_blas_wants_blocks(const usli_blas *b) {
+    (void)b;
+#if defined(__x86_64__)
+    return !__builtin_cpu_supports("avx512f");
+#else
+    return false;
+#endif
+}
+
 void usli_blas_trim(usli_blas *b) {
     if (b->entries > FULL) forget(b);
 }
@@ -254,6 +263,11 @@ void usli_blas_free(usli_blas *b) {
 }
 
 bool usli_blas_has_bf16(const usli_blas *b) {
+    (void)b;
+    return false;
+}
+
+bool usli_blas_wants_blocks(const usli_blas *b) {
     (void)b;
     return false;
 }

@@ -20,9 +20,26 @@ usl_status usli_matrix_check(usl_ctx *ctx, const usli_matrix *w, const char *wha
     return USL_OK;
 }
 
+static float nf4_absmax(const usli_nf4 *q, int64_t block) {
+    return q->absmax_q ? q->map[q->absmax_q[block]] * q->absmax2[block / USLI_NF4_NEST] + q->offset : q->absmax[block];
+}
+
+/* As usli_nf4_decode, whose own work is left to bits and pieces that begin or end inside a byte. */
+static void read_nf4(const usli_nf4 *q, int64_t first, int64_t n, float *dst) {
+    const usli_vec *v = usli_vec_best();
+    for (int64_t done = 0, part; done < n; done += part) {
+        int64_t at = first + done, left = USLI_NF4_BLOCK - at % USLI_NF4_BLOCK;
+        part = left < n - done ? left : n - done;
+        if ((at | part) % 2)
+            usli_nf4_decode(q, at, part, dst + done);
+        else
+            v->lut16(q->codes + at / 2, q->table, nf4_absmax(q, at / USLI_NF4_BLOCK), dst + done, part);
+    }
+}
+
 void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float *dst) {
     if (w->dtype == USL_NF4 || w->dtype == USL_FP4) {
-        usli_nf4_decode(w->nf4, row * w->cols + col, n, dst);
+        read_nf4(w->nf4, row * w->cols + col, n, dst);
     } else if (w->dtype == USL_I8) {
         const int8_t *q = (const int8_t *)w->data + row * w->cols + col;
         for (int64_t i = 0; i < n; i++) dst[i] = (float)q[i] * w->scale[row];

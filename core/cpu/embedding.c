@@ -2,6 +2,7 @@
 #include "core/base/pool.h"
 #include "core/cpu/cpu.h"
 #include "core/cpu/decode.h"
+#include "core/cpu/vec.h"
 
 enum { TOKENS = 16, COLS = 64 }; /* of a task, forward and backward */
 
@@ -17,11 +18,12 @@ static void look_up(void *arg, int64_t task, int worker) {
 static void add_columns(void *arg, int64_t task, int worker) {
     const usli_embedding_args *a = arg;
     (void)worker;
+    const usli_vec *v = usli_vec_best();
+    float room[COLS];
     int64_t col = task * COLS, n = a->cols - col < COLS ? a->cols - col : COLS;
     for (int64_t t = 0; t < a->tokens; t++) {
-        float dy[COLS], *row = a->dtable + a->ids[t] * a->cols + col;
-        usli_to_f32((const char *)a->dy + (size_t)(t * a->cols + col) * usli_dtype_bytes(a->dtype), a->dtype, dy, n);
-        for (int64_t i = 0; i < n; i++) row[i] += a->scale * dy[i];
+        const void *dy = (const char *)a->dy + (size_t)(t * a->cols + col) * usli_dtype_bytes(a->dtype);
+        v->axpy(a->scale, usli_row_load(v, dy, a->dtype, room, n), a->dtable + a->ids[t] * a->cols + col, n);
     }
 }
 

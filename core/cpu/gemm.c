@@ -1,13 +1,15 @@
 #include "core/cpu/gemm.h"
 
+#include <string.h>
+
 #include "core/base/dtype.h"
 #include "core/base/pool.h"
 #include "core/cpu/blas.h"
 #include "core/cpu/vec.h"
 
-/* Tiles are tall, since the library packs the right operand anew for each; conversion goes over k in steps, so that a
- * worker's scratch has one size. */
-enum { TILE_ROWS = 512, TILE_COLS = 128, STEP = 512, GRAIN = 64 };
+/* Tiles are tall, since the library packs the right operand anew for each; copies to float32 go over k in steps, so that
+ * a worker's scratch has one size. */
+enum { TILE_ROWS = 512, TILE_COLS = 128, STEP = 512, GRAIN = 64, PAD = 16 };
 
 typedef struct gemm_state {
     usl_ctx *ctx;
@@ -16,7 +18,7 @@ typedef struct gemm_state {
     int workers;
     struct {
         float *sum;   /* (TILE_ROWS, TILE_COLS) */
-        float *left;  /* (TILE_ROWS, STEP), converted; made when first needed */
+        float *left;  /* (TILE_ROWS, STEP), a block as float32; made when first needed */
         float *right; /* (TILE_COLS, STEP), likewise */
     } worker[];
 } gemm_state;
@@ -71,8 +73,10 @@ bool usli_gemm_has_bf16(const usli_exec *x) {
     return usli_blas_has_bf16(s->blas);
 }
 
-static usl_status make_conversion_room(gemm_state *s) {
-    size_t left = sizeof(float) * TILE_ROWS * STEP, right = sizeof(float) * TILE_COLS * STEP;
+static usl_status make_copying_room(gemm_state *s) {
+    /* Either may be stored transposed. */
+    size_t left = sizeof(float) * TILE_ROWS * STEP + sizeof(float) * PAD * (TILE_ROWS > STEP ? TILE_ROWS : STEP);
+    size_t right = sizeof(float) * TILE_COLS * STEP + sizeof(float) * PAD * (TILE_COLS > STEP ? TILE_COLS : STEP);
     for (int i = 0; i < s->workers; i++) {
         if (!s->worker[i].left) s->worker[i].left = usli_malloc_aligned(s->ctx, left);
         if (!s->worker[i].right) s->worker[i].right = usli_malloc_aligned(s->ctx, right);
@@ -129,34 +133,40 @@ static const void *element(const void *data, usl_dtype dtype, int64_t i) {
     return (const char *)data + (size_t)i * usli_dtype_bytes(dtype);
 }
 
-/* A block (rows, cols) as float32: in place when it is that already, else converted into room, packed. */
-static const void *as_float(const usli_vec *v, const void *data, usl_dtype dtype, int64_t *ld, int64_t rows, int64_t cols, float *room) {
-    if (dtype == USL_F32) return data;
-    for (int64_t i = 0; room && i < rows; i++) usli_row_load(v, element(data, dtype, i * *ld), dtype, room + i * cols, cols);
-    *ld = cols;
-    return room;
+/* A block (rows, cols) as float32 in room. PAD keeps rows from falling on the same cache sets. */
+static void copy_block(const usli_vec *v, const void *data, usl_dtype dtype, int64_t ld, int64_t rows, int64_t cols, float *room) {
+    for (int64_t i = 0; i < rows; i++) {
+        float *to = room + i * (cols + PAD);
+        const float *row = usli_row_load(v, element(data, dtype, i * ld), dtype, to, cols);
+        if (row != to) memcpy(to, row, (size_t)cols * sizeof *to);
+    }
 }
 
-static void converted_term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
-    if (w->worker < 0 && w->st == USL_OK) w->st = make_conversion_room(w->s);
+static void copied_term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
+    bool run = w->worker >= 0;
+    if (!run && w->st == USL_OK) w->st = make_copying_room(w->s);
     for (int64_t k = 0; k < e->k; k += STEP) {
-        int64_t kb = e->k - k < STEP ? e->k - k : STEP, lda = e->lda, ldb = e->ldb;
-        float *left_room = w->worker < 0 ? NULL : w->s->worker[w->worker].left;
-        float *right_room = w->worker < 0 ? NULL : w->s->worker[w->worker].right;
-        const void *left = element(e->a, e->adt, e->ta ? k * e->lda + t->row : t->row * e->lda + k);
-        const void *right = element(e->b, e->bdt, e->tb ? t->col * e->ldb + k : k * e->ldb + t->col);
-        left = as_float(w->s->vec, left, e->adt, &lda, e->ta ? kb : t->rows, e->ta ? t->rows : kb, left_room);
-        right = as_float(w->s->vec, right, e->bdt, &ldb, e->tb ? t->cols : kb, e->tb ? kb : t->cols, right_room);
-        usli_blas_call call = { .m = t->rows, .n = t->cols, .k = kb, .lda = lda, .ldb = ldb, .ldc = ldc, .ta = e->ta, .tb = e->tb,
-                                .accumulate = accumulate || k > 0 };
+        int64_t kb = e->k - k < STEP ? e->k - k : STEP;
+        int64_t left_rows = e->ta ? kb : t->rows, left_cols = e->ta ? t->rows : kb;
+        int64_t right_rows = e->tb ? t->cols : kb, right_cols = e->tb ? kb : t->cols;
+        float *left = run ? w->s->worker[w->worker].left : NULL, *right = run ? w->s->worker[w->worker].right : NULL;
+        if (run) {
+            const void *a = element(e->a, e->adt, e->ta ? k * e->lda + t->row : t->row * e->lda + k);
+            const void *b = element(e->b, e->bdt, e->tb ? t->col * e->ldb + k : k * e->ldb + t->col);
+            copy_block(w->s->vec, a, e->adt, e->lda, left_rows, left_cols, left);
+            copy_block(w->s->vec, b, e->bdt, e->ldb, right_rows, right_cols, right);
+        }
+        usli_blas_call call = { .m = t->rows, .n = t->cols, .k = kb, .lda = left_cols + PAD, .ldb = right_cols + PAD, .ldc = ldc,
+                                .ta = e->ta, .tb = e->tb, .accumulate = accumulate || k > 0 };
         product_call(w, &call, left, right, out);
     }
 }
 
 static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
     bool bf16 = e->adt == USL_BF16 && e->bdt == USL_BF16 && usli_blas_has_bf16(w->s->blas);
-    if (!bf16 && (e->adt != USL_F32 || e->bdt != USL_F32)) {
-        converted_term(w, t, e, accumulate, out, ldc);
+    bool floats = e->adt == USL_F32 && e->bdt == USL_F32;
+    if (!bf16 && (!floats || (e->k > STEP && usli_blas_wants_blocks(w->s->blas)))) {
+        copied_term(w, t, e, accumulate, out, ldc);
         return;
     }
     usli_blas_call call = { .m = t->rows, .n = t->cols, .k = e->k, .lda = e->lda, .ldb = e->ldb, .ldc = ldc, .bf16 = bf16,

@@ -1,7 +1,6 @@
 #include "core/cpu/gemv.h"
 
 #include "core/base/dtype.h"
-#include "core/base/half.h"
 #include "core/base/pool.h"
 #include "core/cpu/decode.h"
 #include "core/cpu/vec.h"
@@ -28,10 +27,11 @@ size_t usli_gemv_workspace(const usli_linear_args *a) {
     return aligned(a->tokens * a->in) + aligned(a->tokens * usli_linear_ranks(a));
 }
 
-static void round_to(float *values, usl_dtype dtype, int64_t n) {
+static void round_to(const usli_vec *v, float *values, usl_dtype dtype, int64_t n) {
+    uint16_t rounded[CHUNK]; /* n <= CHUNK */
     if (dtype == USL_F32) return;
-    for (int64_t i = 0; i < n; i++)
-        values[i] = dtype == USL_BF16 ? usli_bf16_to_f32(usli_f32_to_bf16(values[i])) : usli_f16_to_f32(usli_f32_to_f16(values[i]));
+    usli_row_store(v, values, rounded, dtype, n);
+    usli_row_load(v, rounded, dtype, values, n);
 }
 
 /* sums[t] += row . x_t for a row of a matrix that is rounded to bfloat16 where products are. */
@@ -44,7 +44,7 @@ static void multiply_row(const gemv *g, const usli_matrix *w, int64_t row, const
             values = usli_matrix_at(w, row, i);
         else
             usli_matrix_read(w, row, i, n, chunk);
-        if (g->a->dtype == USL_BF16 && w->dtype != USL_BF16) round_to(chunk, USL_BF16, n);
+        if (g->a->dtype == USL_BF16 && w->dtype != USL_BF16) round_to(g->vec, chunk, USL_BF16, n);
         for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += g->vec->dot(values, x + t * w->cols + i, n);
     }
 }
@@ -64,7 +64,7 @@ static void multiply_a(void *arg, int64_t task, int worker) {
     usli_matrix a = { .dtype = USL_F32, .rows = s->lora.rank, .cols = g->a->in, .data = s->lora.a };
     float sums[MAX_TOKENS] = { 0 };
     multiply_row(g, &a, row, g->x, sums);
-    round_to(sums, g->a->dtype, g->a->tokens);
+    round_to(g->vec, sums, g->a->dtype, g->a->tokens);
     for (int64_t t = 0; t < g->a->tokens; t++) g->xa[t * g->ranks + task] = sums[t];
 }
 
@@ -74,7 +74,7 @@ static void add_adapter(const gemv *g, const usli_segment *s, int64_t row, int r
     for (int64_t i = 0; i < s->lora.rank; i += PIECE) {
         int64_t n = s->lora.rank - i < PIECE ? s->lora.rank - i : PIECE;
         usli_to_f32(s->lora.b + row * s->lora.rank + i, USL_F32, b, n);
-        if (g->a->dtype == USL_BF16) round_to(b, USL_BF16, n);
+        if (g->a->dtype == USL_BF16) round_to(g->vec, b, USL_BF16, n);
         for (int64_t t = 0; t < g->a->tokens; t++) added[t] += g->vec->dot(b, g->xa + t * g->ranks + rank_offset + i, n);
     }
     for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += s->lora.scale * added[t];

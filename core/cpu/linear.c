@@ -6,14 +6,16 @@
 #include "core/cpu/decode.h"
 #include "core/cpu/gemm.h"
 #include "core/cpu/gemv.h"
+#include "core/cpu/vec.h"
 #include "core/ops/dropout.h"
 
 enum {
     PANEL = 16 << 20,     /* values decoded at a time */
     PANEL_COLS = 256,     /* panels of columns are whole multiples of it, so of every block */
     DECODE_TASK = 1 << 15, /* values a task */
-    COLS = 64,            /* of a task that sums columns */
-    ROWS = 16             /* of a task that converts rows */
+    COLS = 64,             /* of a task that sums columns */
+    ROWS = 16,             /* of a task that converts rows */
+    CHUNK = 1024           /* values converted at a time */
 };
 
 typedef struct linear {
@@ -38,12 +40,12 @@ typedef struct linear {
 
 /* ---- Workspace ---------------------------------------------------------------------------------------------------------- */
 
-typedef struct room {
+typedef struct counter {
     char *base; /* NULL: only count */
     size_t used;
-} room;
+} counter;
 
-static void *take(room *r, int64_t values, usl_dtype dtype) {
+static void *take(counter *r, int64_t values, usl_dtype dtype) {
     size_t bytes = ((size_t)values * usli_dtype_bytes(dtype) + 63) & ~(size_t)63;
     void *p = r->base ? r->base + r->used : NULL;
     r->used += bytes;
@@ -76,7 +78,7 @@ static int64_t panel_cols(const linear *l) {
 
 /* Only adapters, types and shapes matter, so that a dry run counts what a real one takes. */
 static size_t lay_out(linear *l, const usli_linear_args *a, usli_pass pass, void *ws) {
-    room r = { ws, 0 };
+    counter r = { ws, 0 };
     *l = (linear){ .a = a, .product = a->dtype == USL_BF16 ? USL_BF16 : USL_F32, .ranks = usli_linear_ranks(a) };
     l->ldx = a->ldx ? a->ldx : a->in;
     l->ldy = a->ldy ? a->ldy : a->out;
@@ -149,30 +151,32 @@ static void drop_rows(void *arg, int64_t task, int worker) {
     uint64_t key = usli_dropout_key(d);
     uint32_t threshold = usli_dropout_threshold(d->p);
     float keep = 1.0f / (1.0f - d->p);
-    for (int64_t t = task * ROWS; t < a->tokens && t < (task + 1) * ROWS; t++) {
-        for (int64_t i = 0; i < a->in; i += 4) {
+    const usli_vec *v = usli_vec_best();
+    float room[CHUNK], out[CHUNK];
+    for (int64_t t = task * ROWS; t < a->tokens && t < (task + 1) * ROWS; t++)
+        for (int64_t i = 0; i < a->in; i += CHUNK) {
+            int64_t n = min64(CHUNK, a->in - i);
+            const float *values = usli_row_load(v, at(a->x, a->dtype, t * l->ldx + i), a->dtype, room, n);
             uint32_t words[4];
-            float values[4];
-            int64_t n = min64(4, a->in - i);
-            usli_dropout_words(d, key, t, i / 4, words);
-            usli_to_f32(at(a->x, a->dtype, t * l->ldx + i), a->dtype, values, n);
-            for (int64_t j = 0; j < n; j++) values[j] = words[j] < threshold ? 0 : values[j] * keep;
-            usli_from_f32(values, at(l->dropped, a->dtype, t * a->in + i), a->dtype, n);
+            for (int64_t j = 0; j < n; j++) {
+                if (j % 4 == 0) usli_dropout_words(d, key, t, (i + j) / 4, words);
+                out[j] = words[j % 4] < threshold ? 0 : values[j] * keep;
+            }
+            usli_row_store(v, out, at(l->dropped, a->dtype, t * a->in + i), a->dtype, n);
         }
-    }
 }
 
 static void round_dy_rows(void *arg, int64_t task, int worker) {
     const linear *l = arg;
     const usli_linear_args *a = l->a;
     (void)worker;
-    enum { CHUNK = 1024 };
-    float chunk[CHUNK];
+    const usli_vec *v = usli_vec_best();
+    float room[CHUNK];
     for (int64_t t = task * ROWS; t < a->tokens && t < (task + 1) * ROWS; t++)
         for (int64_t i = 0; i < a->out; i += CHUNK) {
             int64_t n = min64(CHUNK, a->out - i);
-            usli_to_f32(at(a->dy, a->y_dtype, t * l->ldy + i), a->y_dtype, chunk, n);
-            usli_from_f32(chunk, at(l->dy_room, l->product, t * a->out + i), l->product, n);
+            const float *dy = usli_row_load(v, at(a->dy, a->y_dtype, t * l->ldy + i), a->y_dtype, room, n);
+            usli_row_store(v, dy, at(l->dy_room, l->product, t * a->out + i), l->product, n);
         }
 }
 
@@ -413,12 +417,11 @@ static void sum_columns(void *arg, int64_t task, int worker) {
     const usli_segment *s = &a->segment[j->segment];
     (void)worker;
     int64_t col = task * COLS, n = min64(COLS, s->w.rows - col);
-    float sum[COLS] = { 0 }, dy[COLS];
-    for (int64_t t = 0; t < a->tokens; t++) {
-        usli_to_f32(at(a->dy, a->y_dtype, t * j->l->ldy + row_offset(a, j->segment) + col), a->y_dtype, dy, n);
-        for (int64_t i = 0; i < n; i++) sum[i] += dy[i];
-    }
-    for (int64_t i = 0; i < n; i++) s->dbias[col + i] += sum[i];
+    const usli_vec *v = usli_vec_best();
+    float sum[COLS] = { 0 }, room[COLS];
+    for (int64_t t = 0; t < a->tokens; t++)
+        v->axpy(1, usli_row_load(v, at(a->dy, a->y_dtype, t * j->l->ldy + row_offset(a, j->segment) + col), a->y_dtype, room, n), sum, n);
+    v->axpy(1, sum, s->dbias + col, n);
 }
 
 static usl_status backward(usli_exec *x, linear *l) {

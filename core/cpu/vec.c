@@ -6,6 +6,10 @@
 
 #include "core/base/half.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
@@ -27,6 +31,35 @@ static void f16_to_f32(const uint16_t *src, float *dst, int64_t n) {
 static void f32_to_f16(const float *src, uint16_t *dst, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_f16(src[i]);
+}
+
+/* Table look-ups are the one loop compilers do not see through: a byte in a 64-bit lane, shifted right by 4 in the lower half
+ * and as it is in the upper one, is the index of two neighbours; permutations ignore the bits above. */
+static void lut16(const uint8_t *codes, const float *table, float s, float *dst, int64_t n) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(table), _mm512_set1_ps(s));
+    for (; i + 16 <= n; i += 16) {
+        __m512i lanes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)(codes + i / 2)));
+        __m512i index = _mm512_or_si512(_mm512_srli_epi64(lanes, 4), _mm512_slli_epi64(lanes, 32));
+        _mm512_storeu_ps(dst + i, _mm512_permutexvar_ps(index, all));
+    }
+#elif defined(__AVX2__)
+    __m256 low = _mm256_mul_ps(_mm256_loadu_ps(table), _mm256_set1_ps(s));
+    __m256 high = _mm256_mul_ps(_mm256_loadu_ps(table + 8), _mm256_set1_ps(s));
+    for (; i + 8 <= n; i += 8) {
+        int32_t bytes;
+        memcpy(&bytes, codes + i / 2, sizeof bytes);
+        __m256i lanes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+        __m256i index = _mm256_or_si256(_mm256_srli_epi64(lanes, 4), _mm256_slli_epi64(lanes, 32));
+        __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+        _mm256_storeu_ps(dst + i, _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), is_high));
+    }
+#endif
+    for (; i < n; i += 2) {
+        dst[i] = table[codes[i / 2] >> 4] * s;
+        dst[i + 1] = table[codes[i / 2] & 15] * s;
+    }
 }
 
 static float dot(const float *a, const float *b, int64_t n) {
@@ -197,5 +230,5 @@ static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, in
 }
 
 const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
-    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, dot, dot3, max_of, axpy, scale, exp_sum, glu, glu_backward, tanh_all, mul,
+    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot, dot3, max_of, axpy, scale, exp_sum, glu, glu_backward, tanh_all, mul,
 };

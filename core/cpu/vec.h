@@ -13,6 +13,8 @@ typedef struct usli_vec {
     void (*f32_to_bf16)(const float *src, uint16_t *dst, int64_t n);
     void (*f16_to_f32)(const uint16_t *src, float *dst, int64_t n);
     void (*f32_to_f16)(const float *src, uint16_t *dst, int64_t n);
+    /* dst = scale * table[code]: n (even) 4-bit codes, the even value in the high half of its byte. */
+    void (*lut16)(const uint8_t *codes, const float *table, float scale, float *dst, int64_t n);
     float (*dot)(const float *a, const float *b, int64_t n);
     float (*dot3)(const float *a, const float *b, const float *c, int64_t n); /* sum a b c */
     float (*max)(const float *x, int64_t n);
