@@ -24,7 +24,7 @@ static symbol find(const char *name) {
 #ifdef USL_HAVE_DNNL
 #include <oneapi/dnnl/dnnl.h>
 
-enum { SLOTS = 4096, FULL = 1024, NOTE_ARGS = 4 };
+enum { SLOTS = 4096, FULL = 512, NOTE_ARGS = 4 };
 
 /* A primitive with its descriptors, found by its call. */
 typedef struct entry {
@@ -136,7 +136,8 @@ static entry *slot_of(usli_blas *b, const usli_blas_call *call) {
 }
 
 /* (rows, cols) as the product sees them, stored with the other order when transposed. */
-static dnnl_status_t describe(dnnl_memory_desc_t *md, int64_t rows, int64_t cols, bool transposed, int64_t ld, dnnl_data_type_t type) {
+static dnnl_status_t describe(dnnl_memory_desc_t *md, int64_t rows, int64_t cols, bool transposed, int64_t ld,
+                              dnnl_data_type_t type) {
     dnnl_dims_t dims = { rows, cols };
     dnnl_dims_t strides = { transposed ? 1 : ld, transposed ? ld : 1 };
     return dnnl_memory_desc_init_by_strides(md, 2, dims, type, strides);
@@ -222,18 +223,21 @@ usl_status usli_blas_prepare(usli_blas *b, const usli_blas_call *call) {
     return grow_scratch(b, e->scratch_bytes);
 }
 
-bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out, int worker) {
+bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out,
+                   int worker) {
     const entry *e = slot_of(b, call);
     if (!e->primitive) return false;
     const dnnl_memory_desc_t *md[NOTE_ARGS] = { e->left, e->right, e->out, e->scratch };
     /* The library takes writable pointers to what it only reads. */
     void *data[NOTE_ARGS] = { (void *)(uintptr_t)left, (void *)(uintptr_t)right, out, b->worker[worker].scratch };
-    dnnl_exec_arg_t args[NOTE_ARGS] = { { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL }, { DNNL_ARG_DST, NULL },
-                                        { DNNL_ARG_SCRATCHPAD, NULL } };
+    dnnl_exec_arg_t args[NOTE_ARGS] = {
+        { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL }, { DNNL_ARG_DST, NULL }, { DNNL_ARG_SCRATCHPAD, NULL }
+    };
     int count = e->scratch_bytes ? NOTE_ARGS : NOTE_ARGS - 1;
     int before = hush(b);
     dnnl_status_t st = dnnl_success;
-    for (int i = 0; i < count && st == dnnl_success; i++) st = dnnl_memory_create(&args[i].memory, md[i], b->engine, data[i]);
+    for (int i = 0; i < count && st == dnnl_success; i++)
+        st = dnnl_memory_create(&args[i].memory, md[i], b->engine, data[i]);
     if (st == dnnl_success) st = dnnl_primitive_execute(e->primitive, b->worker[worker].stream, count, args);
     for (int i = 0; i < count; i++)
         if (args[i].memory) dnnl_memory_destroy(args[i].memory);
@@ -276,18 +280,20 @@ usl_status usli_blas_prepare(usli_blas *b, const usli_blas_call *call) {
     if (call->m <= INT32_MAX && call->n <= INT32_MAX && call->k <= INT32_MAX && call->lda <= INT32_MAX &&
         call->ldb <= INT32_MAX && call->ldc <= INT32_MAX)
         return USL_OK;
-    return usli_fail(b->ctx, USL_ERR_UNSUPPORTED, "CBLAS: a matrix has more than 2^31 rows or columns; build with oneDNN");
+    return usli_fail(b->ctx, USL_ERR_UNSUPPORTED,
+                     "CBLAS: a matrix has more than 2^31 rows or columns; build with oneDNN");
 }
 
 void usli_blas_trim(usli_blas *b) {
     (void)b;
 }
 
-bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out, int worker) {
+bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out,
+                   int worker) {
     (void)b, (void)worker;
     cblas_sgemm(CblasRowMajor, call->ta ? CblasTrans : CblasNoTrans, call->tb ? CblasTrans : CblasNoTrans, (int)call->m,
-                (int)call->n, (int)call->k, 1.0f, left, (int)call->lda, right, (int)call->ldb, call->accumulate ? 1.0f : 0.0f, out,
-                (int)call->ldc);
+                (int)call->n, (int)call->k, 1.0f, left, (int)call->lda, right, (int)call->ldb,
+                call->accumulate ? 1.0f : 0.0f, out, (int)call->ldc);
     return true;
 }
 #endif

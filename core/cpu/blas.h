@@ -21,7 +21,8 @@ void usli_blas_free(usli_blas *b);
 
 /* Whether calls with bf16 may be made on this processor. */
 bool usli_blas_has_bf16(const usli_blas *b);
-/* Whether long float32 products go quicker over copied blocks: oneDNN without AVX-512 reads its operands where they are. */
+/* Whether long float32 products go quicker over copied blocks: oneDNN without AVX-512 reads its operands where they
+ * are. */
 bool usli_blas_wants_blocks(const usli_blas *b);
 /* Makes what the call needs. Before the tasks that run it, from the thread that owns the context. Earlier preparations
  * hold until usli_blas_trim. */
@@ -29,6 +30,7 @@ usl_status usli_blas_prepare(usli_blas *b, const usli_blas_call *call);
 /* Forgets old preparations when there are very many. Between batches only. */
 void usli_blas_trim(usli_blas *b);
 /* Runs a prepared call as `worker` of the pool. False when the library failed. */
-bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out, int worker);
+bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out,
+                   int worker);
 
 #endif

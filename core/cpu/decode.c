@@ -12,11 +12,12 @@ usl_status usli_matrix_check(usl_ctx *ctx, const usli_matrix *w, const char *wha
     const usli_traits *t = usli_traits_of(w->dtype);
     if (!w->data) return usli_fail(ctx, USL_ERR_INTERNAL, "%s: a matrix has no data", what);
     if (w->dtype == USL_I8 ? !w->scale : !t || !t->decode)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: weights of type %s cannot be read here; use f32, bf16, f16, nf4 or a GGUF type",
-                         what, usl_dtype_name(w->dtype));
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: weights of type %s cannot be read here; use f32, bf16, f16, nf4 or a GGUF type", what,
+                         usl_dtype_name(w->dtype));
     if (w->dtype != USL_I8 && w->cols % t->block != 0)
-        return usli_fail(ctx, USL_ERR_SHAPE, "%s: rows of %lld values do not fill blocks of %d (%s)", what, (long long)w->cols,
-                         t->block, usl_dtype_name(w->dtype));
+        return usli_fail(ctx, USL_ERR_SHAPE, "%s: rows of %lld values do not fill blocks of %d (%s)", what,
+                         (long long)w->cols, t->block, usl_dtype_name(w->dtype));
     return USL_OK;
 }
 
@@ -54,7 +55,8 @@ void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n,
     }
 }
 
-void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst, usl_dtype dtype) {
+void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t n, float scale, void *dst,
+                        usl_dtype dtype) {
     const usli_vec *v = usli_vec_best();
     float chunk[CHUNK];
     for (int64_t i = 0; i < n; i += CHUNK) {

@@ -32,7 +32,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     (void)ws;
     for (int64_t t = 0; t < a->tokens; t++)
         if (a->ids[t] < 0 || a->ids[t] >= a->table.rows)
-            return usli_fail(x->ctx, USL_ERR_INVALID, "token id %d is outside the vocabulary of %lld; the tokenizer and the model differ",
+            return usli_fail(x->ctx, USL_ERR_INVALID,
+                             "token id %d is outside the vocabulary of %lld; the tokenizer and the model differ",
                              (int)a->ids[t], (long long)a->table.rows);
     if (pass == USLI_FORWARD) {
         USLI_TRY(usli_matrix_check(x->ctx, &a->table, "embedding"));

@@ -16,7 +16,8 @@ static void gather_rows(void *arg, int64_t task, int worker) {
     const usli_gather_args *a = j->a;
     (void)worker;
     for (int64_t i = task * ROWS; i < a->rows && i < (task + 1) * ROWS; i++)
-        memcpy((char *)a->y + (size_t)i * j->row_bytes, (const char *)a->x + (size_t)a->index[i] * j->row_bytes, j->row_bytes);
+        memcpy((char *)a->y + (size_t)i * j->row_bytes, (const char *)a->x + (size_t)a->index[i] * j->row_bytes,
+               j->row_bytes);
 }
 
 static void zero_rows(void *arg, int64_t task, int worker) {
@@ -32,7 +33,8 @@ static void scatter_rows(void *arg, int64_t task, int worker) {
     const usli_gather_args *a = j->a;
     (void)worker;
     for (int64_t i = task * ROWS; i < a->rows && i < (task + 1) * ROWS; i++)
-        memcpy((char *)a->dx + (size_t)a->index[i] * j->row_bytes, (const char *)a->dy + (size_t)i * j->row_bytes, j->row_bytes);
+        memcpy((char *)a->dx + (size_t)a->index[i] * j->row_bytes, (const char *)a->dy + (size_t)i * j->row_bytes,
+               j->row_bytes);
 }
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
@@ -40,7 +42,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     (void)ws;
     for (int64_t i = 0; i < a->rows; i++)
         if (a->index[i] < 0 || a->index[i] >= a->x_rows)
-            return usli_fail(x->ctx, USL_ERR_INTERNAL, "gather: index %d of %lld rows", (int)a->index[i], (long long)a->x_rows);
+            return usli_fail(x->ctx, USL_ERR_INTERNAL, "gather: index %d of %lld rows", (int)a->index[i],
+                             (long long)a->x_rows);
     job j = { a, (size_t)a->cols * usli_dtype_bytes(a->dtype) };
     int64_t tasks = (a->rows + ROWS - 1) / ROWS;
     if (pass == USLI_FORWARD) {

@@ -7,9 +7,9 @@
 #include "core/cpu/blas.h"
 #include "core/cpu/vec.h"
 
-/* Tiles are tall, since the library packs the right operand anew for each; copies to float32 go over k in steps, so that
- * a worker's scratch has one size. */
-enum { TILE_ROWS = 512, TILE_COLS = 128, STEP = 512, GRAIN = 64, PAD = 16 };
+/* Tiles are tall, since the library packs the right operand anew for each; copies to float32 go over k in steps, so
+ * that a worker's scratch has one size. */
+enum { TILE_ROWS = 512, MIN_ROWS = 128, TILE_COLS = 128, ENOUGH = 8, STEP = 512, GRAIN = 64, PAD = 16 };
 
 typedef struct gemm_state {
     usl_ctx *ctx;
@@ -85,34 +85,44 @@ static usl_status make_copying_room(gemm_state *s) {
     return USL_OK;
 }
 
-/* ---- Cutting ---------------------------------------------------------------------------------------------------------- */
+/* ---- Cutting
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-/* Columns are cut evenly (they are a model's: few distinct shapes); rows in whole tiles and a rest (they are tokens). */
+/* Columns are cut evenly (they are a model's: few distinct shapes); rows in whole tiles and a rest (they are tokens).
+ */
 static int64_t tile_cols(int64_t n) {
     int64_t even = ceil_div(n, ceil_div(n, TILE_COLS));
     int64_t width = ceil_div(even, GRAIN) * GRAIN;
     return width < TILE_COLS ? width : TILE_COLS;
 }
 
+/* Lower tiles where there would be too few for several threads. */
+static int64_t tile_rows(const usli_product *p) {
+    int64_t rows = TILE_ROWS, across = ceil_div(p->n, tile_cols(p->n));
+    while (rows > MIN_ROWS && ceil_div(p->m, rows) * across < ENOUGH) rows /= 2;
+    return rows;
+}
+
 static int64_t tiles_of(const usli_product *p) {
-    return p->m && p->n ? ceil_div(p->m, TILE_ROWS) * ceil_div(p->n, tile_cols(p->n)) : 0;
+    return p->m && p->n ? ceil_div(p->m, tile_rows(p)) * ceil_div(p->n, tile_cols(p->n)) : 0;
 }
 
 static tile tile_at(const batch *b, int64_t task) {
     const usli_product *p = b->products;
     for (; task >= tiles_of(p); p++) task -= tiles_of(p);
-    int64_t down = ceil_div(p->m, TILE_ROWS), width = tile_cols(p->n);
-    tile t = { .p = p, .row = task % down * TILE_ROWS, .col = task / down * width };
-    t.rows = p->m - t.row < TILE_ROWS ? p->m - t.row : TILE_ROWS;
+    int64_t height = tile_rows(p), width = tile_cols(p->n), down = ceil_div(p->m, height);
+    tile t = { .p = p, .row = task % down * height, .col = task / down * width };
+    t.rows = p->m - t.row < height ? p->m - t.row : height;
     t.cols = p->n - t.col < width ? p->n - t.col : width;
     return t;
 }
 
-/* ---- One tile ----------------------------------------------------------------------------------------------------------- */
+/* ---- One tile
+ * ----------------------------------------------------------------------------------------------------------- */
 
 /* The same walk prepares the calls of a tile and later runs them: worker < 0 only prepares. */
 typedef struct walk {
@@ -134,7 +144,8 @@ static const void *element(const void *data, usl_dtype dtype, int64_t i) {
 }
 
 /* A block (rows, cols) as float32 in room. PAD keeps rows from falling on the same cache sets. */
-static void copy_block(const usli_vec *v, const void *data, usl_dtype dtype, int64_t ld, int64_t rows, int64_t cols, float *room) {
+static void copy_block(const usli_vec *v, const void *data, usl_dtype dtype, int64_t ld, int64_t rows, int64_t cols,
+                       float *room) {
     for (int64_t i = 0; i < rows; i++) {
         float *to = room + i * (cols + PAD);
         const float *row = usli_row_load(v, element(data, dtype, i * ld), dtype, to, cols);
@@ -156,8 +167,15 @@ static void copied_term(walk *w, const tile *t, const usli_term *e, bool accumul
             copy_block(w->s->vec, a, e->adt, e->lda, left_rows, left_cols, left);
             copy_block(w->s->vec, b, e->bdt, e->ldb, right_rows, right_cols, right);
         }
-        usli_blas_call call = { .m = t->rows, .n = t->cols, .k = kb, .lda = left_cols + PAD, .ldb = right_cols + PAD, .ldc = ldc,
-                                .ta = e->ta, .tb = e->tb, .accumulate = accumulate || k > 0 };
+        usli_blas_call call = { .m = t->rows,
+                                .n = t->cols,
+                                .k = kb,
+                                .lda = left_cols + PAD,
+                                .ldb = right_cols + PAD,
+                                .ldc = ldc,
+                                .ta = e->ta,
+                                .tb = e->tb,
+                                .accumulate = accumulate || k > 0 };
         product_call(w, &call, left, right, out);
     }
 }
@@ -169,8 +187,16 @@ static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, fl
         copied_term(w, t, e, accumulate, out, ldc);
         return;
     }
-    usli_blas_call call = { .m = t->rows, .n = t->cols, .k = e->k, .lda = e->lda, .ldb = e->ldb, .ldc = ldc, .bf16 = bf16,
-                            .ta = e->ta, .tb = e->tb, .accumulate = accumulate };
+    usli_blas_call call = { .m = t->rows,
+                            .n = t->cols,
+                            .k = e->k,
+                            .lda = e->lda,
+                            .ldb = e->ldb,
+                            .ldc = ldc,
+                            .bf16 = bf16,
+                            .ta = e->ta,
+                            .tb = e->tb,
+                            .accumulate = accumulate };
     product_call(w, &call, element(e->a, e->adt, e->ta ? t->row : t->row * e->lda),
                  element(e->b, e->bdt, e->tb ? t->col * e->ldb : t->col), out);
 }
@@ -185,7 +211,8 @@ static void store(const usli_vec *v, const tile *t, float *sum) {
     const usli_product *p = t->p;
     size_t size = usli_dtype_bytes(p->cdt);
     float bias_room[TILE_COLS], room[TILE_COLS];
-    const float *bias = p->bias ? usli_row_load(v, element(p->bias, p->bias_dtype, t->col), p->bias_dtype, bias_room, t->cols) : NULL;
+    const float *bias =
+        p->bias ? usli_row_load(v, element(p->bias, p->bias_dtype, t->col), p->bias_dtype, bias_room, t->cols) : NULL;
     for (int64_t i = 0; i < t->rows; i++) {
         float *row = sum + i * TILE_COLS;
         void *c = (char *)p->c + (size_t)((t->row + i) * p->ldc + t->col) * size;
@@ -197,8 +224,8 @@ static void store(const usli_vec *v, const tile *t, float *sum) {
 
 /* The library writes float32 sums straight into c when nothing else happens to them. */
 static bool is_direct(const usli_product *p) {
-    return p->cdt == USL_F32 && (p->beta == 0 || p->beta == 1) && !p->bias && (!p->scaled || (p->alpha == 1 && !p->mask)) &&
-           p->terms > 0;
+    return p->cdt == USL_F32 && (p->beta == 0 || p->beta == 1) && !p->bias &&
+           (!p->scaled || (p->alpha == 1 && !p->mask)) && p->terms > 0;
 }
 
 static void walk_tile(walk *w, const tile *t) {
@@ -243,9 +270,12 @@ usl_status usli_gemm_products(usli_exec *x, const usli_product *products, int co
     return USL_OK;
 }
 
-usl_status usli_gemm(usli_exec *x, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const void *a, usl_dtype adt,
-                     int64_t lda, const void *b, usl_dtype bdt, int64_t ldb, float beta, void *c, usl_dtype cdt, int64_t ldc) {
-    usli_product p = { .m = m, .n = n, .terms = k > 0, .scaled = k > 0, .alpha = alpha, .beta = beta, .c = c, .cdt = cdt, .ldc = ldc };
+usl_status usli_gemm(usli_exec *x, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const void *a,
+                     usl_dtype adt, int64_t lda, const void *b, usl_dtype bdt, int64_t ldb, float beta, void *c,
+                     usl_dtype cdt, int64_t ldc) {
+    usli_product p = {
+        .m = m, .n = n, .terms = k > 0, .scaled = k > 0, .alpha = alpha, .beta = beta, .c = c, .cdt = cdt, .ldc = ldc
+    };
     p.term[0] = (usli_term){ ta, tb, k, a, b, adt, bdt, lda, ldb };
     return usli_gemm_products(x, &p, 1);
 }

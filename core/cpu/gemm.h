@@ -1,15 +1,16 @@
 /* Matrix products on the CPU. The output is cut into tiles by its shape alone and each tile is one thread's, so results
- * do not depend on the number of threads; the sum over k is never cut between threads. Everything accumulates in float32
- * and is rounded once, at the store. Operands are F32, BF16 or F16; where the processor has no bfloat16 products, and for
- * F16 and mixed operands, tiles are converted to float32 on the way. */
+ * do not depend on the number of threads; the sum over k is never cut between threads. Everything accumulates in
+ * float32 and is rounded once, at the store. Operands are F32, BF16 or F16; where the processor has no bfloat16
+ * products, and for F16 and mixed operands, tiles are converted to float32 on the way. */
 #ifndef USLI_CPU_GEMM_H
 #define USLI_CPU_GEMM_H
 
 #include "core/ops/ops.h"
 
 /* c = beta c + alpha op(a) op(b):  op(a) (m, k), op(b) (k, n), c (m, n), row-major. c is F32, BF16 or F16. */
-usl_status usli_gemm(usli_exec *x, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const void *a, usl_dtype adt,
-                     int64_t lda, const void *b, usl_dtype bdt, int64_t ldb, float beta, void *c, usl_dtype cdt, int64_t ldc);
+usl_status usli_gemm(usli_exec *x, bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const void *a,
+                     usl_dtype adt, int64_t lda, const void *b, usl_dtype bdt, int64_t ldb, float beta, void *c,
+                     usl_dtype cdt, int64_t ldc);
 
 /* The general form, a sum of terms that is rounded once:
  *   c = beta c + mask(alpha (term 0 + ... + term scaled-1)) + the other terms + bias */

@@ -75,7 +75,8 @@ static void add_adapter(const gemv *g, const usli_segment *s, int64_t row, int r
         int64_t n = s->lora.rank - i < PIECE ? s->lora.rank - i : PIECE;
         usli_to_f32(s->lora.b + row * s->lora.rank + i, USL_F32, b, n);
         if (g->a->dtype == USL_BF16) round_to(g->vec, b, USL_BF16, n);
-        for (int64_t t = 0; t < g->a->tokens; t++) added[t] += g->vec->dot(b, g->xa + t * g->ranks + rank_offset + i, n);
+        for (int64_t t = 0; t < g->a->tokens; t++)
+            added[t] += g->vec->dot(b, g->xa + t * g->ranks + rank_offset + i, n);
     }
     for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += s->lora.scale * added[t];
 }
@@ -111,7 +112,8 @@ void usli_gemv_run(usli_exec *x, const usli_linear_args *a, void *ws) {
     g.xa = (float *)((char *)ws + aligned(a->tokens * a->in));
     int64_t ldx = a->ldx ? a->ldx : a->in;
     for (int64_t t = 0; t < a->tokens; t++)
-        usli_to_f32((const char *)a->x + (size_t)(t * ldx) * usli_dtype_bytes(a->dtype), a->dtype, g.x + t * a->in, a->in);
+        usli_to_f32((const char *)a->x + (size_t)(t * ldx) * usli_dtype_bytes(a->dtype), a->dtype, g.x + t * a->in,
+                    a->in);
     if (g.ranks) usli_pool_run(x->ctx->pool, g.ranks, multiply_a, &g);
     if (a->xa) usli_from_f32(g.xa, a->xa, a->dtype, a->tokens * g.ranks);
     usli_pool_run(x->ctx->pool, (a->out + ROWS - 1) / ROWS, multiply_w, &g);

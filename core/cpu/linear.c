@@ -1,5 +1,6 @@
-/* linear: base product, adapter and bias in one sum that is rounded once. Operands of products are float32 with dtype F32
- * and F16 and bfloat16 with BF16; weights that are neither are decoded into a panel of bounded size, once a call. */
+/* linear: base product, adapter and bias in one sum that is rounded once. Operands of products are float32 with dtype
+ * F32 and F16 and bfloat16 with BF16; weights that are neither are decoded into a panel of bounded size, once a call.
+ */
 #include "core/base/dtype.h"
 #include "core/base/pool.h"
 #include "core/cpu/cpu.h"
@@ -10,8 +11,8 @@
 #include "core/ops/dropout.h"
 
 enum {
-    PANEL = 16 << 20,     /* values decoded at a time */
-    PANEL_COLS = 256,     /* panels of columns are whole multiples of it, so of every block */
+    PANEL = 16 << 20,      /* values decoded at a time */
+    PANEL_COLS = 256,      /* panels of columns are whole multiples of it, so of every block */
     DECODE_TASK = 1 << 15, /* values a task */
     COLS = 64,             /* of a task that sums columns */
     ROWS = 16,             /* of a task that converts rows */
@@ -23,7 +24,7 @@ typedef struct linear {
     usl_dtype product; /* type of decoded and converted operands */
     int64_t ldx, ldy;
     int ranks, adapters;
-    const void *lora_a;                   /* (ranks, in), of type product */
+    const void *lora_a;                    /* (ranks, in), of type product */
     const void *lora_b[USLI_MAX_SEGMENTS]; /* (rows, rank), of type product */
     void *a_room, *b_room[USLI_MAX_SEGMENTS];
     void *dropped; /* (tokens, in) of dtype, rows ld_dropped apart; x itself without dropout */
@@ -38,7 +39,8 @@ typedef struct linear {
     int64_t panel_values;
 } linear;
 
-/* ---- Workspace ---------------------------------------------------------------------------------------------------------- */
+/* ---- Workspace
+ * ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct counter {
     char *base; /* NULL: only count */
@@ -122,7 +124,8 @@ static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     return lay_out(&l, a, pass, NULL);
 }
 
-/* ---- Getting operands ready ----------------------------------------------------------------------------------------------- */
+/* ---- Getting operands ready
+ * ----------------------------------------------------------------------------------------------- */
 
 static void *at(const void *data, usl_dtype dtype, int64_t i) {
     return (char *)(uintptr_t)data + (size_t)i * usli_dtype_bytes(dtype);
@@ -136,8 +139,10 @@ static void prepare_adapters(linear *l) {
         l->lora_b[i] = l->b_room[i] ? l->b_room[i] : lora->b;
         if (!lora->rank) continue;
         if (l->b_room[i]) usli_from_f32(lora->b, l->b_room[i], l->product, a->segment[i].w.rows * lora->rank);
-        if (l->a_room) usli_from_f32(lora->a, at(l->a_room, l->product, row * a->in), l->product, lora->rank * a->in);
-        else l->lora_a = lora->a;
+        if (l->a_room)
+            usli_from_f32(lora->a, at(l->a_room, l->product, row * a->in), l->product, lora->rank * a->in);
+        else
+            l->lora_a = lora->a;
         row += lora->rank;
     }
     if (l->a_room) l->lora_a = l->a_room;
@@ -206,7 +211,9 @@ static void add_piece(pieces *ps, int segment, int64_t row, int64_t rows, int64_
     const linear *l = ps->l;
     const usli_matrix *w = &l->a->segment[segment].w;
     piece *p = &ps->item[ps->count++];
-    *p = (piece){ .segment = segment, .row = row, .rows = rows, .col = col, .cols = cols, .dtype = w->dtype, .ld = w->cols };
+    *p = (piece){
+        .segment = segment, .row = row, .rows = rows, .col = col, .cols = cols, .dtype = w->dtype, .ld = w->cols
+    };
     if (in_place(w, l->product)) {
         p->data = usli_matrix_at(w, row, col);
         return;
@@ -236,13 +243,14 @@ static void decode_pieces(usli_exec *x, pieces *ps) {
     usli_pool_run(x->ctx->pool, tasks, decode_task, ps);
 }
 
-/* ---- Products -------------------------------------------------------------------------------------------------------------- */
+/* ---- Products
+ * -------------------------------------------------------------------------------------------------------------- */
 
 /* xa = drop(x) A^T for all adapters at once. */
 static usl_status make_xa(usli_exec *x, linear *l) {
     const usli_linear_args *a = l->a;
-    return usli_gemm(x, false, true, a->tokens, l->ranks, a->in, 1, l->dropped, a->dtype, l->ld_dropped, l->lora_a, l->product, a->in,
-                     0, l->xa, a->dtype, l->ranks);
+    return usli_gemm(x, false, true, a->tokens, l->ranks, a->in, 1, l->dropped, a->dtype, l->ld_dropped, l->lora_a,
+                     l->product, a->in, 0, l->xa, a->dtype, l->ranks);
 }
 
 static int64_t row_offset(const usli_linear_args *a, int segment) {
@@ -260,8 +268,12 @@ static int rank_offset(const usli_linear_args *a, int segment) {
 static usli_product forward_product(const linear *l, const piece *w) {
     const usli_linear_args *a = l->a;
     const usli_segment *s = &a->segment[w->segment];
-    usli_product p = { .m = a->tokens, .n = w->rows, .alpha = s->lora.scale, .beta = a->y_mode == USLI_ACCUMULATE,
-                       .cdt = a->y_dtype, .ldc = l->ldy };
+    usli_product p = { .m = a->tokens,
+                       .n = w->rows,
+                       .alpha = s->lora.scale,
+                       .beta = a->y_mode == USLI_ACCUMULATE,
+                       .cdt = a->y_dtype,
+                       .ldc = l->ldy };
     p.c = at(a->y, a->y_dtype, row_offset(a, w->segment) + w->row);
     if (s->bias) {
         p.bias = at(s->bias, s->bias_dtype, w->row);
@@ -270,7 +282,8 @@ static usli_product forward_product(const linear *l, const piece *w) {
     if (s->lora.rank) {
         const void *xa = at(l->xa, a->dtype, rank_offset(a, w->segment));
         const void *b = at(l->lora_b[w->segment], l->product, w->row * s->lora.rank);
-        p.term[p.terms++] = (usli_term){ false, true, s->lora.rank, xa, b, a->dtype, l->product, l->ranks, s->lora.rank };
+        p.term[p.terms++] =
+            (usli_term){ false, true, s->lora.rank, xa, b, a->dtype, l->product, l->ranks, s->lora.rank };
         p.scaled = 1;
     }
     p.term[p.terms++] = (usli_term){ false, true, a->in, a->x, w->data, a->dtype, w->dtype, l->ldx, w->ld };
@@ -337,18 +350,21 @@ static usl_status make_dx(usli_exec *x, linear *l) {
         for (int i = 0; i < a->segments; i++) add_piece(&ps, i, 0, a->segment[i].w.rows, col, cols);
         decode_pieces(x, &ps);
         dx_mask mask = { &a->dropout, col };
-        usli_product p = { .m = a->tokens, .n = cols, .alpha = 1, .beta = a->dx_mode == USLI_ACCUMULATE, .cdt = a->dtype, .ldc = l->ldx };
+        usli_product p = {
+            .m = a->tokens, .n = cols, .alpha = 1, .beta = a->dx_mode == USLI_ACCUMULATE, .cdt = a->dtype, .ldc = l->ldx
+        };
         p.c = at(a->dx, a->dtype, col);
         if (l->adapters) { /* dyb is scaled already, so one term does for all adapters */
-            p.term[p.terms++] = (usli_term){ false, false, l->ranks, l->dyb, at(l->lora_a, l->product, col), l->product, l->product,
-                                             l->ranks, a->in };
+            p.term[p.terms++] = (usli_term){ false,      false,      l->ranks, l->dyb, at(l->lora_a, l->product, col),
+                                             l->product, l->product, l->ranks, a->in };
             p.scaled = 1;
             if (a->dropout.p > 0) p.mask = mask_dx, p.mask_ud = &mask;
         }
         for (int i = 0; i < a->segments; i++) {
             const piece *w = &ps.item[i];
             const void *dy = at(l->dy, l->dy_dtype, row_offset(a, i));
-            p.term[p.terms++] = (usli_term){ false, false, w->rows, dy, w->data, l->dy_dtype, w->dtype, l->ld_dy, w->ld };
+            p.term[p.terms++] =
+                (usli_term){ false, false, w->rows, dy, w->data, l->dy_dtype, w->dtype, l->ld_dy, w->ld };
         }
         USLI_TRY(usli_gemm_products(x, &p, 1));
     }
@@ -363,11 +379,17 @@ static usl_status make_dyb(usli_exec *x, linear *l) {
         const usli_segment *s = &a->segment[i];
         if (!s->lora.rank) continue;
         usli_product *q = &p[count++];
-        *q = (usli_product){ .m = a->tokens, .n = s->lora.rank, .terms = 1, .scaled = 1, .alpha = s->lora.scale, .cdt = l->product,
+        *q = (usli_product){ .m = a->tokens,
+                             .n = s->lora.rank,
+                             .terms = 1,
+                             .scaled = 1,
+                             .alpha = s->lora.scale,
+                             .cdt = l->product,
                              .ldc = l->ranks };
         q->c = at(l->dyb, l->product, rank_offset(a, i));
-        q->term[0] = (usli_term){ false, false, s->w.rows, at(l->dy, l->dy_dtype, row_offset(a, i)), l->lora_b[i], l->dy_dtype,
-                                  l->product, l->ld_dy, s->lora.rank };
+        q->term[0] = (usli_term){ false,        false,       s->w.rows,  at(l->dy, l->dy_dtype, row_offset(a, i)),
+                                  l->lora_b[i], l->dy_dtype, l->product, l->ld_dy,
+                                  s->lora.rank };
     }
     return usli_gemm_products(x, p, count);
 }
@@ -386,15 +408,16 @@ static usl_status make_parameter_gradients(usli_exec *x, linear *l) {
             usli_product *q = &p[count++];
             *q = sum;
             q->m = lora->rank, q->n = a->in, q->c = lora->da, q->ldc = a->in;
-            q->term[0] = (usli_term){ true, false, a->tokens, at(l->dyb, l->product, rank_offset(a, i)), l->dropped, l->product, a->dtype,
-                                      l->ranks, l->ld_dropped };
+            q->term[0] = (usli_term){ true,         false,      a->tokens, at(l->dyb, l->product, rank_offset(a, i)),
+                                      l->dropped,   l->product, a->dtype,  l->ranks,
+                                      l->ld_dropped };
         }
         if (lora->rank && lora->db) {
             usli_product *q = &p[count++];
             *q = sum;
             q->m = s->w.rows, q->n = lora->rank, q->c = lora->db, q->ldc = lora->rank, q->alpha = lora->scale;
-            q->term[0] = (usli_term){ true, false, a->tokens, dy, at(l->xa, a->dtype, rank_offset(a, i)), l->dy_dtype, a->dtype, l->ld_dy,
-                                      l->ranks };
+            q->term[0] = (usli_term){ true,        false,    a->tokens, dy,      at(l->xa, a->dtype, rank_offset(a, i)),
+                                      l->dy_dtype, a->dtype, l->ld_dy,  l->ranks };
         }
         if (s->dw) {
             usli_product *q = &p[count++];
@@ -420,7 +443,10 @@ static void sum_columns(void *arg, int64_t task, int worker) {
     const usli_vec *v = usli_vec_best();
     float sum[COLS] = { 0 }, room[COLS];
     for (int64_t t = 0; t < a->tokens; t++)
-        v->axpy(1, usli_row_load(v, at(a->dy, a->y_dtype, t * j->l->ldy + row_offset(a, j->segment) + col), a->y_dtype, room, n), sum, n);
+        v->axpy(1,
+                usli_row_load(v, at(a->dy, a->y_dtype, t * j->l->ldy + row_offset(a, j->segment) + col), a->y_dtype,
+                              room, n),
+                sum, n);
     v->axpy(1, sum, s->dbias + col, n);
 }
 
@@ -451,7 +477,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     for (int i = 0; i < a->segments; i++) {
         USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
         if (a->segment[i].lora.magnitude)
-            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "linear: DoRA is not supported by this backend; use use_dora = false");
+            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
+                             "linear: DoRA is not supported by this backend; use use_dora = false");
     }
     if (a->tokens == 0) return USL_OK;
     if (pass == USLI_FORWARD && usli_gemv_fits(a)) {

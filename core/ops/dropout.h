@@ -22,7 +22,8 @@ static inline uint32_t usli_dropout_threshold(float p) {
 }
 
 /* The four words of features 4 * group .. 4 * group + 3 of a token. */
-static inline void usli_dropout_words(const usli_dropout *d, uint64_t key, int64_t token, int64_t group, uint32_t words[4]) {
+static inline void usli_dropout_words(const usli_dropout *d, uint64_t key, int64_t token, int64_t group,
+                                      uint32_t words[4]) {
     uint64_t low = (uint64_t)(uint32_t)group | (uint64_t)(uint32_t)d->position[token] << 32;
     uint64_t high = (uint64_t)(uint32_t)d->row[token] | (uint64_t)(uint32_t)*d->update << 32;
     usli_philox(key, low, high, words);

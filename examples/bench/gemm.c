@@ -1,7 +1,7 @@
 /* The rate of the CPU's matrix products beside the library's own, on the shapes of a 135M model.
  *
- *   cc -O2 -I. examples/bench/gemm.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread -o build/bench_gemm
- *   OMP_NUM_THREADS=2 build/bench_gemm 2
+ *   cc -O2 -I. examples/bench/gemm.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread -o
+ * build/bench_gemm OMP_NUM_THREADS=2 build/bench_gemm 2
  *
  * Prints the best of many repetitions, in GFLOP/s: ours, oneDNN's one call over all of it, the ratio. */
 #define _POSIX_C_SOURCE 200809L
@@ -33,8 +33,8 @@ typedef struct library {
     dnnl_exec_arg_t args[3];
 } library;
 
-static void memory(library *l, int slot, int arg, int64_t rows, int64_t cols, int transposed, dnnl_data_type_t type, void *data,
-                   dnnl_memory_desc_t *md) {
+static void memory(library *l, int slot, int arg, int64_t rows, int64_t cols, int transposed, dnnl_data_type_t type,
+                   void *data, dnnl_memory_desc_t *md) {
     dnnl_dims_t dims = { rows, cols }, strides = { transposed ? 1 : cols, transposed ? rows : 1 };
     dnnl_memory_desc_init_by_strides(md, 2, dims, type, strides);
     l->args[slot].arg = arg;
@@ -69,7 +69,8 @@ enum { BUDGET_MS = 400, TURN = 5 };
 
 static void measure(usli_exec *x, const problem *p, usl_dtype dtype) {
     size_t elem = usli_dtype_bytes(dtype);
-    void *a = calloc((size_t)(p->m * p->k), elem), *b = calloc((size_t)(p->n * p->k), elem), *c = calloc((size_t)(p->m * p->n), 4);
+    void *a = calloc((size_t)(p->m * p->k), elem), *b = calloc((size_t)(p->n * p->k), elem),
+         *c = calloc((size_t)(p->m * p->n), 4);
     double flops = 2.0 * (double)p->m * (double)p->n * (double)p->k, ours = 1e9, theirs = 1e9;
     library l = { 0 };
     int has = library_make(&l, p, dtype == USL_BF16, a, b, c);
@@ -79,7 +80,8 @@ static void measure(usli_exec *x, const problem *p, usl_dtype dtype) {
     do {
         for (int i = 0; i < TURN; i++) {
             double t = now();
-            if (usli_gemm(x, p->ta, p->tb, p->m, p->n, p->k, 1, a, dtype, lda, b, dtype, ldb, p->sum ? 1 : 0, c, USL_F32, p->n) != USL_OK)
+            if (usli_gemm(x, p->ta, p->tb, p->m, p->n, p->k, 1, a, dtype, lda, b, dtype, ldb, p->sum ? 1 : 0, c,
+                          USL_F32, p->n) != USL_OK)
                 printf("%s\n", usl_ctx_errmsg(x->ctx));
             t = now() - t;
             if (t < ours) ours = t;
@@ -92,22 +94,30 @@ static void measure(usli_exec *x, const problem *p, usl_dtype dtype) {
             if (t < theirs) theirs = t;
         }
     } while (now() < end);
-    printf("%-22s %5lld x %5lld x %5lld  %-5s %8.1f", p->name, (long long)p->m, (long long)p->n, (long long)p->k, usl_dtype_name(dtype),
-           flops / ours * 1e-9);
-    if (has) printf(" %8.1f  %.2f\n", flops / theirs * 1e-9, theirs / ours);
-    else printf("        -\n");
+    printf("%-22s %5lld x %5lld x %5lld  %-5s %8.1f", p->name, (long long)p->m, (long long)p->n, (long long)p->k,
+           usl_dtype_name(dtype), flops / ours * 1e-9);
+    if (has)
+        printf(" %8.1f  %.2f\n", flops / theirs * 1e-9, theirs / ours);
+    else
+        printf("        -\n");
     library_free(&l);
     free(a), free(b), free(c);
 }
 
 int main(int argc, char **argv) {
     static const problem problems[] = {
-        { "gate, forward", 512, 1536, 576, 0, 1, 0 },  { "o, forward", 2048, 576, 576, 0, 1, 0 },
-        { "gate|up, forward", 2048, 3072, 576, 0, 1, 0 }, { "down, forward", 2048, 576, 1536, 0, 1, 0 },
-        { "gate|up, dx", 2048, 576, 3072, 0, 0, 0 },   { "down, dx", 2048, 1536, 576, 0, 0, 0 },
-        { "x A^T", 2048, 32, 576, 0, 1, 0 },           { "dy B", 2048, 16, 1536, 0, 0, 0 },
-        { "dA", 16, 576, 2048, 1, 0, 1 },              { "dB", 1536, 16, 2048, 1, 0, 1 },
-        { "dW", 1536, 576, 2048, 1, 0, 1 },            { "head", 256, 49152, 576, 0, 1, 0 },
+        { "gate, forward", 512, 1536, 576, 0, 1, 0 },
+        { "o, forward", 2048, 576, 576, 0, 1, 0 },
+        { "gate|up, forward", 2048, 3072, 576, 0, 1, 0 },
+        { "down, forward", 2048, 576, 1536, 0, 1, 0 },
+        { "gate|up, dx", 2048, 576, 3072, 0, 0, 0 },
+        { "down, dx", 2048, 1536, 576, 0, 0, 0 },
+        { "x A^T", 2048, 32, 576, 0, 1, 0 },
+        { "dy B", 2048, 16, 1536, 0, 0, 0 },
+        { "dA", 16, 576, 2048, 1, 0, 1 },
+        { "dB", 1536, 16, 2048, 1, 0, 1 },
+        { "dW", 1536, 576, 2048, 1, 0, 1 },
+        { "head", 256, 49152, 576, 0, 1, 0 },
     };
     usl_ctx *ctx;
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;

@@ -37,7 +37,8 @@ static inline usl_status rig_run(rig *r, usli_op op, void *args, usli_pass pass)
     memset(block, 0xff, planned ? planned : 64); /* NaN: nothing may be read before it is written */
     usli_arena_init(&r->arena, block, planned);
     st = usli_run(&r->x, op, args, pass);
-    CHECK(st != USL_OK || (r->arena.peak == planned && r->arena.high == 0), "planned %zu, used %zu", planned, r->arena.peak);
+    CHECK(st != USL_OK || (r->arena.peak == planned && r->arena.high == 0), "planned %zu, used %zu", planned,
+          r->arena.peak);
     usli_free_aligned(r->ctx, block);
     return st;
 }
@@ -49,8 +50,10 @@ static inline void *rig_random(usli_rng *rng, usl_dtype dtype, int64_t n, float 
     for (int64_t i = 0; i < n; i++) v[i] = (float)usli_rng_normal(rng);
     usli_from_f32(v, data, dtype, n);
     usli_to_f32(data, dtype, v, n);
-    if (values) *values = v;
-    else free(v);
+    if (values)
+        *values = v;
+    else
+        free(v);
     return data;
 }
 

@@ -15,8 +15,8 @@ static void check_cast(rig *r, usl_dtype from, usl_dtype to, int64_t rows, int64
     usli_from_f32(values, want, to, n);
     usli_cast_args a = { .src = { .dtype = from, .rows = rows, .cols = cols, .data = src }, .dtype = to, .dst = dst };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_cast, &a, USLI_FORWARD));
-    CHECK(memcmp(dst, want, to_bytes) == 0, "%s to %s, %lld x %lld", usl_dtype_name(from), usl_dtype_name(to), (long long)rows,
-          (long long)cols);
+    CHECK(memcmp(dst, want, to_bytes) == 0, "%s to %s, %lld x %lld", usl_dtype_name(from), usl_dtype_name(to),
+          (long long)rows, (long long)cols);
     free(src), free(dst), free(want), free(values);
 }
 

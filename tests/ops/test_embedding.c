@@ -7,7 +7,8 @@ enum { VOCAB = 11, COLS = 130, TOKENS = 37 };
 static int32_t ids[TOKENS];
 
 static void fill_ids(void) {
-    for (int t = 0; t < TOKENS; t++) ids[t] = (t * 7 + t / 3) % (VOCAB - 1); /* many repeats; the last row is nobody's */
+    for (int t = 0; t < TOKENS; t++)
+        ids[t] = (t * 7 + t / 3) % (VOCAB - 1); /* many repeats; the last row is nobody's */
 }
 
 static void check_forward(rig *r, usl_dtype table, usl_dtype dtype) {
@@ -15,13 +16,19 @@ static void check_forward(rig *r, usl_dtype table, usl_dtype dtype) {
     usli_rng_seed(&rng, 5);
     float *w, got[TOKENS * COLS];
     void *data = rig_random(&rng, table, VOCAB * COLS, &w), *y = malloc(sizeof got);
-    usli_embedding_args a = { .tokens = TOKENS, .cols = COLS, .dtype = dtype, .scale = 1.5f, .ids = ids, .y = y,
+    usli_embedding_args a = { .tokens = TOKENS,
+                              .cols = COLS,
+                              .dtype = dtype,
+                              .scale = 1.5f,
+                              .ids = ids,
+                              .y = y,
                               .table = { .dtype = table, .rows = VOCAB, .cols = COLS, .data = data } };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_embedding, &a, USLI_FORWARD));
     usli_to_f32(y, dtype, got, TOKENS * COLS);
     for (int i = 0; i < TOKENS * COLS; i++) {
         float want = 1.5f * w[ids[i / COLS] * COLS + i % COLS];
-        CHECK(fabs((double)(got[i] - want)) <= rig_epsilon(dtype) * fabs((double)want), "value %d: %g, not %g", i, (double)got[i], (double)want);
+        CHECK(fabs((double)(got[i] - want)) <= rig_epsilon(dtype) * fabs((double)want), "value %d: %g, not %g", i,
+              (double)got[i], (double)want);
     }
     free(data), free(w), free(y);
 }
@@ -35,7 +42,12 @@ static void check_nf4(rig *r) {
     usli_nf4 q;
     usli_nf4_layout(storage, VOCAB * COLS, &q);
     usli_nf4_quantize(&q, w, VOCAB * COLS, scratch);
-    usli_embedding_args a = { .tokens = TOKENS, .cols = COLS, .dtype = USL_F32, .scale = 1, .ids = ids, .y = y,
+    usli_embedding_args a = { .tokens = TOKENS,
+                              .cols = COLS,
+                              .dtype = USL_F32,
+                              .scale = 1,
+                              .ids = ids,
+                              .y = y,
                               .table = { .dtype = USL_NF4, .rows = VOCAB, .cols = COLS, .nf4 = &q } };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_embedding, &a, USLI_FORWARD));
     for (int t = 0; t < TOKENS; t++) {
@@ -54,7 +66,13 @@ static void check_backward(rig *rigs, usl_dtype dtype) {
     void *dy = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
     for (int i = 0; i < 3; i++) {
         for (int j = 0; j < VOCAB * COLS; j++) got[i][j] = 0.25f;
-        usli_embedding_args a = { .tokens = TOKENS, .cols = COLS, .dtype = dtype, .scale = 1.5f, .ids = ids, .dy = dy, .dtable = got[i],
+        usli_embedding_args a = { .tokens = TOKENS,
+                                  .cols = COLS,
+                                  .dtype = dtype,
+                                  .scale = 1.5f,
+                                  .ids = ids,
+                                  .dy = dy,
+                                  .dtable = got[i],
                                   .table = { .dtype = USL_F32, .rows = VOCAB, .cols = COLS } };
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &a, USLI_BACKWARD));
         CHECK(memcmp(got[0], got[i], sizeof got[0]) == 0, "other bits with other threads");
@@ -75,7 +93,12 @@ static void check_backward(rig *rigs, usl_dtype dtype) {
 static void check_bad_id(rig *r) {
     float w[4] = { 0 }, y[4];
     int32_t bad[] = { 0, 2 };
-    usli_embedding_args a = { .tokens = 2, .cols = 2, .dtype = USL_F32, .scale = 1, .ids = bad, .y = y,
+    usli_embedding_args a = { .tokens = 2,
+                              .cols = 2,
+                              .dtype = USL_F32,
+                              .scale = 1,
+                              .ids = bad,
+                              .y = y,
                               .table = { .dtype = USL_F32, .rows = 2, .cols = 2, .data = w } };
     CHECK(rig_run(r, USLI_OP_embedding, &a, USLI_FORWARD) == USL_ERR_INVALID, "%s", usl_ctx_errmsg(r->ctx));
     bad[1] = -1;

@@ -11,7 +11,9 @@ static void check_type(rig *r, usl_dtype dtype) {
     size_t row = COLS * usli_dtype_bytes(dtype);
     char *x = rig_random(&rng, dtype, X_ROWS * COLS, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
     memset(dx, 0xff, X_ROWS * row);
-    usli_gather_args a = { .rows = ROWS, .cols = COLS, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx };
+    usli_gather_args a = {
+        .rows = ROWS, .cols = COLS, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx
+    };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_FORWARD));
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_BACKWARD));
     bool taken[X_ROWS] = { false };
@@ -38,7 +40,8 @@ static void check_scatter(rig *r) {
     usli_scatter_args a = { .rows = 2, .cols = 2, .dtype = USL_F32, .index = index, .x = x, .ldx = 3, .y = y };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_scatter, &a, USLI_FORWARD));
     float want[4][2] = { { 9, 9 }, { 3, 4 }, { 9, 9 }, { 1, 2 } };
-    CHECK(memcmp(y, want, sizeof y) == 0, "%g %g %g %g", (double)y[1][0], (double)y[1][1], (double)y[3][0], (double)y[3][1]);
+    CHECK(memcmp(y, want, sizeof y) == 0, "%g %g %g %g", (double)y[1][0], (double)y[1][1], (double)y[3][0],
+          (double)y[3][1]);
 }
 
 int main(void) {

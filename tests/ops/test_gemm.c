@@ -12,7 +12,8 @@ typedef struct shape {
 
 static void make(rig *r, const shape *s, void *c, const void *a, const void *b) {
     int64_t lda = (s->ta ? s->m : s->k) + 3, ldb = (s->tb ? s->k : s->n) + 5, ldc = s->n + 1;
-    CHECK_OK(r->ctx, usli_gemm(&r->x, s->ta, s->tb, s->m, s->n, s->k, s->alpha, a, s->adt, lda, b, s->bdt, ldb, s->beta, c, s->cdt, ldc));
+    CHECK_OK(r->ctx, usli_gemm(&r->x, s->ta, s->tb, s->m, s->n, s->k, s->alpha, a, s->adt, lda, b, s->bdt, ldb, s->beta,
+                               c, s->cdt, ldc));
 }
 
 static void check(rig *rigs, const shape *s) {
@@ -24,21 +25,25 @@ static void check(rig *rigs, const shape *s) {
     void *b = rig_random(&rng, s->bdt, (s->tb ? s->n : s->k) * ldb, &bv);
     size_t bytes = (size_t)(s->m * ldc) * usli_dtype_bytes(s->cdt);
     void *c0 = rig_random(&rng, s->cdt, s->m * ldc, &cv), *c = malloc(bytes + 1), *other = malloc(bytes + 1);
-    float *want = malloc(sizeof(float) * (size_t)(s->m * ldc + 1)), *got = malloc(sizeof(float) * (size_t)(s->m * ldc + 1));
+    float *want = malloc(sizeof(float) * (size_t)(s->m * ldc + 1)),
+          *got = malloc(sizeof(float) * (size_t)(s->m * ldc + 1));
     for (int64_t i = 0; i < s->m; i++)
         for (int64_t j = 0; j < ldc; j++) {
             double sum = 0;
             for (int64_t k = 0; k < s->k && j < s->n; k++)
                 sum += (double)av[s->ta ? k * lda + i : i * lda + k] * (double)bv[s->tb ? j * ldb + k : k * ldb + j];
             float *w = &want[i * ldc + j];
-            *w = j < s->n ? (float)((double)s->alpha * sum + (double)s->beta * (double)cv[i * ldc + j]) : cv[i * ldc + j];
+            *w = j < s->n ? (float)((double)s->alpha * sum + (double)s->beta * (double)cv[i * ldc + j])
+                          : cv[i * ldc + j];
         }
     memcpy(c, c0, bytes);
     make(&rigs[0], s, c, a, b);
     usli_to_f32(c, s->cdt, got, s->m * ldc);
-    double error = test_rel_error(got, want, (size_t)(s->m * ldc)), bound = s->cdt == USL_F32 ? 1e-6 : rig_epsilon(s->cdt);
-    CHECK(error <= bound, "%lld x %lld x %lld, ta %d tb %d, %s %s %s: %g > %g", (long long)s->m, (long long)s->n, (long long)s->k,
-          s->ta, s->tb, usl_dtype_name(s->adt), usl_dtype_name(s->bdt), usl_dtype_name(s->cdt), error, bound);
+    double error = test_rel_error(got, want, (size_t)(s->m * ldc)),
+           bound = s->cdt == USL_F32 ? 1e-6 : rig_epsilon(s->cdt);
+    CHECK(error <= bound, "%lld x %lld x %lld, ta %d tb %d, %s %s %s: %g > %g", (long long)s->m, (long long)s->n,
+          (long long)s->k, s->ta, s->tb, usl_dtype_name(s->adt), usl_dtype_name(s->bdt), usl_dtype_name(s->cdt), error,
+          bound);
     for (int64_t i = 0; i < s->m; i++)
         CHECK(got[i * ldc + s->n] == cv[i * ldc + s->n], "the gap of row %lld was written", (long long)i);
     for (int i = 1; i < 3; i++) {
@@ -50,16 +55,30 @@ static void check(rig *rigs, const shape *s) {
 }
 
 static void test_shapes(rig *rigs) {
-    static const int64_t sizes[][3] = { { 1, 1, 1 }, { 1, 17, 65 }, { 3, 65, 17 }, { 17, 3, 1 }, { 65, 1, 300 }, { 257, 16, 33 },
+    static const int64_t sizes[][3] = { { 1, 1, 1 },      { 1, 17, 65 },    { 3, 65, 17 },
+                                        { 17, 3, 1 },     { 65, 1, 300 },   { 257, 16, 33 },
                                         { 300, 520, 70 }, { 16, 530, 600 }, { 70, 131, 1100 } };
-    static const usl_dtype types[][3] = { { USL_F32, USL_F32, USL_F32 }, { USL_BF16, USL_BF16, USL_F32 }, { USL_BF16, USL_BF16, USL_BF16 },
-                                          { USL_F16, USL_F32, USL_F16 }, { USL_F32, USL_BF16, USL_F32 } };
+    static const usl_dtype types[][3] = { { USL_F32, USL_F32, USL_F32 },
+                                          { USL_BF16, USL_BF16, USL_F32 },
+                                          { USL_BF16, USL_BF16, USL_BF16 },
+                                          { USL_F16, USL_F32, USL_F16 },
+                                          { USL_F32, USL_BF16, USL_F32 } };
     int turn = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)
             for (int order = 0; order < 4; order++, turn++) {
-                shape s = { sizes[i][0], sizes[i][1], sizes[i][2], order & 1, order >> 1, types[t][0], types[t][1], types[t][2],
-                            turn % 3 == 0 ? 0.5f : 1, turn % 5 == 0 ? 1.0f : turn % 7 == 0 ? 0.25f : 0 };
+                shape s = { sizes[i][0],
+                            sizes[i][1],
+                            sizes[i][2],
+                            order & 1,
+                            order >> 1,
+                            types[t][0],
+                            types[t][1],
+                            types[t][2],
+                            turn % 3 == 0 ? 0.5f : 1,
+                            turn % 5 == 0   ? 1.0f
+                            : turn % 7 == 0 ? 0.25f
+                                            : 0 };
                 check(rigs, &s);
             }
 }
@@ -69,12 +88,79 @@ static void test_assign_over_nan(rig *r) {
     float a[6] = { 1, 2, 3, 4, 5, 6 }, c[4] = { NAN, NAN, NAN, NAN };
     uint16_t half[4] = { 0x7fff, 0x7fff, 0x7fff, 0x7fff };
     CHECK_OK(r->ctx, usli_gemm(&r->x, false, true, 2, 2, 3, 1, a, USL_F32, 3, a, USL_F32, 3, 0, c, USL_F32, 2));
-    CHECK(c[0] == 14 && c[1] == 32 && c[2] == 32 && c[3] == 77, "%g %g %g %g", (double)c[0], (double)c[1], (double)c[2], (double)c[3]);
+    CHECK(c[0] == 14 && c[1] == 32 && c[2] == 32 && c[3] == 77, "%g %g %g %g", (double)c[0], (double)c[1], (double)c[2],
+          (double)c[3]);
     CHECK_OK(r->ctx, usli_gemm(&r->x, false, true, 2, 2, 3, 1, a, USL_F32, 3, a, USL_F32, 3, 0, half, USL_BF16, 2));
     CHECK(half[0] == 0x4160, "%x", half[0]);
     c[0] = NAN;
     CHECK_OK(r->ctx, usli_gemm(&r->x, false, true, 2, 2, 0, 1, a, USL_F32, 3, a, USL_F32, 3, 0, c, USL_F32, 2));
     CHECK(c[0] == 0 && c[3] == 0, "%g", (double)c[0]);
+}
+
+/* More shapes than are remembered. */
+static void test_many_shapes(rig *r) {
+    static float a[64 * 64], c[64 * 64];
+    for (int i = 0; i < 64 * 64; i++) a[i] = 1;
+    int wrong = 0;
+    for (int m = 1; m <= 40; m++)
+        for (int n = 1; n <= 40; n++) {
+            CHECK_OK(r->ctx,
+                     usli_gemm(&r->x, false, false, m, n, 3, 1, a, USL_F32, 64, a, USL_F32, 64, 0, c, USL_F32, 64));
+            wrong += c[(m - 1) * 64 + n - 1] != 3;
+        }
+    CHECK(wrong == 0, "%d of 1600 products are wrong", wrong);
+}
+
+/* Every allocation fails in turn: an error, nothing lost, and the next try works. */
+typedef struct scarce {
+    int left;
+} scarce;
+
+static void *scarce_realloc(void *ud, void *ptr, size_t size) {
+    scarce *s = ud;
+    if (size == 0) {
+        free(ptr);
+        return NULL;
+    }
+    if (s->left == 0) return NULL;
+    if (s->left > 0) s->left--;
+    return realloc(ptr, size);
+}
+
+static void test_no_memory(void) {
+    static uint16_t a[100 * 600];
+    static float c[100 * 100];
+    int fails = 0;
+    for (int n = 0;; n++) {
+        scarce s = { n };
+        usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+        opts.realloc_fn = scarce_realloc;
+        opts.realloc_ud = &s;
+        opts.threads = 2;
+        usl_ctx *ctx;
+        usl_status st = usl_ctx_new(&opts, &ctx);
+        if (st == USL_OK) {
+            usli_exec x = { 0 };
+            st = usli_cpu_open(ctx, &x);
+            if (st == USL_OK) {
+                for (int again = 0; again < 2; again++) {
+                    usl_status run = usli_gemm(&x, true, false, 100, 100, 600, 1, a, USL_F16, 100, a, USL_F16, 100, 0,
+                                               c, USL_F32, 100);
+                    if (again)
+                        CHECK_OK(ctx, run);
+                    else
+                        st = run;
+                    s.left = -1;
+                }
+                x.backend->close(&x);
+            }
+            usl_ctx_free(ctx);
+        }
+        CHECK(st == USL_OK || st == USL_ERR_NOMEM, "%s", usl_status_name(st));
+        if (st == USL_OK) break;
+        fails++;
+    }
+    CHECK(fails >= 5, "only %d allocations", fails);
 }
 
 int main(void) {
@@ -84,6 +170,8 @@ int main(void) {
     printf("bfloat16 products: %s\n", usli_gemm_has_bf16(&rigs[0].x) ? "the processor's" : "converted to float32");
     test_shapes(rigs);
     test_assign_over_nan(&rigs[1]);
+    test_many_shapes(&rigs[1]);
+    test_no_memory();
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);
     return test_end("test_gemm");
 }

@@ -21,7 +21,7 @@ typedef struct segment_data {
     void *storage;
     float *scratch, *w; /* w: the exact values of what is stored */
     usli_nf4 nf4;
-    float row_scale[128];
+    float row_scale[128]; /* I8: at most so many rows */
     void *bias;
     float *bias_values;
     float *a, *b;
@@ -96,7 +96,8 @@ static void make_data(const spec *s, data *d) {
         for (int64_t i = 0; i < s->in; i++) {
             uint32_t words[4];
             usli_dropout_words(&d->dropout, usli_dropout_key(&d->dropout), t, i / 4, words);
-            d->keep[t * s->in + i] = s->p > 0 ? ((double)words[i % 4] / 4294967296.0 < (double)s->p ? 0 : 1 / (1 - s->p)) : 1;
+            d->keep[t * s->in + i] =
+                s->p > 0 ? ((double)words[i % 4] / 4294967296.0 < (double)s->p ? 0 : 1 / (1 - s->p)) : 1;
         }
 }
 
@@ -105,14 +106,16 @@ static void free_data(data *d) {
         segment_data *g = &d->seg[i];
         free(g->storage), free(g->scratch), free(g->w), free(g->bias), free(g->bias_values), free(g->a), free(g->b);
     }
-    free(d->x), free(d->dy), free(d->y0), free(d->dx0), free(d->xv), free(d->dyv), free(d->y0v), free(d->dx0v), free(d->keep);
+    free(d->x), free(d->dy), free(d->y0), free(d->dx0), free(d->xv), free(d->dyv), free(d->y0v), free(d->dx0v),
+        free(d->keep);
 }
 
 static float scale_of(int segment) {
     return 0.5f + 0.3f * (float)segment;
 }
 
-/* ---- The formulas --------------------------------------------------------------------------------------------------------- */
+/* ---- The formulas
+ * --------------------------------------------------------------------------------------------------------- */
 
 static double dropped(const data *d, int64_t t, int64_t i) {
     return (double)d->xv[t * d->ldx + i] * (double)d->keep[t * d->s->in + i];
@@ -134,7 +137,8 @@ static void oracle_forward(const data *d, double *y) {
             for (int r = 0; r < s->rank[g]; r++) xa[r] = dot_a(d, g, t, r);
             for (int64_t o = 0; o < s->rows[g]; o++) {
                 double sum = s->bias ? (double)d->seg[g].bias_values[o] : 0, low = 0;
-                for (int64_t i = 0; i < s->in; i++) sum += (double)d->xv[t * d->ldx + i] * (double)d->seg[g].w[o * s->in + i];
+                for (int64_t i = 0; i < s->in; i++)
+                    sum += (double)d->xv[t * d->ldx + i] * (double)d->seg[g].w[o * s->in + i];
                 for (int r = 0; r < s->rank[g]; r++) low += xa[r] * (double)d->seg[g].b[o * s->rank[g] + r];
                 row[o] = sum + (double)scale_of(g) * low;
             }
@@ -179,15 +183,15 @@ static void oracle_backward(const data *d, grads *g) {
         int rank = s->rank[seg];
         int64_t rows = s->rows[seg];
         double *dw = calloc((size_t)(rows * s->in), sizeof *dw), *dbias = calloc((size_t)rows, sizeof *dbias);
-        double *da = calloc((size_t)(rank * s->in + 1), sizeof *da), *db = calloc((size_t)(rows * rank + 1), sizeof *db);
+        double *da = calloc((size_t)(rank * s->in + 1), sizeof *da),
+               *db = calloc((size_t)(rows * rank + 1), sizeof *db);
         for (int64_t t = 0; t < s->tokens; t++) {
             const float *dy = d->dyv + t * d->ldy + offset;
             for (int64_t o = 0; o < rows; o++) {
                 dbias[o] += (double)dy[o];
-                for (int64_t i = 0; i < s->in; i++) {
-                    dx[t * s->in + i] += (double)dy[o] * (double)w->w[o * s->in + i];
+                for (int64_t i = 0; i < s->in; i++) dx[t * s->in + i] += (double)dy[o] * (double)w->w[o * s->in + i];
+                for (int64_t i = 0; s->full && i < s->in; i++)
                     dw[o * s->in + i] += (double)dy[o] * (double)d->xv[t * d->ldx + i];
-                }
             }
             for (int r = 0; r < rank; r++) {
                 double dyb = 0, xa = dot_a(d, seg, t, r), scale = (double)scale_of(seg);
@@ -211,7 +215,8 @@ static void oracle_backward(const data *d, grads *g) {
     free(dx);
 }
 
-/* ---- Cases ------------------------------------------------------------------------------------------------------------------ */
+/* ---- Cases
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct outputs {
     void *y, *dx;
@@ -224,11 +229,18 @@ static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
     for (int i = 0; i < s->segments; i++) {
         const segment_data *w = &d->seg[i];
         segs[i] = (usli_segment){
-            .w = { .dtype = s->weight[i], .rows = s->rows[i], .cols = s->in, .data = s->weight[i] == USL_NF4 ? NULL : w->storage,
-                   .nf4 = s->weight[i] == USL_NF4 ? &w->nf4 : NULL, .scale = s->weight[i] == USL_I8 ? w->row_scale : NULL },
-            .bias = w->bias, .bias_dtype = USL_BF16,
+            .w = { .dtype = s->weight[i],
+                   .rows = s->rows[i],
+                   .cols = s->in,
+                   .data = s->weight[i] == USL_NF4 ? NULL : w->storage,
+                   .nf4 = s->weight[i] == USL_NF4 ? &w->nf4 : NULL,
+                   .scale = s->weight[i] == USL_I8 ? w->row_scale : NULL },
+            .bias = w->bias,
+            .bias_dtype = USL_BF16,
             .lora = { .rank = s->rank[i], .scale = scale_of(i), .a = w->a, .b = w->b, .da = g->da[i], .db = g->db[i] },
-            .dw = s->full ? g->dw[i] : NULL, .dbias = s->bias ? g->dbias[i] : NULL };
+            .dw = s->full ? g->dw[i] : NULL,
+            .dbias = s->bias ? g->dbias[i] : NULL
+        };
     }
 }
 
@@ -242,10 +254,22 @@ static void run_case(rig *r, const data *d, outputs *o) {
     new_grads(d, &o->g, 0.5f);
     usli_segment segs[USLI_MAX_SEGMENTS];
     fill_segments(d, &o->g, segs);
-    usli_linear_args a = { .tokens = s->tokens, .in = s->in, .out = d->out, .segments = s->segments, .segment = segs, .dtype = s->dtype,
-                           .y_dtype = s->y_dtype, .x = d->x, .y = o->y, .ldx = s->pads ? d->ldx : 0, .ldy = s->pads ? d->ldy : 0,
-                           .y_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN, .xa = s->keep_xa && d->ranks ? o->xa : NULL,
-                           .dropout = d->dropout, .dy = d->dy, .dx = o->dx,
+    usli_linear_args a = { .tokens = s->tokens,
+                           .in = s->in,
+                           .out = d->out,
+                           .segments = s->segments,
+                           .segment = segs,
+                           .dtype = s->dtype,
+                           .y_dtype = s->y_dtype,
+                           .x = d->x,
+                           .y = o->y,
+                           .ldx = s->pads ? d->ldx : 0,
+                           .ldy = s->pads ? d->ldy : 0,
+                           .y_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN,
+                           .xa = s->keep_xa && d->ranks ? o->xa : NULL,
+                           .dropout = d->dropout,
+                           .dy = d->dy,
+                           .dx = o->dx,
                            .dx_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_linear, &a, USLI_FORWARD));
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_linear, &a, USLI_BACKWARD));
@@ -258,7 +282,8 @@ static void free_outputs(const data *d, outputs *o) {
 
 static double worst;
 
-static void compare(const spec *s, const char *what, int segment, const float *got, const float *want, int64_t n, double bound) {
+static void compare(const spec *s, const char *what, int segment, const float *got, const float *want, int64_t n,
+                    double bound) {
     double error = test_rel_error(got, want, (size_t)n);
     if (error / bound > worst) worst = error / bound;
     CHECK(error <= bound, "%s: %s %d: %g > %g", s->name, what, segment, error, bound);
@@ -274,19 +299,22 @@ static double bound_of(const spec *s) {
 static void check_outputs(const data *d, const outputs *o) {
     const spec *s = d->s;
     double bound = bound_of(s), *y = malloc(sizeof(double) * (size_t)(s->tokens * d->out));
-    float *want = malloc(sizeof(float) * (size_t)(s->tokens * d->ldy)), *got = malloc(sizeof(float) * (size_t)(s->tokens * d->ldy));
+    float *want = malloc(sizeof(float) * (size_t)(s->tokens * d->ldy)),
+          *got = malloc(sizeof(float) * (size_t)(s->tokens * d->ldy));
     oracle_forward(d, y);
     for (int64_t t = 0; t < s->tokens; t++)
         for (int64_t i = 0; i < d->ldy; i++) {
             float before = d->y0v[t * d->ldy + i];
-            want[t * d->ldy + i] = i >= d->out ? before : (float)(y[t * d->out + i] + (s->accumulate ? (double)before : 0));
+            want[t * d->ldy + i] =
+                i >= d->out ? before : (float)(y[t * d->out + i] + (s->accumulate ? (double)before : 0));
         }
     usli_to_f32(o->y, s->y_dtype, got, s->tokens * d->ldy);
     compare(s, "y", 0, got, want, s->tokens * d->ldy, bound);
     grads g;
     new_grads(d, &g, 0.5f);
     oracle_backward(d, &g);
-    float *dx = malloc(sizeof(float) * (size_t)(s->tokens * d->ldx)), *dx_want = malloc(sizeof(float) * (size_t)(s->tokens * d->ldx));
+    float *dx = malloc(sizeof(float) * (size_t)(s->tokens * d->ldx)),
+          *dx_want = malloc(sizeof(float) * (size_t)(s->tokens * d->ldx));
     for (int64_t t = 0; t < s->tokens; t++)
         for (int64_t i = 0; i < d->ldx; i++) {
             float before = d->dx0v[t * d->ldx + i];
@@ -306,14 +334,20 @@ static void check_outputs(const data *d, const outputs *o) {
 
 static void check_same(const data *d, const outputs *a, const outputs *b) {
     const spec *s = d->s;
-    CHECK(memcmp(a->y, b->y, (size_t)(s->tokens * d->ldy) * usli_dtype_bytes(s->y_dtype)) == 0, "%s: y differs", s->name);
-    CHECK(memcmp(a->dx, b->dx, (size_t)(s->tokens * d->ldx) * usli_dtype_bytes(s->dtype)) == 0, "%s: dx differs", s->name);
+    CHECK(memcmp(a->y, b->y, (size_t)(s->tokens * d->ldy) * usli_dtype_bytes(s->y_dtype)) == 0, "%s: y differs",
+          s->name);
+    CHECK(memcmp(a->dx, b->dx, (size_t)(s->tokens * d->ldx) * usli_dtype_bytes(s->dtype)) == 0, "%s: dx differs",
+          s->name);
     CHECK(memcmp(a->xa, b->xa, sizeof a->xa) == 0, "%s: xa differs", s->name);
     for (int i = 0; i < s->segments; i++) {
-        CHECK(memcmp(a->g.da[i], b->g.da[i], sizeof(float) * (size_t)(s->rank[i] * s->in)) == 0, "%s: dA differs", s->name);
-        CHECK(memcmp(a->g.db[i], b->g.db[i], sizeof(float) * (size_t)(s->rank[i] * s->rows[i])) == 0, "%s: dB differs", s->name);
-        CHECK(memcmp(a->g.dw[i], b->g.dw[i], sizeof(float) * (size_t)(s->rows[i] * s->in)) == 0, "%s: dW differs", s->name);
-        CHECK(memcmp(a->g.dbias[i], b->g.dbias[i], sizeof(float) * (size_t)s->rows[i]) == 0, "%s: dbias differs", s->name);
+        CHECK(memcmp(a->g.da[i], b->g.da[i], sizeof(float) * (size_t)(s->rank[i] * s->in)) == 0, "%s: dA differs",
+              s->name);
+        CHECK(memcmp(a->g.db[i], b->g.db[i], sizeof(float) * (size_t)(s->rank[i] * s->rows[i])) == 0, "%s: dB differs",
+              s->name);
+        CHECK(memcmp(a->g.dw[i], b->g.dw[i], sizeof(float) * (size_t)(s->rows[i] * s->in)) == 0, "%s: dW differs",
+              s->name);
+        CHECK(memcmp(a->g.dbias[i], b->g.dbias[i], sizeof(float) * (size_t)s->rows[i]) == 0, "%s: dbias differs",
+              s->name);
     }
 }
 
@@ -350,12 +384,14 @@ static void check_difference(const data *d, const char *what, float *input, floa
     double low = objective(d), step_low = (double)*input;
     *input = saved;
     double want = (high - low) / (step_high - step_low);
-    CHECK(fabs(want - (double)gradient) <= 1e-5 * (1 + fabs(want)), "%s: formula %g, difference %g", what, (double)gradient, want);
+    CHECK(fabs(want - (double)gradient) <= 1e-5 * (1 + fabs(want)), "%s: formula %g, difference %g", what,
+          (double)gradient, want);
 }
 
 static void test_formulas(void) {
-    static const spec s = { "formulas", 5, 9, 2, { 4, 3 }, { USL_F32, USL_F32 }, { 2, 3 }, USL_F32, USL_F32, 0.25f, true, false, true,
-                            false, true };
+    static const spec s = { "formulas", 5,       9,       2,     { 4, 3 }, { USL_F32, USL_F32 },
+                            { 2, 3 },   USL_F32, USL_F32, 0.25f, true,     false,
+                            true,       false,   true };
     static data d;
     make_data(&s, &d);
     grads g;
@@ -365,9 +401,11 @@ static void test_formulas(void) {
         for (int64_t i = 0; i < s.in; i++) check_difference(&d, "dx", &d.xv[t * d.ldx + i], g.dx[t * s.in + i]);
     for (int seg = 0; seg < 2; seg++) {
         for (int64_t i = 0; i < s.rank[seg] * s.in; i++) check_difference(&d, "dA", &d.seg[seg].a[i], g.da[seg][i]);
-        for (int64_t i = 0; i < s.rank[seg] * s.rows[seg]; i++) check_difference(&d, "dB", &d.seg[seg].b[i], g.db[seg][i]);
+        for (int64_t i = 0; i < s.rank[seg] * s.rows[seg]; i++)
+            check_difference(&d, "dB", &d.seg[seg].b[i], g.db[seg][i]);
         for (int64_t i = 0; i < s.rows[seg] * s.in; i++) check_difference(&d, "dW", &d.seg[seg].w[i], g.dw[seg][i]);
-        for (int64_t i = 0; i < s.rows[seg]; i++) check_difference(&d, "dbias", &d.seg[seg].bias_values[i], g.dbias[seg][i]);
+        for (int64_t i = 0; i < s.rows[seg]; i++)
+            check_difference(&d, "dbias", &d.seg[seg].bias_values[i], g.dbias[seg][i]);
     }
     free_grads(&d, &g);
     free_data(&d);
@@ -405,22 +443,220 @@ static void test_refusals(rig *r) {
 
 static const spec SPECS[] = {
     { "one token", 1, 1, 1, { 1 }, { USL_F32 }, { 1 }, USL_F32, USL_F32, 0, true, true, false, false, true },
-    { "few tokens", 8, 65, 2, { 17, 3 }, { USL_F32, USL_BF16 }, { 3, 0 }, USL_F32, USL_F32, 0, true, true, true, true, true },
-    { "few tokens, bf16", 3, 65, 2, { 17, 30 }, { USL_NF4, USL_BF16 }, { 3, 5 }, USL_BF16, USL_BF16, 0, true, true, true, true, true },
-    { "few tokens, f16", 5, 64, 2, { 17, 30 }, { USL_Q8_0, USL_F16 }, { 3, 5 }, USL_F16, USL_F16, 0, true, false, true, true, true },
-    { "few tokens, dropout", 4, 33, 1, { 17 }, { USL_F32 }, { 3 }, USL_F32, USL_F32, 0.25f, false, false, false, false, false },
+    { "few tokens",
+      8,
+      65,
+      2,
+      { 17, 3 },
+      { USL_F32, USL_BF16 },
+      { 3, 0 },
+      USL_F32,
+      USL_F32,
+      0,
+      true,
+      true,
+      true,
+      true,
+      true },
+    { "few tokens, bf16",
+      3,
+      65,
+      2,
+      { 17, 30 },
+      { USL_NF4, USL_BF16 },
+      { 3, 5 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      true,
+      true,
+      true,
+      true,
+      true },
+    { "few tokens, f16",
+      5,
+      64,
+      2,
+      { 17, 30 },
+      { USL_Q8_0, USL_F16 },
+      { 3, 5 },
+      USL_F16,
+      USL_F16,
+      0,
+      true,
+      false,
+      true,
+      true,
+      true },
+    { "few tokens, dropout",
+      4,
+      33,
+      1,
+      { 17 },
+      { USL_F32 },
+      { 3 },
+      USL_F32,
+      USL_F32,
+      0.25f,
+      false,
+      false,
+      false,
+      false,
+      false },
     { "plain f32", 17, 65, 1, { 33 }, { USL_F32 }, { 0 }, USL_F32, USL_F32, 0, false, false, false, false, true },
-    { "q|k|v f32", 65, 100, 3, { 100, 37, 37 }, { USL_F32, USL_F32, USL_F32 }, { 16, 16, 16 }, USL_F32, USL_F32, 0, true, true, true, true, true },
-    { "q|k|v nf4, f32", 65, 100, 3, { 100, 37, 37 }, { USL_NF4, USL_NF4, USL_NF4 }, { 16, 8, 0 }, USL_F32, USL_F32, 0.1f, false, true, true, false, false },
-    { "q|k|v nf4, bf16", 65, 100, 3, { 100, 37, 37 }, { USL_NF4, USL_NF4, USL_NF4 }, { 16, 8, 0 }, USL_BF16, USL_BF16, 0.1f, true, false, true, true, false },
-    { "gguf blocks, f32", 33, 256, 4, { 19, 5, 3, 7 }, { USL_Q4_K, USL_Q6_K, USL_Q8_0, USL_Q5_0 }, { 4, 0, 2, 1 }, USL_F32, USL_F32, 0, true, true, false, false, true },
-    { "gguf blocks, bf16", 33, 256, 4, { 19, 5, 3, 7 }, { USL_Q2_K, USL_Q3_K, USL_Q4_0, USL_Q5_K }, { 4, 0, 2, 1 }, USL_BF16, USL_BF16, 0, true, true, false, false, true },
-    { "bf16 in place", 300, 65, 2, { 40, 40 }, { USL_BF16, USL_BF16 }, { 8, 8 }, USL_BF16, USL_BF16, 0, false, true, false, true, true },
-    { "bf16 over f32 and f16", 20, 65, 2, { 40, 40 }, { USL_F32, USL_F16 }, { 8, 8 }, USL_BF16, USL_BF16, 0, false, false, false, false, true },
+    { "q|k|v f32",
+      65,
+      100,
+      3,
+      { 100, 37, 37 },
+      { USL_F32, USL_F32, USL_F32 },
+      { 16, 16, 16 },
+      USL_F32,
+      USL_F32,
+      0,
+      true,
+      true,
+      true,
+      true,
+      true },
+    { "q|k|v nf4, f32",
+      65,
+      100,
+      3,
+      { 100, 37, 37 },
+      { USL_NF4, USL_NF4, USL_NF4 },
+      { 16, 8, 0 },
+      USL_F32,
+      USL_F32,
+      0.1f,
+      false,
+      true,
+      true,
+      false,
+      false },
+    { "q|k|v nf4, bf16",
+      65,
+      100,
+      3,
+      { 100, 37, 37 },
+      { USL_NF4, USL_NF4, USL_NF4 },
+      { 16, 8, 0 },
+      USL_BF16,
+      USL_BF16,
+      0.1f,
+      true,
+      false,
+      true,
+      true,
+      false },
+    { "gguf blocks, f32",
+      33,
+      256,
+      4,
+      { 19, 5, 3, 7 },
+      { USL_Q4_K, USL_Q6_K, USL_Q8_0, USL_Q5_0 },
+      { 4, 0, 2, 1 },
+      USL_F32,
+      USL_F32,
+      0,
+      true,
+      true,
+      false,
+      false,
+      true },
+    { "gguf blocks, bf16",
+      33,
+      256,
+      4,
+      { 19, 5, 3, 7 },
+      { USL_Q2_K, USL_Q3_K, USL_Q4_0, USL_Q5_K },
+      { 4, 0, 2, 1 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      true,
+      true,
+      false,
+      false,
+      true },
+    { "bf16 in place",
+      300,
+      65,
+      2,
+      { 40, 40 },
+      { USL_BF16, USL_BF16 },
+      { 8, 8 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      false,
+      true,
+      false,
+      true,
+      true },
+    { "bf16 over f32 and f16",
+      20,
+      65,
+      2,
+      { 40, 40 },
+      { USL_F32, USL_F16 },
+      { 8, 8 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      false,
+      false,
+      false,
+      false,
+      true },
     { "logits", 20, 65, 1, { 128 }, { USL_BF16 }, { 0 }, USL_BF16, USL_F32, 0, false, false, true, false, true },
-    { "logits with adapter", 20, 65, 1, { 128 }, { USL_NF4 }, { 4 }, USL_BF16, USL_F32, 0.3f, true, false, true, true, true },
-    { "f16", 20, 65, 2, { 40, 17 }, { USL_F16, USL_F32 }, { 8, 3 }, USL_F16, USL_F16, 0.2f, true, true, true, true, true },
+    { "logits with adapter",
+      20,
+      65,
+      1,
+      { 128 },
+      { USL_NF4 },
+      { 4 },
+      USL_BF16,
+      USL_F32,
+      0.3f,
+      true,
+      false,
+      true,
+      true,
+      true },
+    { "f16",
+      20,
+      65,
+      2,
+      { 40, 17 },
+      { USL_F16, USL_F32 },
+      { 8, 3 },
+      USL_F16,
+      USL_F16,
+      0.2f,
+      true,
+      true,
+      true,
+      true,
+      true },
     { "i8", 20, 65, 2, { 40, 17 }, { USL_I8, USL_I8 }, { 8, 3 }, USL_F32, USL_F32, 0, true, true, false, false, true },
+    /* More decoded values than one panel holds: rows of a segment are split forward, columns backward. */
+    { "panels",
+      9,
+      4352,
+      3,
+      { 3900, 40, 128 },
+      { USL_Q8_0, USL_F32, USL_Q8_0 },
+      { 2, 0, 3 },
+      USL_F32,
+      USL_F32,
+      0.1f,
+      false,
+      true,
+      false,
+      true,
+      false },
     { "f32 over bf16", 280, 130, 1, { 270 }, { USL_BF16 }, { 5 }, USL_F32, USL_F32, 0, true, true, true, false, true },
 };
 
