@@ -222,15 +222,16 @@ static void store(const usli_vec *v, const tile *t, float *sum) {
     }
 }
 
-/* The library writes float32 sums straight into c when nothing else happens to them. */
-static bool is_direct(const usli_product *p) {
-    return p->cdt == USL_F32 && (p->beta == 0 || p->beta == 1) && !p->bias &&
+/* The library writes float32 sums straight into c when nothing else happens to them. Not where it has bfloat16: its
+ * sums are quick enough there to gain by a tile that stays in the cache. */
+static bool is_direct(const gemm_state *s, const usli_product *p) {
+    return !usli_blas_has_bf16(s->blas) && p->cdt == USL_F32 && (p->beta == 0 || p->beta == 1) && !p->bias &&
            (!p->scaled || (p->alpha == 1 && !p->mask)) && p->terms > 0;
 }
 
 static void walk_tile(walk *w, const tile *t) {
     const usli_product *p = t->p;
-    bool direct = is_direct(p), accumulate = direct && p->beta == 1;
+    bool direct = is_direct(w->s, p), accumulate = direct && p->beta == 1;
     float *sum = w->worker < 0 ? NULL : w->s->worker[w->worker].sum;
     float *out = direct ? (float *)p->c + t->row * p->ldc + t->col : sum;
     int64_t ldc = direct ? p->ldc : TILE_COLS;

@@ -36,15 +36,19 @@ static void round_to(const usli_vec *v, float *values, usl_dtype dtype, int64_t 
 
 /* sums[t] += row . x_t for a row of a matrix that is rounded to bfloat16 where products are. */
 static void multiply_row(const gemv *g, const usli_matrix *w, int64_t row, const float *x, float *sums) {
+    usl_dtype round = g->a->dtype == USL_BF16 ? USL_BF16 : USL_F32;
+    if (w->dtype == USL_BF16 && g->a->tokens == 1) {
+        sums[0] += g->vec->dot_bf16(usli_matrix_at(w, row, 0), x, w->cols);
+        return;
+    }
     float chunk[CHUNK];
     for (int64_t i = 0; i < w->cols; i += CHUNK) {
         int64_t n = w->cols - i < CHUNK ? w->cols - i : CHUNK;
         const float *values = chunk;
-        if (w->dtype == USL_F32 && g->a->dtype != USL_BF16)
+        if (w->dtype == USL_F32 && round == USL_F32)
             values = usli_matrix_at(w, row, i);
         else
-            usli_matrix_read(w, row, i, n, chunk);
-        if (g->a->dtype == USL_BF16 && w->dtype != USL_BF16) round_to(g->vec, chunk, USL_BF16, n);
+            usli_matrix_read(w, row, i, n, round, chunk);
         for (int64_t t = 0; t < g->a->tokens; t++) sums[t] += g->vec->dot(values, x + t * w->cols + i, n);
     }
 }

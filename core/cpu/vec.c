@@ -33,32 +33,38 @@ static void f32_to_f16(const float *src, uint16_t *dst, int64_t n) {
     for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_f16(src[i]);
 }
 
-/* Table look-ups are the one loop compilers do not see through: a byte in a 64-bit lane, shifted right by 4 in the lower half
- * and as it is in the upper one, is the index of two neighbours; permutations ignore the bits above. */
-static void lut16(const uint8_t *codes, const float *table, float s, float *dst, int64_t n) {
+/* Table look-ups are the one loop compilers do not see through: a byte in a 64-bit lane, shifted right by 4 in the
+ * lower half and as it is in the upper one, is the index of two neighbours; permutations ignore the bits above. There
+ * are but 16 values: they are scaled and rounded first. */
+static void lut16(const uint8_t *codes, const float *values, float s, int round, float *dst, int64_t n) {
+    float table[16];
+    for (int j = 0; j < 16; j++) table[j] = values[j] * s;
+    if (round)
+        for (int j = 0; j < 16; j++) table[j] = usli_bf16_to_f32(usli_f32_to_bf16(table[j]));
     int64_t i = 0;
 #if defined(__AVX512F__)
-    __m512 all = _mm512_mul_ps(_mm512_loadu_ps(table), _mm512_set1_ps(s));
+    __m512 all = _mm512_loadu_ps(table);
     for (; i + 16 <= n; i += 16) {
         __m512i lanes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)(codes + i / 2)));
         __m512i index = _mm512_or_si512(_mm512_srli_epi64(lanes, 4), _mm512_slli_epi64(lanes, 32));
         _mm512_storeu_ps(dst + i, _mm512_permutexvar_ps(index, all));
     }
 #elif defined(__AVX2__)
-    __m256 low = _mm256_mul_ps(_mm256_loadu_ps(table), _mm256_set1_ps(s));
-    __m256 high = _mm256_mul_ps(_mm256_loadu_ps(table + 8), _mm256_set1_ps(s));
+    __m256 low = _mm256_loadu_ps(table);
+    __m256 high = _mm256_loadu_ps(table + 8);
     for (; i + 8 <= n; i += 8) {
         int32_t bytes;
         memcpy(&bytes, codes + i / 2, sizeof bytes);
         __m256i lanes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
         __m256i index = _mm256_or_si256(_mm256_srli_epi64(lanes, 4), _mm256_slli_epi64(lanes, 32));
         __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
-        _mm256_storeu_ps(dst + i, _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), is_high));
+        _mm256_storeu_ps(dst + i, _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
+                                                   _mm256_permutevar8x32_ps(high, index), is_high));
     }
 #endif
     for (; i < n; i += 2) {
-        dst[i] = table[codes[i / 2] >> 4] * s;
-        dst[i + 1] = table[codes[i / 2] & 15] * s;
+        dst[i] = table[codes[i / 2] >> 4];
+        dst[i + 1] = table[codes[i / 2] & 15];
     }
 }
 
@@ -66,6 +72,13 @@ static float dot(const float *a, const float *b, int64_t n) {
     float s = 0;
 #pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+static float dot_bf16(const uint16_t *a, const float *b, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += usli_bf16_to_f32(a[i]) * b[i];
     return s;
 }
 
@@ -93,8 +106,8 @@ static void scale(float s, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] *= s;
 }
 
-/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below -87.3
- * and infinity above 88.7. */
+/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below
+ * -87.3 and infinity above 88.7. */
 static inline float exp_one(float x) {
     float c = x < -88.0f ? -88.0f : x;
     c = c > 89.0f ? 89.0f : c;
@@ -160,21 +173,21 @@ static inline void silu(float x, float *y, float *dy) {
     *dy = s * (1.0f + x * (1.0f - s));
 }
 
-#define GLU_LOOPS(name, act)                                                                                            \
-    static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                       \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                           \
-            float y, dy;                                                                                                \
-            act(g[i], &y, &dy);                                                                                         \
-            h[i] = y * u[i];                                                                                            \
-        }                                                                                                               \
-    }                                                                                                                   \
-    static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) {     \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                           \
-            float y, dy, d = dh[i], up = u[i];                                                                          \
-            act(g[i], &y, &dy);                                                                                         \
-            dg[i] = d * up * dy;                                                                                        \
-            du[i] = d * y;                                                                                              \
-        }                                                                                                               \
+#define GLU_LOOPS(name, act)                                                                                        \
+    static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                   \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                       \
+            float y, dy;                                                                                            \
+            act(g[i], &y, &dy);                                                                                     \
+            h[i] = y * u[i];                                                                                        \
+        }                                                                                                           \
+    }                                                                                                               \
+    static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) { \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                       \
+            float y, dy, d = dh[i], up = u[i];                                                                      \
+            act(g[i], &y, &dy);                                                                                     \
+            dg[i] = d * up * dy;                                                                                    \
+            du[i] = d * y;                                                                                          \
+        }                                                                                                           \
     }
 GLU_LOOPS(silu, silu)
 GLU_LOOPS(gelu_tanh, gelu_tanh)
@@ -191,8 +204,8 @@ static void glu_backward(int act, const float *g, const float *u, const float *d
 /* Four rows of c by 32 columns stay in registers while k runs. */
 enum { TILE = 32 };
 
-static inline void mul_rows(int rows, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
-                            float *c, int64_t ldc, int accumulate) {
+static inline void mul_rows(int rows, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
+                            int64_t ldb, float *c, int64_t ldc, int accumulate) {
     float acc[4][TILE];
     memset(acc, 0, sizeof acc);
     for (int64_t p = 0; p < k; p++) {
@@ -207,12 +220,13 @@ static inline void mul_rows(int rows, int64_t k, float alpha, const float *a, in
         for (int j = 0; j < TILE; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + alpha * acc[i][j];
 }
 
-static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
-                float *c, int64_t ldc, int accumulate) {
+static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
+                int64_t ldb, float *c, int64_t ldc, int accumulate) {
     int64_t j = 0;
     for (; j + TILE <= n; j += TILE) {
         int64_t i = 0;
-        for (; i + 4 <= m; i += 4) mul_rows(4, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+        for (; i + 4 <= m; i += 4)
+            mul_rows(4, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
         for (; i < m; i++) mul_rows(1, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
     }
     if (j == n) return;
@@ -230,5 +244,6 @@ static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, in
 }
 
 const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
-    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot, dot3, max_of, axpy, scale, exp_sum, glu, glu_backward, tanh_all, mul,
+    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot,          dot_bf16, dot3,
+    max_of,      axpy,        scale,      exp_sum,    glu,   glu_backward, tanh_all, mul,
 };

@@ -1,5 +1,5 @@
-/* Rows of numbers: the inner loops of the ops, in plain C, compiled once per instruction set (vec.c) and picked at run time
- * (vec_table.c). Sums have one order for a given instruction set and length. */
+/* Rows of numbers: the inner loops of the ops, in plain C, compiled once per instruction set (vec.c) and picked at run
+ * time (vec_table.c). Sums have one order for a given instruction set and length. */
 #ifndef USLI_CPU_VEC_H
 #define USLI_CPU_VEC_H
 
@@ -13,9 +13,11 @@ typedef struct usli_vec {
     void (*f32_to_bf16)(const float *src, uint16_t *dst, int64_t n);
     void (*f16_to_f32)(const uint16_t *src, float *dst, int64_t n);
     void (*f32_to_f16)(const float *src, uint16_t *dst, int64_t n);
-    /* dst = scale * table[code]: n (even) 4-bit codes, the even value in the high half of its byte. */
-    void (*lut16)(const uint8_t *codes, const float *table, float scale, float *dst, int64_t n);
+    /* dst = scale * table[code], rounded to bfloat16 when round: n (even) 4-bit codes, the even value in the high half
+     * of its byte. */
+    void (*lut16)(const uint8_t *codes, const float *table, float scale, int round, float *dst, int64_t n);
     float (*dot)(const float *a, const float *b, int64_t n);
+    float (*dot_bf16)(const uint16_t *a, const float *b, int64_t n);
     float (*dot3)(const float *a, const float *b, const float *c, int64_t n); /* sum a b c */
     float (*max)(const float *x, int64_t n);
     void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
@@ -27,8 +29,8 @@ typedef struct usli_vec {
     /* dg = dh u act'(g); du = dh act(g) */
     void (*glu_backward)(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n);
     void (*tanh)(float *x, int64_t n);
-    /* c (m, n) = or += alpha * a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are ldb,
-     * ldc apart. Small tiles in cache: attention's products. */
+    /* c (m, n) = or += alpha * a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are
+     * ldb, ldc apart. Small tiles in cache: attention's products. */
     void (*mul)(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
                 int64_t ldb, float *c, int64_t ldc, int accumulate);
 } usli_vec;
