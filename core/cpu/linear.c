@@ -148,25 +148,24 @@ static void prepare_adapters(linear *l) {
     if (l->a_room) l->lora_a = l->a_room;
 }
 
+/* Values of a token's features col .. col + n - 1, dropped or divided by 1 - p; col is a multiple of 4. */
+static void drop_values(const usli_dropout *d, int64_t token, int64_t col, const float *x, float *y, int64_t n) {
+    usli_vec_best()->drop(usli_dropout_key(d), (uint32_t)(col / 4), (uint32_t)d->position[token],
+                          (uint32_t)d->row[token], (uint32_t)*d->update, usli_dropout_threshold(d->p),
+                          1.0f / (1.0f - d->p), x, y, n);
+}
+
 static void drop_rows(void *arg, int64_t task, int worker) {
     const linear *l = arg;
     const usli_linear_args *a = l->a;
-    const usli_dropout *d = &a->dropout;
-    (void)worker;
-    uint64_t key = usli_dropout_key(d);
-    uint32_t threshold = usli_dropout_threshold(d->p);
-    float keep = 1.0f / (1.0f - d->p);
     const usli_vec *v = usli_vec_best();
+    (void)worker;
     float room[CHUNK], out[CHUNK];
     for (int64_t t = task * ROWS; t < a->tokens && t < (task + 1) * ROWS; t++)
         for (int64_t i = 0; i < a->in; i += CHUNK) {
             int64_t n = min64(CHUNK, a->in - i);
-            const float *values = usli_row_load(v, at(a->x, a->dtype, t * l->ldx + i), a->dtype, room, n);
-            uint32_t words[4];
-            for (int64_t j = 0; j < n; j++) {
-                if (j % 4 == 0) usli_dropout_words(d, key, t, (i + j) / 4, words);
-                out[j] = words[j % 4] < threshold ? 0 : values[j] * keep;
-            }
+            const float *x = usli_row_load(v, at(a->x, a->dtype, t * l->ldx + i), a->dtype, room, n);
+            drop_values(&a->dropout, t, i, x, out, n);
             usli_row_store(v, out, at(l->dropped, a->dtype, t * a->in + i), a->dtype, n);
         }
 }
@@ -329,16 +328,7 @@ typedef struct dx_mask {
 
 static void mask_dx(void *ud, float *tile, int64_t ld, int64_t row, int64_t rows, int64_t col, int64_t cols) {
     const dx_mask *m = ud;
-    uint64_t key = usli_dropout_key(m->d);
-    uint32_t threshold = usli_dropout_threshold(m->d->p), words[4];
-    float keep = 1.0f / (1.0f - m->d->p);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j++) {
-            int64_t feature = m->col0 + col + j;
-            if (j == 0 || feature % 4 == 0) usli_dropout_words(m->d, key, row + i, feature / 4, words);
-            float *value = &tile[i * ld + j];
-            *value = words[feature % 4] < threshold ? 0 : *value * keep;
-        }
+    for (int64_t i = 0; i < rows; i++) drop_values(m->d, row + i, m->col0 + col, tile + i * ld, tile + i * ld, cols);
 }
 
 static usl_status make_dx(usli_exec *x, linear *l) {

@@ -89,10 +89,38 @@ static float dot3(const float *a, const float *b, const float *c, int64_t n) {
     return s;
 }
 
+static void drop(uint64_t key, uint32_t group, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t threshold, float keep,
+                 const float *x, float *y, int64_t n) {
+    enum { GROUPS = 16 };
+    uint32_t words[4 * GROUPS];
+    for (int64_t begin = 0; begin < n; begin += 4 * GROUPS, group += GROUPS) {
+#pragma omp simd
+        for (uint32_t i = 0; i < GROUPS; i++) {
+            uint32_t a = group + i, b = c1, c = c2, d = c3, k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+            for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+                uint64_t p0 = (uint64_t)0xD2511F53u * a, p1 = (uint64_t)0xCD9E8D57u * c;
+                a = (uint32_t)(p1 >> 32) ^ b ^ k0;
+                b = (uint32_t)p1;
+                c = (uint32_t)(p0 >> 32) ^ d ^ k1;
+                d = (uint32_t)p0;
+            }
+            words[4 * i] = a, words[4 * i + 1] = b, words[4 * i + 2] = c, words[4 * i + 3] = d;
+        }
+        int64_t count = n - begin < 4 * GROUPS ? n - begin : 4 * GROUPS;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) y[begin + i] = words[i] < threshold ? 0.0f : x[begin + i] * keep;
+    }
+}
+
 static float max_of(const float *x, int64_t n) {
-    float m = -INFINITY;
-#pragma omp simd reduction(max : m)
-    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    enum { LANES = 16 };
+    float lane[LANES], m = -INFINITY;
+    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (int j = 0; j < LANES; j++) m = lane[j] > m ? lane[j] : m;
     return m;
 }
 
@@ -173,25 +201,27 @@ static inline void silu(float x, float *y, float *dy) {
     *dy = s * (1.0f + x * (1.0f - s));
 }
 
-#define GLU_LOOPS(name, act)                                                                                        \
+#define SIMD _Pragma("omp simd")
+#define PLAIN /* libm's functions are not vectorised */
+#define GLU_LOOPS(name, act, how)                                                                                   \
     static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                   \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                       \
+        how for (int64_t i = 0; i < n; i++) {                                                                       \
             float y, dy;                                                                                            \
             act(g[i], &y, &dy);                                                                                     \
             h[i] = y * u[i];                                                                                        \
         }                                                                                                           \
     }                                                                                                               \
     static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) { \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                                       \
+        how for (int64_t i = 0; i < n; i++) {                                                                       \
             float y, dy, d = dh[i], up = u[i];                                                                      \
             act(g[i], &y, &dy);                                                                                     \
             dg[i] = d * up * dy;                                                                                    \
             du[i] = d * y;                                                                                          \
         }                                                                                                           \
     }
-GLU_LOOPS(silu, silu)
-GLU_LOOPS(gelu_tanh, gelu_tanh)
-GLU_LOOPS(gelu_erf, gelu_erf)
+GLU_LOOPS(silu, silu, SIMD)
+GLU_LOOPS(gelu_tanh, gelu_tanh, SIMD)
+GLU_LOOPS(gelu_erf, gelu_erf, PLAIN)
 
 static void glu(int act, const float *g, const float *u, float *h, int64_t n) {
     (act == 0 ? silu_glu : act == 1 ? gelu_tanh_glu : gelu_erf_glu)(g, u, h, n);
@@ -244,6 +274,6 @@ static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, in
 }
 
 const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
-    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot,          dot_bf16, dot3,
+    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot,          dot_bf16, dot3, drop,
     max_of,      axpy,        scale,      exp_sum,    glu,   glu_backward, tanh_all, mul,
 };

@@ -19,6 +19,10 @@ typedef struct usli_vec {
     float (*dot)(const float *a, const float *b, int64_t n);
     float (*dot_bf16)(const uint16_t *a, const float *b, int64_t n);
     float (*dot3)(const float *a, const float *b, const float *c, int64_t n); /* sum a b c */
+    /* y = x * keep, or 0 where the word of its feature is below threshold; x may be y. Words are usli_philox's: four
+     * features a counter (group + i / 4, c1, c2, c3). */
+    void (*drop)(uint64_t key, uint32_t group, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t threshold, float keep,
+                 const float *x, float *y, int64_t n);
     float (*max)(const float *x, int64_t n);
     void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
     void (*scale)(float s, float *y, int64_t n);
