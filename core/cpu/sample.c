@@ -76,7 +76,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     for (int64_t r = 0; r < a->rows; r++) {
         for (int64_t i = 0; i < a->cols; i++) {
             c[i] = (candidate){ a->logits[r * a->cols + i], (int32_t)i };
-            if (isnan(c[i].logit))
+            if (!(c[i].logit < INFINITY))
                 return usli_fail(x->ctx, USL_ERR_NUMERIC, "the logits are not numbers; the weights are damaged or overflow in this dtype");
         }
         if (a->cu_seen && a->repetition_penalty != 1.0f) penalise(a, r, c);

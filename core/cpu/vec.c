@@ -10,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+enum { PIECE = 256 /* of a long sum */ };
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
@@ -137,8 +139,8 @@ static void scale(float s, float *y, int64_t n) {
 /* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below
  * -87.3 and infinity above 88.7. */
 static inline float exp_one(float x) {
-    float c = x < -88.0f ? -88.0f : x;
-    c = c > 89.0f ? 89.0f : c;
+    float c = x > -88.0f ? x : -88.0f; /* also where x is no number */
+    c = c < 89.0f ? c : 89.0f;
     float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer */
     float k = t - 12582912.0f;
     float r = c - k * 0.693359375f;
@@ -156,15 +158,21 @@ static inline float exp_one(float x) {
     return x < -87.3f ? 0.0f : x != x ? x : y;
 }
 
+/* Piece by piece: one large value among many small ones would swallow their sum in float32. */
 static float exp_sum(float *x, float shift, int64_t n) {
-    float s = 0;
+    double total = 0;
+    for (int64_t from = 0; from < n; from += PIECE) {
+        int64_t to = from + PIECE < n ? from + PIECE : n;
+        float s = 0;
 #pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) {
-        float e = exp_one(x[i] - shift);
-        x[i] = e;
-        s += e;
+        for (int64_t i = from; i < to; i++) {
+            float e = exp_one(x[i] - shift);
+            x[i] = e;
+            s += e;
+        }
+        total += (double)s;
     }
-    return s;
+    return (float)total;
 }
 
 static inline float tanh_one(float x) {
@@ -182,17 +190,18 @@ static void tanh_all(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = tanh_one(x[i]);
 }
 
-/* erf after Abramowitz and Stegun 7.1.26 is too coarse; gelu by erf is rare, so libm's is used, one value at a time. */
+/* gelu by erf is rare, so libm's is used, one value at a time. */
 static inline void gelu_erf(float x, float *y, float *dy) {
-    float cdf = 0.5f * (1.0f + erff(x * 0.70710678f));
+    float cdf = 0.5f * erfcf(x * -0.70710678f);
     *y = x * cdf;
     *dy = cdf + x * 0.39894228f * exp_one(-0.5f * x * x);
 }
 
+/* (1 + tanh u) / 2 is the sigmoid of 2 u, which keeps its digits where tanh is near -1. */
 static inline void gelu_tanh(float x, float *y, float *dy) {
-    float u = 0.79788456f * (x + 0.044715f * x * x * x), t = tanh_one(u);
-    *y = 0.5f * x * (1.0f + t);
-    *dy = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3.0f * 0.044715f * x * x);
+    float u = 1.59576912f * (x + 0.044715f * x * x * x), e = exp_one(-u), s = 1.0f / (1.0f + e);
+    *y = x * s;
+    *dy = s + (e < INFINITY ? x * s * (e * s) * 1.59576912f * (1.0f + 3.0f * 0.044715f * x * x) : 0.0f);
 }
 
 static inline void silu(float x, float *y, float *dy) {

@@ -1,0 +1,91 @@
+/* glu against its formulas in double; the derivatives against central differences. */
+#include "tests/ops/rig.h"
+
+static double act(usli_act kind, double x) {
+    if (kind == USLI_SILU) return x / (1 + exp(-x));
+    if (kind == USLI_GELU) return 0.5 * x * (1 + erf(x / sqrt(2)));
+    return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+}
+
+static double slope(usli_act kind, double x) {
+    return (act(kind, x + 1e-5) - act(kind, x - 1e-5)) / 2e-5;
+}
+
+typedef struct output {
+    void *h, *h_out, *dgate_up;
+} output;
+
+/* Each value within its own rounding, and a little absolutely where terms cancel. */
+static void close_to(const char *what, usli_act kind, usl_dtype dtype, const void *got, const double *want, int64_t n) {
+    float *g = malloc(sizeof *g * (size_t)n);
+    usli_to_f32(got, dtype, g, n);
+    double worst = 0, relative = dtype == USL_F32 ? 2e-6 : 1.01 * rig_epsilon(dtype);
+    for (int64_t i = 0; i < n; i++) {
+        double excess = fabs((double)g[i] - want[i]) / (relative * fabs(want[i]) + 1e-6);
+        if (!(excess <= worst)) worst = excess;
+    }
+    CHECK(worst <= 1, "%s of activation %d in %s: %g times what is allowed", what, (int)kind, usl_dtype_name(dtype), worst);
+    free(g);
+}
+
+static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols, bool in_place, int threads, bool check) {
+    usli_rng rng;
+    usli_rng_seed(&rng, 9);
+    int64_t n = rows * cols;
+    size_t e = usli_dtype_bytes(dtype);
+    float *gu, *dh;
+    void *raw = rig_random(&rng, USL_F32, 2 * n, &gu), *grad = rig_random(&rng, dtype, n, &dh), *gate_up = malloc(2 * (size_t)n * e);
+    free(raw);
+    for (int64_t i = 0; i < 2 * n; i++) gu[i] *= 3; /* into the tails */
+    gu[0] = -95, gu[1 % (2 * n)] = 60;
+    usli_from_f32(gu, gate_up, dtype, 2 * n);
+    usli_to_f32(gate_up, dtype, gu, 2 * n);
+    output out = { malloc((size_t)n * e), in_place ? grad : malloc((size_t)n * e), in_place ? gate_up : malloc(2 * (size_t)n * e) };
+    rig r;
+    rig_open(&r, threads);
+    usli_glu_args a = { .rows = rows, .cols = cols, .act = kind, .dtype = dtype, .gate_up = gate_up, .h = out.h, .dh = grad,
+                        .dgate_up = out.dgate_up, .h_out = out.h_out };
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_FORWARD));
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_BACKWARD));
+    CHECK(!memcmp(out.h, out.h_out, (size_t)n * e), "h is rebuilt as it was");
+    if (check) {
+        double *h = malloc(sizeof *h * (size_t)n), *d = malloc(sizeof *d * 2 * (size_t)n);
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t c = 0; c < cols; c++) {
+                double g = (double)gu[t * 2 * cols + c], u = (double)gu[t * 2 * cols + cols + c], up = (double)dh[t * cols + c];
+                h[t * cols + c] = act(kind, g) * u;
+                d[t * 2 * cols + c] = up * u * slope(kind, g);
+                d[t * 2 * cols + cols + c] = up * act(kind, g);
+            }
+        close_to("h", kind, dtype, out.h, h, n);
+        close_to("dgate|dup", kind, dtype, out.dgate_up, d, 2 * n);
+        free(h), free(d);
+    }
+    if (!in_place) free(grad), free(gate_up);
+    rig_close(&r);
+    free(gu), free(dh);
+    return out;
+}
+
+static void free_output(output *o) {
+    free(o->h), free(o->h_out), free(o->dgate_up);
+}
+
+int main(void) {
+    static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 9, 513 }, { 20, 1536 } };
+    static const usl_dtype dtypes[] = { USL_F32, USL_BF16, USL_F16 };
+    for (int kind = 0; kind < 3; kind++)
+        for (int t = 0; t < 3; t++)
+            for (int s = 0; s < 4; s++) {
+                size_t bytes = (size_t)(shapes[s][0] * shapes[s][1]) * usli_dtype_bytes(dtypes[t]);
+                output one = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], false, 1, true);
+                for (int threads = 2; threads <= 5; threads += 3) {
+                    output more = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], true, threads, false);
+                    CHECK(!memcmp(one.h, more.h, bytes) && !memcmp(one.dgate_up, more.dgate_up, 2 * bytes),
+                          "in place on %d threads", threads);
+                    free_output(&more);
+                }
+                free_output(&one);
+            }
+    return test_end("glu");
+}

@@ -1,0 +1,56 @@
+/* grad_norm: the norm over all parameters, the clip factor, the flag of finiteness. */
+#include "tests/ops/rig.h"
+
+enum { PARAMS = 4 };
+static const int64_t SIZES[PARAMS] = { 1, 16384, 50001, 300 };
+
+static usli_update run_on(usli_param *params, int64_t count, float max_norm, float loss_scale, int threads) {
+    rig r;
+    rig_open(&r, threads);
+    usli_update u = { .max_norm = max_norm, .loss_scale = loss_scale, .grad_norm = -1, .clip = -1, .finite = -1 };
+    usli_grad_norm_args a = { params, count, &u };
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_grad_norm, &a, USLI_FORWARD));
+    rig_close(&r);
+    return u;
+}
+
+int main(void) {
+    usli_rng rng;
+    usli_rng_seed(&rng, 8);
+    usli_param params[PARAMS];
+    double square = 0;
+    memset(params, 0, sizeof params);
+    for (int i = 0; i < PARAMS; i++) {
+        params[i].n = SIZES[i];
+        free(rig_random(&rng, USL_F32, SIZES[i], &params[i].g));
+        for (int64_t k = 0; k < SIZES[i]; k++) square += (double)params[i].g[k] * (double)params[i].g[k];
+    }
+    double norm = sqrt(square);
+    static const struct {
+        float max_norm, loss_scale;
+    } cases[] = { { 1, 1 }, { 0, 1 }, { 1e6f, 1 }, { 1, 1024 }, { 0, 65536 } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        double scale = (double)cases[i].loss_scale, limit = (double)cases[i].max_norm, true_norm = norm / scale;
+        double clip = limit > 0 ? fmin(1, limit / (true_norm + 1e-6)) : 1;
+        usli_update u = run_on(params, PARAMS, cases[i].max_norm, cases[i].loss_scale, 1);
+        CHECK(fabs((double)u.grad_norm / true_norm - 1) < 1e-7, "norm %g, not %g", (double)u.grad_norm, true_norm);
+        CHECK(fabs((double)u.clip * scale / clip - 1) < 1e-7, "clip %g, not %g", (double)u.clip, clip / scale);
+        CHECK(u.finite == 1, "finite");
+        for (int threads = 2; threads <= 5; threads += 3) {
+            usli_update other = run_on(params, PARAMS, cases[i].max_norm, cases[i].loss_scale, threads);
+            CHECK(other.grad_norm == u.grad_norm && other.clip == u.clip, "%d threads give other bits", threads);
+        }
+    }
+    CHECK(run_on(params, 0, 1, 1, 2).grad_norm == 0, "no parameters");
+    /* Values whose squares float32 cannot hold. */
+    params[0].g[0] = 1e30f;
+    usli_update u = run_on(params, PARAMS, 1, 1, 1);
+    CHECK(u.finite == 1 && fabs((double)u.grad_norm / (double)1e30f - 1) < 1e-6, "norm %g", (double)u.grad_norm);
+    static const float bad[] = { NAN, INFINITY, -INFINITY };
+    for (int i = 0; i < 3; i++) {
+        params[2].g[50000] = bad[i];
+        CHECK(run_on(params, PARAMS, 1, 1, 2).finite == 0, "%g is seen", (double)bad[i]);
+    }
+    for (int i = 0; i < PARAMS; i++) free(params[i].g);
+    return test_end("grad_norm");
+}
