@@ -7,19 +7,32 @@
 #include "core/cpu/blas.h"
 #include "core/cpu/vec.h"
 
-/* Tiles are tall, since the library packs the right operand anew for each; copies to float32 go over k in steps, so
- * that a worker's scratch has one size. */
-enum { TILE_ROWS = 512, MIN_ROWS = 128, TILE_COLS = 128, ENOUGH = 8, STEP = 512, GRAIN = 64, PAD = 16 };
+/* Where the library has bfloat16 tiles are tall and narrow, since it packs the right operand anew for each; elsewhere
+ * they are square, since both are copied here. Copies to float32 go over k in steps, so that a worker's scratch has one
+ * size. */
+enum {
+    TALL_ROWS = 512,
+    TALL_COLS = 128,
+    SQUARE = 256,
+    MAX_COLS = SQUARE,
+    MIN_ROWS = 128, /* where there would be fewer than ENOUGH tiles */
+    ENOUGH = 8,
+    STEP = 512,
+    LONG = 64,
+    GRAIN = 64,
+    PAD = 16
+};
 
 typedef struct gemm_state {
     usl_ctx *ctx;
     usli_blas *blas;
     const usli_vec *vec;
+    int64_t rows, cols; /* of a whole tile; cols is also the distance of a sum's rows */
     int workers;
     struct {
-        float *sum;   /* (TILE_ROWS, TILE_COLS) */
-        float *left;  /* (TILE_ROWS, STEP), a block as float32; made when first needed */
-        float *right; /* (TILE_COLS, STEP), likewise */
+        float *sum;   /* (rows, cols) */
+        float *left;  /* (rows, STEP), a block as float32; made when first needed */
+        float *right; /* (cols, STEP), likewise */
     } worker[];
 } gemm_state;
 
@@ -37,7 +50,6 @@ typedef struct tile {
 usl_status usli_gemm_open(usl_ctx *ctx, void **state) {
     *state = NULL;
     int workers = usli_pool_threads(ctx->pool);
-    size_t bytes = sizeof(float) * TILE_ROWS * TILE_COLS;
     gemm_state *s = usli_calloc(ctx, 1, sizeof *s + (size_t)workers * sizeof s->worker[0]);
     if (!s) return usli_nomem(ctx, sizeof *s);
     s->ctx = ctx;
@@ -45,6 +57,10 @@ usl_status usli_gemm_open(usl_ctx *ctx, void **state) {
     s->vec = usli_vec_best();
     usl_status st;
     USLI_TRYGO(usli_blas_new(ctx, &s->blas));
+    bool tall = usli_blas_has_bf16(s->blas);
+    s->rows = tall ? TALL_ROWS : SQUARE;
+    s->cols = tall ? TALL_COLS : SQUARE;
+    size_t bytes = sizeof(float) * (size_t)(s->rows * s->cols);
     for (int i = 0; i < workers; i++) {
         s->worker[i].sum = usli_malloc_aligned(ctx, bytes);
         if (!s->worker[i].sum) USLI_TRYGO(usli_nomem(ctx, bytes));
@@ -74,9 +90,9 @@ bool usli_gemm_has_bf16(const usli_exec *x) {
 }
 
 static usl_status make_copying_room(gemm_state *s) {
-    /* Either may be stored transposed. */
-    size_t left = sizeof(float) * TILE_ROWS * STEP + sizeof(float) * PAD * (TILE_ROWS > STEP ? TILE_ROWS : STEP);
-    size_t right = sizeof(float) * TILE_COLS * STEP + sizeof(float) * PAD * (TILE_COLS > STEP ? TILE_COLS : STEP);
+    /* Rows of either are padded, and either may be stored transposed. */
+    size_t left = sizeof(float) * (size_t)(s->rows * STEP + PAD * (s->rows > STEP ? s->rows : STEP));
+    size_t right = sizeof(float) * (size_t)(s->cols * STEP + PAD * (s->cols > STEP ? s->cols : STEP));
     for (int i = 0; i < s->workers; i++) {
         if (!s->worker[i].left) s->worker[i].left = usli_malloc_aligned(s->ctx, left);
         if (!s->worker[i].right) s->worker[i].right = usli_malloc_aligned(s->ctx, right);
@@ -94,27 +110,28 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 /* Columns are cut evenly (they are a model's: few distinct shapes); rows in whole tiles and a rest (they are tokens).
  */
-static int64_t tile_cols(int64_t n) {
-    int64_t even = ceil_div(n, ceil_div(n, TILE_COLS));
+static int64_t tile_cols(const gemm_state *s, int64_t n) {
+    int64_t even = ceil_div(n, ceil_div(n, s->cols));
     int64_t width = ceil_div(even, GRAIN) * GRAIN;
-    return width < TILE_COLS ? width : TILE_COLS;
+    return width < s->cols ? width : s->cols;
 }
 
 /* Lower tiles where there would be too few for several threads. */
-static int64_t tile_rows(const usli_product *p) {
-    int64_t rows = TILE_ROWS, across = ceil_div(p->n, tile_cols(p->n));
+static int64_t tile_rows(const gemm_state *s, const usli_product *p) {
+    int64_t rows = s->rows, across = ceil_div(p->n, tile_cols(s, p->n));
     while (rows > MIN_ROWS && ceil_div(p->m, rows) * across < ENOUGH) rows /= 2;
     return rows;
 }
 
-static int64_t tiles_of(const usli_product *p) {
-    return p->m && p->n ? ceil_div(p->m, tile_rows(p)) * ceil_div(p->n, tile_cols(p->n)) : 0;
+static int64_t tiles_of(const gemm_state *s, const usli_product *p) {
+    return p->m && p->n ? ceil_div(p->m, tile_rows(s, p)) * ceil_div(p->n, tile_cols(s, p->n)) : 0;
 }
 
 static tile tile_at(const batch *b, int64_t task) {
+    const gemm_state *s = b->state;
     const usli_product *p = b->products;
-    for (; task >= tiles_of(p); p++) task -= tiles_of(p);
-    int64_t height = tile_rows(p), width = tile_cols(p->n), down = ceil_div(p->m, height);
+    for (; task >= tiles_of(s, p); p++) task -= tiles_of(s, p);
+    int64_t height = tile_rows(s, p), width = tile_cols(s, p->n), down = ceil_div(p->m, height);
     tile t = { .p = p, .row = task % down * height, .col = task / down * width };
     t.rows = p->m - t.row < height ? p->m - t.row : height;
     t.cols = p->n - t.col < width ? p->n - t.col : width;
@@ -156,8 +173,9 @@ static void copy_block(const usli_vec *v, const void *data, usl_dtype dtype, int
 static void copied_term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
     bool run = w->worker >= 0;
     if (!run && w->st == USL_OK) w->st = make_copying_room(w->s);
-    for (int64_t k = 0; k < e->k; k += STEP) {
-        int64_t kb = e->k - k < STEP ? e->k - k : STEP;
+    int64_t even = ceil_div(e->k, ceil_div(e->k, STEP)), step = ceil_div(even, PAD) * PAD;
+    for (int64_t k = 0; k < e->k; k += step) {
+        int64_t kb = e->k - k < step ? e->k - k : step;
         int64_t left_rows = e->ta ? kb : t->rows, left_cols = e->ta ? t->rows : kb;
         int64_t right_rows = e->tb ? t->cols : kb, right_cols = e->tb ? kb : t->cols;
         float *left = run ? w->s->worker[w->worker].left : NULL, *right = run ? w->s->worker[w->worker].right : NULL;
@@ -180,10 +198,15 @@ static void copied_term(walk *w, const tile *t, const usli_term *e, bool accumul
     }
 }
 
+/* Copying pays where each value is used often. */
+static bool is_long(const gemm_state *s, const tile *t, const usli_term *e) {
+    return usli_blas_wants_blocks(s->blas) && t->rows >= LONG && t->cols >= LONG && e->k >= LONG;
+}
+
 static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, float *out, int64_t ldc) {
     bool bf16 = e->adt == USL_BF16 && e->bdt == USL_BF16 && usli_blas_has_bf16(w->s->blas);
     bool floats = e->adt == USL_F32 && e->bdt == USL_F32;
-    if (!bf16 && (!floats || (e->k > STEP && usli_blas_wants_blocks(w->s->blas)))) {
+    if (!bf16 && (!floats || is_long(w->s, t, e))) {
         copied_term(w, t, e, accumulate, out, ldc);
         return;
     }
@@ -201,20 +224,21 @@ static void term(walk *w, const tile *t, const usli_term *e, bool accumulate, fl
                  element(e->b, e->bdt, e->tb ? t->col * e->ldb : t->col), out);
 }
 
-static void scale_and_mask(const usli_vec *v, const tile *t, float *sum) {
+static void scale_and_mask(const gemm_state *s, const tile *t, float *sum) {
     const usli_product *p = t->p;
-    for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++) v->scale(p->alpha, sum + i * TILE_COLS, t->cols);
-    if (p->mask) p->mask(p->mask_ud, sum, TILE_COLS, t->row, t->rows, t->col, t->cols);
+    for (int64_t i = 0; p->alpha != 1 && i < t->rows; i++) s->vec->scale(p->alpha, sum + i * s->cols, t->cols);
+    if (p->mask) p->mask(p->mask_ud, sum, s->cols, t->row, t->rows, t->col, t->cols);
 }
 
-static void store(const usli_vec *v, const tile *t, float *sum) {
+static void store(const gemm_state *s, const tile *t, float *sum) {
+    const usli_vec *v = s->vec;
     const usli_product *p = t->p;
     size_t size = usli_dtype_bytes(p->cdt);
-    float bias_room[TILE_COLS], room[TILE_COLS];
+    float bias_room[MAX_COLS], room[MAX_COLS];
     const float *bias =
         p->bias ? usli_row_load(v, element(p->bias, p->bias_dtype, t->col), p->bias_dtype, bias_room, t->cols) : NULL;
     for (int64_t i = 0; i < t->rows; i++) {
-        float *row = sum + i * TILE_COLS;
+        float *row = sum + i * s->cols;
         void *c = (char *)p->c + (size_t)((t->row + i) * p->ldc + t->col) * size;
         if (bias) v->axpy(1, bias, row, t->cols);
         if (p->beta != 0) v->axpy(p->beta, usli_row_load(v, c, p->cdt, room, t->cols), row, t->cols);
@@ -234,16 +258,16 @@ static void walk_tile(walk *w, const tile *t) {
     bool direct = is_direct(w->s, p), accumulate = direct && p->beta == 1;
     float *sum = w->worker < 0 ? NULL : w->s->worker[w->worker].sum;
     float *out = direct ? (float *)p->c + t->row * p->ldc + t->col : sum;
-    int64_t ldc = direct ? p->ldc : TILE_COLS;
+    int64_t ldc = direct ? p->ldc : w->s->cols;
     bool run = w->worker >= 0;
     if (run && !direct && (p->terms == 0))
-        for (int64_t i = 0; i < t->rows * TILE_COLS; i++) sum[i] = 0;
+        for (int64_t i = 0; i < t->rows * w->s->cols; i++) sum[i] = 0;
     for (int i = 0; i < p->terms; i++) {
         term(w, t, &p->term[i], accumulate, out, ldc);
         accumulate = true;
-        if (run && !direct && i + 1 == p->scaled) scale_and_mask(w->s->vec, t, sum);
+        if (run && !direct && i + 1 == p->scaled) scale_and_mask(w->s, t, sum);
     }
-    if (run && !direct) store(w->s->vec, t, sum);
+    if (run && !direct) store(w->s, t, sum);
 }
 
 static void run_task(void *arg, int64_t task, int worker) {
@@ -258,7 +282,7 @@ usl_status usli_gemm_products(usli_exec *x, const usli_product *products, int co
     batch b = { .state = x->state, .products = products };
     atomic_init(&b.failed, 0);
     int64_t tasks = 0;
-    for (int i = 0; i < count; i++) tasks += tiles_of(&products[i]);
+    for (int i = 0; i < count; i++) tasks += tiles_of(b.state, &products[i]);
     usli_blas_trim(b.state->blas);
     walk w = { b.state, -1, USL_OK };
     for (int64_t i = 0; i < tasks && w.st == USL_OK; i++) {
