@@ -1,0 +1,55 @@
+/* usl_tokenizer_*: the handle is core/text's own. */
+#include <string.h>
+
+#include "core/text/tokenizer.h"
+
+usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out) {
+    if (!out) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_open needs a place for the tokenizer");
+    *out = NULL;
+    if (!path) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_open needs a path");
+    return usli_tokenizer_open(ctx, path, out);
+}
+
+void usl_tokenizer_free(usl_tokenizer *tok) {
+    usli_tokenizer_release(tok);
+}
+
+usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const char *text, size_t len, int add_special,
+                                int32_t **ids, size_t *count) {
+    return usli_tokenizer_encode(ctx, tok, text, len, add_special ? USLI_ENCODE_SPECIAL : 0, ids, count);
+}
+
+usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count, int skip_special,
+                                char **text, size_t *len) {
+    return usli_tokenizer_decode(ctx, tok, ids, count, skip_special != 0, text, len);
+}
+
+int64_t usl_tokenizer_vocab_size(const usl_tokenizer *tok) {
+    return usli_tokenizer_size(tok);
+}
+
+int32_t usl_tokenizer_special(const usl_tokenizer *tok, const char *which) {
+    static const char *const NAMES[USLI_SPECIALS] = { "bos", "eos", "pad", "unk" };
+    for (int i = 0; i < USLI_SPECIALS; i++)
+        if (strcmp(which, NAMES[i]) == 0) return usli_tokenizer_special(tok, (usli_special)i);
+    return -1;
+}
+
+int32_t usl_tokenizer_id(const usl_tokenizer *tok, const char *token, size_t len) {
+    return usli_tokenizer_id(tok, token, len);
+}
+
+const char *usl_tokenizer_token(const usl_tokenizer *tok, int32_t id, size_t *len) {
+    usli_token t;
+    if (!usli_tokenizer_token(tok, id, &t)) return NULL;
+    if (len) *len = t.len;
+    return t.text;
+}
+
+const char *usl_tokenizer_chat_template(const usl_tokenizer *tok) {
+    return usli_tokenizer_chat_template(tok);
+}
+
+usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, const char *dir) {
+    return usli_tokenizer_save(ctx, tok, dir);
+}

@@ -1,0 +1,173 @@
+/* Byte-pair encoding of one piece: characters become symbols, and the best pair of neighbours is joined until none is left.
+ * The two models differ only in what makes two neighbours a pair and how good it is. */
+#include <string.h>
+
+#include "core/text/parts.h"
+
+void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w) {
+    usli_free(ctx, w->symbols);
+    usli_free(ctx, w->heap);
+    usli_free(ctx, w->affixed.data);
+    memset(w, 0, sizeof *w);
+}
+
+static usl_status add_symbol(usl_ctx *ctx, usli_bpe_work *w, size_t start, size_t len, int32_t id) {
+    USLI_TRY(usli_grow(ctx, &w->symbols, &w->symbol_cap, w->symbol_count + 1, sizeof *w->symbols));
+    int32_t i = (int32_t)w->symbol_count++;
+    w->symbols[i] = (usli_symbol){ (uint32_t)start, (uint32_t)len, i - 1, i + 1, id };
+    return USL_OK;
+}
+
+/* ---- The heap: the lowest rank first, of equal ones the leftmost -------------------------------------------------------- */
+
+static bool before(const usli_bigram *a, const usli_bigram *b) {
+    return a->rank != b->rank ? a->rank < b->rank : a->left < b->left;
+}
+
+static usl_status push(usl_ctx *ctx, usli_bpe_work *w, usli_bigram item) {
+    USLI_TRY(usli_grow(ctx, &w->heap, &w->heap_cap, w->heap_count + 1, sizeof *w->heap));
+    size_t i = w->heap_count++;
+    for (; i && before(&item, &w->heap[(i - 1) / 2]); i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = item;
+    return USL_OK;
+}
+
+static usli_bigram pop(usli_bpe_work *w) {
+    usli_bigram top = w->heap[0], last = w->heap[--w->heap_count];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < w->heap_count; i = child) {
+        if (child + 1 < w->heap_count && before(&w->heap[child + 1], &w->heap[child])) child++;
+        if (!before(&w->heap[child], &last)) break;
+        w->heap[i] = w->heap[child];
+    }
+    if (w->heap_count) w->heap[i] = last;
+    return top;
+}
+
+/* ---- Pairs ------------------------------------------------------------------------------------------------------------------ */
+
+static usl_status try_pair(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, int32_t left) {
+    if (left < 0) return USL_OK;
+    const usli_symbol *a = &w->symbols[left];
+    if (a->next < 0) return USL_OK;
+    const usli_symbol *b = &w->symbols[a->next];
+    usli_bigram pair = { 0, (uint32_t)left, a->len + b->len, -1 };
+    if (tok->model == USLI_MODEL_SPM) {
+        pair.id = usli_vocab_find(&tok->vocab, text + a->start, pair.len);
+        if (pair.id < 0) return USL_OK;
+        pair.rank = tok->score_rank[pair.id];
+    } else {
+        int64_t rank = a->id < 0 || b->id < 0 ? -1 : usli_merges_find(&tok->merges, a->id, b->id);
+        if (rank < 0) return USL_OK;
+        pair.rank = (uint32_t)rank;
+        pair.id = tok->merges.pairs[3 * rank + 2];
+    }
+    return push(ctx, w, pair);
+}
+
+static usl_status merge_all(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text) {
+    w->heap_count = 0;
+    if (w->symbol_count) w->symbols[w->symbol_count - 1].next = -1;
+    for (size_t i = 0; i + 1 < w->symbol_count; i++) USLI_TRY(try_pair(ctx, tok, w, text, (int32_t)i));
+    while (w->heap_count) {
+        usli_bigram best = pop(w);
+        usli_symbol *a = &w->symbols[best.left];
+        if (a->len == 0 || a->next < 0) continue;
+        usli_symbol *b = &w->symbols[a->next];
+        /* Symbols only grow, so the same length means the same pair. */
+        if (a->len + b->len != best.len) continue;
+        a->len = best.len;
+        a->id = best.id;
+        a->next = b->next;
+        b->len = 0;
+        if (a->next >= 0) w->symbols[a->next].prev = (int32_t)best.left;
+        USLI_TRY(try_pair(ctx, tok, w, text, a->prev));
+        USLI_TRY(try_pair(ctx, tok, w, text, (int32_t)best.left));
+    }
+    return USL_OK;
+}
+
+/* ---- Symbols ------------------------------------------------------------------------------------------------------------------ */
+
+/* The id of a character with what stands around a word's inner and last characters in the vocabulary. */
+static usl_status char_id(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, size_t at,
+                          size_t n, int32_t *id) {
+    bool prefix = tok->prefix && at > 0, suffix = tok->suffix && at + n == len;
+    if (!prefix && !suffix) {
+        *id = usli_vocab_find(&tok->vocab, text + at, n);
+        return USL_OK;
+    }
+    w->affixed.len = 0;
+    if (prefix) USLI_TRY(usli_buf_add(ctx, &w->affixed, tok->prefix, tok->prefix_len));
+    USLI_TRY(usli_buf_add(ctx, &w->affixed, text + at, n));
+    if (suffix) USLI_TRY(usli_buf_add(ctx, &w->affixed, tok->suffix, tok->suffix_len));
+    *id = usli_vocab_find(&tok->vocab, w->affixed.data, w->affixed.len);
+    return USL_OK;
+}
+
+static bool all_bytes_known(const usli_tokenizer *tok, const char *text, size_t len) {
+    for (size_t i = 0; i < len; i++)
+        if (tok->byte_ids[(unsigned char)text[i]] < 0) return false;
+    return true;
+}
+
+static usl_status bpe_symbols(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len) {
+    size_t unknown = 0; /* bytes of unknown characters that wait to become one symbol */
+    for (size_t i = 0, n; i < len; i += n) {
+        n = usli_utf8_step(text[i]);
+        int32_t id;
+        USLI_TRY(char_id(ctx, tok, w, text, len, i, n, &id));
+        if (id >= 0) {
+            if (unknown) USLI_TRY(add_symbol(ctx, w, i - unknown, unknown, tok->model_unk));
+            unknown = 0;
+            USLI_TRY(add_symbol(ctx, w, i, n, id));
+        } else if (tok->byte_fallback && all_bytes_known(tok, text + i, n)) {
+            for (size_t k = 0; k < n; k++) USLI_TRY(add_symbol(ctx, w, i + k, 1, tok->byte_ids[(unsigned char)text[i + k]]));
+        } else if (tok->model_unk >= 0) {
+            if (unknown && !tok->fuse_unk) {
+                USLI_TRY(add_symbol(ctx, w, i - unknown, unknown, tok->model_unk));
+                unknown = 0;
+            }
+            unknown += n;
+        } else if (tok->keep_unknown) {
+            USLI_TRY(add_symbol(ctx, w, i, n, -1));
+        }
+    }
+    return unknown ? add_symbol(ctx, w, len - unknown, unknown, tok->model_unk) : USL_OK;
+}
+
+static usl_status spm_symbols(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len) {
+    for (size_t i = 0, n; i < len; i += n) {
+        n = usli_utf8_step(text[i]);
+        USLI_TRY(add_symbol(ctx, w, i, n, usli_vocab_find(&tok->vocab, text + i, n)));
+    }
+    return USL_OK;
+}
+
+/* A symbol of the SentencePiece model that is no token becomes its bytes. */
+static usl_status add_bytes(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, usli_ids *out) {
+    for (size_t i = 0; i < len; i++) {
+        int32_t id = tok->byte_ids[(unsigned char)text[i]];
+        if (id < 0) id = tok->model_unk;
+        if (id >= 0) USLI_TRY(usli_ids_add(ctx, out, id));
+    }
+    return USL_OK;
+}
+
+usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, usli_ids *out) {
+    if (tok->ignore_merges) {
+        int32_t id = usli_vocab_find(&tok->vocab, text, len);
+        if (id >= 0) return usli_ids_add(ctx, out, id);
+    }
+    w->symbol_count = 0;
+    USLI_TRY(tok->model == USLI_MODEL_SPM ? spm_symbols(ctx, tok, w, text, len) : bpe_symbols(ctx, tok, w, text, len));
+    USLI_TRY(merge_all(ctx, tok, w, text));
+    for (int32_t i = w->symbol_count ? 0 : -1; i >= 0; i = w->symbols[i].next) {
+        const usli_symbol *s = &w->symbols[i];
+        if (s->id >= 0)
+            USLI_TRY(usli_ids_add(ctx, out, s->id));
+        else if (tok->model == USLI_MODEL_SPM)
+            USLI_TRY(add_bytes(ctx, tok, text + s->start, s->len, out));
+    }
+    return USL_OK;
+}

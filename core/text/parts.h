@@ -1,0 +1,271 @@
+/* What a tokenizer is made of. A text goes through added tokens, normalisers, pre-tokenisers, the model and the template;
+ * ids come back through the decoders. Each list of steps is flat: a Sequence's members stand in it one after the other. */
+#ifndef USLI_TEXT_PARTS_H
+#define USLI_TEXT_PARTS_H
+
+#include "core/io/json.h"
+#include "core/text/tokenizer.h"
+
+/* ---- Bytes and pieces ------------------------------------------------------------------------------------------------- */
+
+typedef struct usli_buf {
+    char *data;
+    size_t len, cap;
+} usli_buf;
+usl_status usli_buf_add(usl_ctx *ctx, usli_buf *b, const char *data, size_t len);
+usl_status usli_buf_code(usl_ctx *ctx, usli_buf *b, int32_t code); /* as UTF-8 */
+
+typedef struct usli_span {
+    size_t start, end;
+    bool match; /* of a pattern; unused otherwise */
+} usli_span;
+typedef struct usli_spans {
+    usli_span *items;
+    size_t count, cap;
+} usli_spans;
+usl_status usli_spans_add(usl_ctx *ctx, usli_spans *s, size_t start, size_t end, bool match);
+
+/* A text cut into pieces, which need not lie one behind the other. */
+typedef struct usli_pieces {
+    usli_buf text;
+    usli_spans spans;
+} usli_pieces;
+
+/* Two of everything a list of steps needs: steps read one and write the other. One for each call, never shared. */
+typedef struct usli_work {
+    usli_pieces now, next;
+    usli_spans found;
+    bool from_start; /* now's first piece begins where the caller's text begins */
+} usli_work;
+void usli_work_free(usl_ctx *ctx, usli_work *w);
+
+/* ---- Characters ----------------------------------------------------------------------------------------------------- */
+
+/* Length of the sequence that starts with this byte of valid UTF-8. */
+static inline size_t usli_utf8_step(char lead) {
+    unsigned char c = (unsigned char)lead;
+    return c < 0x80 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
+}
+int32_t usli_utf8_get(const char *p);
+/* Bytes of valid UTF-8 at the start; len when it is all valid. *bad_len: how many bytes one U+FFFD stands for there. */
+size_t usli_utf8_valid(const char *text, size_t len, size_t *bad_len);
+bool usli_is_space(int32_t code);
+bool usli_is_numeric(int32_t code);
+bool usli_is_punctuation(int32_t code);
+bool usli_is_word(int32_t code);
+/* Appends text in a normal form: options are utf8proc's. */
+usl_status usli_unicode_normalize(usl_ctx *ctx, const char *text, size_t len, int options, usli_buf *out);
+/* The character that byte-level BPE writes for a byte, and back (-1 for a character that stands for none). */
+int32_t usli_byte_char(unsigned char byte);
+int usli_char_byte(int32_t code);
+
+/* ---- Regular expressions ---------------------------------------------------------------------------------------------- */
+
+typedef struct usli_regex usli_regex;
+usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, usli_regex **out);
+void usli_regex_free(usli_regex *regex);
+/* What one caller needs to match; ctx pays for the memory. */
+typedef struct usli_matcher usli_matcher;
+usl_status usli_matcher_new(usl_ctx *ctx, const usli_regex *regex, usli_matcher **out);
+void usli_matcher_free(usli_matcher *m);
+/* The next match that is not empty, from *start on; *start = len when there is none. text is valid UTF-8. */
+usl_status usli_matcher_next(usli_matcher *m, const char *text, size_t len, size_t *start, size_t *end);
+
+/* ---- Steps ------------------------------------------------------------------------------------------------------------ */
+
+typedef enum usli_step_kind {
+    USLI_NORM_PREPEND, USLI_NORM_REPLACE, USLI_NORM_UNICODE, USLI_NORM_LOWERCASE, USLI_NORM_STRIP,
+    USLI_PRE_SPLIT, USLI_PRE_BYTE_LEVEL, USLI_PRE_METASPACE, USLI_PRE_DIGITS, USLI_PRE_SPACES, USLI_PRE_PUNCTUATION,
+    USLI_DEC_REPLACE, USLI_DEC_BYTE_FALLBACK, USLI_DEC_FUSE, USLI_DEC_STRIP, USLI_DEC_BYTE_LEVEL, USLI_DEC_METASPACE
+} usli_step_kind;
+
+typedef enum usli_behavior {
+    USLI_REMOVED, USLI_ISOLATED, USLI_CONTIGUOUS, USLI_MERGED_PREVIOUS, USLI_MERGED_NEXT
+} usli_behavior;
+
+typedef enum usli_prepend { USLI_PREPEND_NEVER, USLI_PREPEND_FIRST, USLI_PREPEND_ALWAYS } usli_prepend;
+
+typedef struct usli_step {
+    usli_step_kind kind;
+    usli_regex *regex; /* the pattern; NULL when it is plain text */
+    char *text;        /* what is looked for, put in front, or stripped; of a regex, its source */
+    size_t text_len;
+    char *with; /* the replacement */
+    size_t with_len;
+    usli_behavior behavior;
+    usli_prepend prepend;
+    bool invert;
+    bool add_prefix_space; /* BYTE_LEVEL */
+    bool split;            /* METASPACE; DIGITS: one by one */
+    int unicode;           /* NORM_UNICODE: utf8proc's options */
+    int64_t left, right;   /* STRIP: how many, or whether */
+} usli_step;
+
+typedef struct usli_steps {
+    usli_step *items;
+    size_t count, cap;
+} usli_steps;
+void usli_steps_free(usl_ctx *ctx, usli_steps *s);
+
+/* Appends what one component of tokenizer.json says; null adds nothing. An unknown type is an error that names it. */
+usl_status usli_read_normalizer(usl_ctx *ctx, const json_t *json, usli_steps *out);
+usl_status usli_read_pre_tokenizer(usl_ctx *ctx, const json_t *json, usli_steps *out);
+usl_status usli_read_decoder(usl_ctx *ctx, const json_t *json, usli_steps *out);
+
+/* Marks the matches of a step's pattern in text (and what lies between them), moved by base, in out. */
+usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len, size_t base,
+                          usli_spans *out);
+
+/* w->now.text is one text, normalised in place; its spans do not matter. */
+usl_status usli_normalize(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
+/* Cuts w->now's pieces further. */
+usl_status usli_pre_tokenize(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
+/* w->now's pieces are the spellings of tokens; afterwards they are parts of the text. */
+usl_status usli_decode(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
+
+/* ---- Vocabulary ------------------------------------------------------------------------------------------------------- */
+
+typedef struct usli_entry {
+    size_t at, len; /* in the blob; a 0 follows */
+    float score;
+    uint8_t kind; /* usli_token_kind */
+    bool used, special;
+} usli_entry;
+
+typedef struct usli_vocab {
+    usli_buf blob;
+    usli_entry *entries; /* by id */
+    size_t count, cap;
+    uint32_t *slots; /* open addressing: id and one, 0 free */
+    size_t slot_count, used;
+} usli_vocab;
+void usli_vocab_free(usl_ctx *ctx, usli_vocab *v);
+/* An id or a spelling that is there already is an error, unless last_wins: then the spelling finds the newer id. */
+usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins);
+int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len); /* -1: none */
+static inline const char *usli_vocab_text(const usli_vocab *v, int32_t id) {
+    return v->blob.data + v->entries[id].at;
+}
+
+typedef struct usli_merges {
+    int32_t *pairs; /* left, right, result; by rank */
+    size_t count, cap;
+    uint32_t *slots; /* rank and one, 0 free */
+    size_t slot_count;
+} usli_merges;
+void usli_merges_free(usl_ctx *ctx, usli_merges *m);
+usl_status usli_merges_add(usl_ctx *ctx, usli_merges *m, int32_t left, int32_t right, int32_t result);
+/* Call once, after the last. Of equal pairs the last counts. */
+usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m);
+/* -1: none. */
+int64_t usli_merges_find(const usli_merges *m, int32_t left, int32_t right);
+
+/* ---- Added tokens ------------------------------------------------------------------------------------------------------ */
+
+typedef struct usli_added {
+    const char *text; /* in the vocabulary, or own when it is normalised */
+    size_t len;
+    int32_t id;
+    bool special, normalized, lstrip, rstrip, single_word;
+    bool owned;
+} usli_added;
+
+typedef struct usli_added_set {
+    usli_added *items; /* sorted by their bytes after usli_added_index */
+    size_t count, cap;
+    size_t first[257]; /* items whose first byte is c: first[c] .. first[c + 1] */
+} usli_added_set;
+void usli_added_free(usl_ctx *ctx, usli_added_set *set);
+usl_status usli_added_add(usl_ctx *ctx, usli_added_set *set, const usli_added *token);
+void usli_added_index(usli_added_set *set);
+
+typedef struct usli_segment {
+    size_t start, end;
+    int32_t id; /* -1: text between tokens */
+} usli_segment;
+typedef struct usli_segments {
+    usli_segment *items;
+    size_t count, cap;
+} usli_segments;
+/* Cuts text at added tokens: leftmost, then longest. out is emptied first. */
+usl_status usli_added_split(usl_ctx *ctx, const usli_added_set *set, const char *text, size_t len, usli_segments *out);
+
+/* ---- Models ------------------------------------------------------------------------------------------------------------ */
+
+typedef enum usli_model_kind {
+    USLI_MODEL_BPE, /* pairs of ids, ranked by the list of merges */
+    USLI_MODEL_SPM  /* pairs whose joined text is a token, ranked by its score */
+} usli_model_kind;
+
+typedef struct usli_ids {
+    int32_t *items;
+    size_t count, cap;
+} usli_ids;
+usl_status usli_ids_add(usl_ctx *ctx, usli_ids *ids, int32_t id);
+
+typedef struct usli_symbol {
+    uint32_t start, len; /* len 0: merged away */
+    int32_t prev, next, id;
+} usli_symbol;
+typedef struct usli_bigram {
+    uint32_t rank, left, len;
+    int32_t id;
+} usli_bigram;
+/* One for each call. */
+typedef struct usli_bpe_work {
+    usli_symbol *symbols;
+    usli_bigram *heap;
+    size_t symbol_cap, heap_cap, heap_count, symbol_count;
+    usli_buf affixed;
+} usli_bpe_work;
+void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
+/* Appends the ids of one piece. */
+usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, usli_ids *out);
+
+/* ---- The whole --------------------------------------------------------------------------------------------------------- */
+
+struct usl_tokenizer {
+    usl_ctx *ctx;
+    atomic_int refs;
+    usli_vocab vocab;
+    usli_merges merges;
+    uint32_t *score_rank; /* SPM: by id */
+    usli_model_kind model;
+    bool byte_fallback, ignore_merges, fuse_unk;
+    bool keep_unknown; /* a character without a token stays between its neighbours, as in llama.cpp */
+    char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
+    size_t prefix_len, suffix_len;
+    int32_t model_unk; /* what a character without a token becomes; -1: nothing */
+    int32_t byte_ids[256];
+    usli_added_set raw, normalized; /* added tokens, looked for before and after normalising */
+    usli_steps normalizer, pre_tokenizer, decoder;
+    bool has_decoder;
+    usli_ids template_before, template_after;
+    int32_t special[USLI_SPECIALS];
+    bool adds_bos, adds_eos;
+    char *chat_template;
+    usli_map *source;
+    char *config; /* tokenizer_config.json's bytes; NULL when there was none */
+    size_t config_len;
+    const struct usli_ggml_pre *gguf_pre; /* of a tokenizer from GGUF with model "gpt2" */
+    bool spm_space_prefix;                /* of a tokenizer from GGUF with model "llama" */
+};
+
+usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);
+/* Once the vocabulary, the added tokens and the steps stand: kinds, byte ids, the tables of added tokens. */
+usl_status usli_tokenizer_finish(usli_tokenizer *tok);
+/* Registers an added token whose id is in the vocabulary. */
+usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags);
+
+/* Pre-tokenisers that llama.cpp has names for. */
+typedef struct usli_ggml_pre {
+    const char *names;         /* between commas: tokenizer.ggml.pre; the first is written */
+    const char *pre_tokenizer; /* what it does, as JSON of tokenizer.json */
+    bool ignore_merges, add_bos;
+} usli_ggml_pre;
+const usli_ggml_pre *usli_ggml_pre_find(const char *name, size_t len);
+/* The components of a SentencePiece vocabulary, as JSON. */
+const char *usli_spm_normalizer(bool space_prefix);
+const char *usli_spm_decoder(bool space_prefix);
+
+#endif

@@ -1,0 +1,299 @@
+/* A loaded tokenizer at work. */
+#include "core/text/tokenizer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/text/parts.h"
+
+usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out) {
+    usli_tokenizer *tok = usli_calloc(ctx, 1, sizeof *tok);
+    *out = tok;
+    if (!tok) return usli_nomem(ctx, sizeof *tok);
+    tok->ctx = ctx;
+    usli_ctx_retain(ctx);
+    atomic_init(&tok->refs, 1);
+    tok->model_unk = -1;
+    for (int i = 0; i < USLI_SPECIALS; i++) tok->special[i] = -1;
+    return USL_OK;
+}
+
+usli_tokenizer *usli_tokenizer_retain(usli_tokenizer *tok) {
+    if (tok) atomic_fetch_add(&tok->refs, 1);
+    return tok;
+}
+
+void usli_tokenizer_release(usli_tokenizer *tok) {
+    if (!tok || atomic_fetch_sub(&tok->refs, 1) != 1) return;
+    usl_ctx *ctx = tok->ctx;
+    usli_vocab_free(ctx, &tok->vocab);
+    usli_merges_free(ctx, &tok->merges);
+    usli_free(ctx, tok->score_rank);
+    usli_free(ctx, tok->prefix);
+    usli_free(ctx, tok->suffix);
+    usli_added_free(ctx, &tok->raw);
+    usli_added_free(ctx, &tok->normalized);
+    usli_steps_free(ctx, &tok->normalizer);
+    usli_steps_free(ctx, &tok->pre_tokenizer);
+    usli_steps_free(ctx, &tok->decoder);
+    usli_free(ctx, tok->template_before.items);
+    usli_free(ctx, tok->template_after.items);
+    usli_free(ctx, tok->chat_template);
+    if (tok->source) usli_map_release(tok->source);
+    usli_free(ctx, tok->config);
+    usli_free(ctx, tok);
+    usl_ctx_free(ctx);
+}
+
+/* ---- Putting together ------------------------------------------------------------------------------------------------------ */
+
+usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags) {
+    usli_added token = *flags;
+    usli_entry *e = &tok->vocab.entries[token.id];
+    e->special = token.special;
+    e->kind = token.special ? USLI_TOKEN_CONTROL : USLI_TOKEN_USER;
+    if (e->len == 0) return USL_OK;
+    return usli_added_add(tok->ctx, token.normalized ? &tok->normalized : &tok->raw, &token);
+}
+
+/* Added tokens that stand for normalised text are looked for in their normal form. */
+static usl_status normalize_added(usli_tokenizer *tok, usli_added *token) {
+    usli_work w = { 0 };
+    usl_ctx *ctx = tok->ctx;
+    usl_status st;
+    USLI_TRYGO(usli_buf_add(ctx, &w.now.text, token->text, token->len));
+    USLI_TRYGO(usli_normalize(ctx, &tok->normalizer, &w));
+    char *text = usli_strndup(ctx, w.now.text.data, w.now.text.len);
+    if (!text) {
+        st = usli_nomem(ctx, w.now.text.len + 1);
+        goto done;
+    }
+    token->text = text;
+    token->len = w.now.text.len;
+    token->owned = true;
+done:
+    usli_work_free(ctx, &w);
+    return st;
+}
+
+usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
+    for (int i = 0; i < 256; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", i);
+        tok->byte_ids[i] = usli_vocab_find(&tok->vocab, name, 6);
+        if (tok->byte_fallback && tok->byte_ids[i] >= 0 && tok->vocab.entries[tok->byte_ids[i]].kind == USLI_TOKEN_NORMAL)
+            tok->vocab.entries[tok->byte_ids[i]].kind = USLI_TOKEN_BYTE;
+    }
+    if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
+    if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
+    /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
+    usli_added_set *sets[] = { &tok->raw, &tok->normalized };
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < sets[k]->count; i++) {
+            usli_added *t = &sets[k]->items[i];
+            t->text = usli_vocab_text(&tok->vocab, t->id);
+            t->len = tok->vocab.entries[t->id].len;
+            if (t->normalized) USLI_TRY(normalize_added(tok, t));
+        }
+        size_t kept = 0;
+        for (size_t i = 0; i < sets[k]->count; i++) {
+            if (sets[k]->items[i].len)
+                sets[k]->items[kept++] = sets[k]->items[i];
+            else if (sets[k]->items[i].owned)
+                usli_free(tok->ctx, (char *)sets[k]->items[i].text);
+        }
+        sets[k]->count = kept;
+        usli_added_index(sets[k]);
+    }
+    return USL_OK;
+}
+
+/* ---- Text to ids --------------------------------------------------------------------------------------------------------- */
+
+typedef struct encoder {
+    usl_ctx *ctx;
+    const usli_tokenizer *tok;
+    usli_work work;
+    usli_bpe_work bpe;
+    usli_segments outer, inner;
+    usli_buf normal;
+    usli_ids ids;
+} encoder;
+
+/* Normalised text without added tokens. */
+static usl_status encode_plain(encoder *e, const char *text, size_t len, bool from_start) {
+    usli_work *w = &e->work;
+    w->now.text.len = 0;
+    w->now.spans.count = 0;
+    w->from_start = from_start;
+    USLI_TRY(usli_buf_add(e->ctx, &w->now.text, text, len));
+    USLI_TRY(usli_spans_add(e->ctx, &w->now.spans, 0, len, false));
+    USLI_TRY(usli_pre_tokenize(e->ctx, &e->tok->pre_tokenizer, w));
+    for (size_t i = 0; i < w->now.spans.count; i++) {
+        usli_span s = w->now.spans.items[i];
+        USLI_TRY(usli_bpe_encode(e->ctx, e->tok, &e->bpe, w->now.text.data + s.start, s.end - s.start, &e->ids));
+    }
+    return USL_OK;
+}
+
+/* Text between added tokens that are looked for as it was written. */
+static usl_status encode_raw(encoder *e, const char *text, size_t len, bool from_start) {
+    usli_work *w = &e->work;
+    w->now.text.len = 0;
+    USLI_TRY(usli_buf_add(e->ctx, &w->now.text, text, len));
+    USLI_TRY(usli_normalize(e->ctx, &e->tok->normalizer, w));
+    usli_buf t = e->normal;
+    e->normal = w->now.text;
+    w->now.text = t;
+    USLI_TRY(usli_added_split(e->ctx, &e->tok->normalized, e->normal.data, e->normal.len, &e->inner));
+    for (size_t i = 0; i < e->inner.count; i++) {
+        usli_segment s = e->inner.items[i];
+        USLI_TRY(s.id >= 0 ? usli_ids_add(e->ctx, &e->ids, s.id)
+                           : encode_plain(e, e->normal.data + s.start, s.end - s.start, from_start && s.start == 0));
+    }
+    return USL_OK;
+}
+
+static usl_status add_template(encoder *e, const usli_ids *ids, unsigned flags) {
+    for (size_t i = 0; (flags & USLI_ENCODE_SPECIAL) && i < ids->count; i++)
+        USLI_TRY(usli_ids_add(e->ctx, &e->ids, ids->items[i]));
+    return USL_OK;
+}
+
+usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, unsigned flags,
+                                 int32_t **ids, size_t *count) {
+    encoder e = { .ctx = ctx, .tok = tok };
+    usl_status st;
+    *ids = NULL;
+    *count = 0;
+    /* Positions are 32 bits, and byte-level spelling doubles the text. */
+    if (len > INT32_MAX / 4) return usli_fail(ctx, USL_ERR_INVALID, "a text of %zu bytes is too long to encode; cut it", len);
+    size_t broken, valid = usli_utf8_valid(text, len, &broken);
+    if (broken) return usli_fail(ctx, USL_ERR_INVALID, "the text is not valid UTF-8 at byte %zu; convert it first", valid + 1);
+    USLI_TRYGO(usli_grow(ctx, &e.ids.items, &e.ids.cap, len / 3 + 8, sizeof *e.ids.items));
+    USLI_TRYGO(add_template(&e, &tok->template_before, flags));
+    USLI_TRYGO(usli_added_split(ctx, &tok->raw, text, len, &e.outer));
+    for (size_t i = 0; i < e.outer.count; i++) {
+        usli_segment s = e.outer.items[i];
+        USLI_TRYGO(s.id >= 0 ? usli_ids_add(ctx, &e.ids, s.id) : encode_raw(&e, text + s.start, s.end - s.start, s.start == 0));
+    }
+    USLI_TRYGO(add_template(&e, &tok->template_after, flags));
+    *ids = e.ids.items;
+    *count = e.ids.count;
+done:
+    usli_work_free(ctx, &e.work);
+    usli_bpe_work_free(ctx, &e.bpe);
+    usli_free(ctx, e.outer.items);
+    usli_free(ctx, e.inner.items);
+    usli_free(ctx, e.normal.data);
+    if (st != USL_OK) usli_free(ctx, e.ids.items);
+    return st;
+}
+
+/* ---- Ids to text ----------------------------------------------------------------------------------------------------------- */
+
+static usl_status bad_id(usl_ctx *ctx, int32_t id) {
+    return usli_fail(ctx, USL_ERR_INVALID, "no token has the id %d; the ids come from another tokenizer", (int)id);
+}
+
+/* The spellings of ids as pieces; without a decoder they are joined by spaces. */
+static usl_status spell(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, usli_work *w) {
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || (size_t)ids[i] >= tok->vocab.count || !tok->vocab.entries[ids[i]].used) return bad_id(ctx, ids[i]);
+        const usli_entry *e = &tok->vocab.entries[ids[i]];
+        if (skip_special && e->special) continue;
+        if (!tok->has_decoder && w->now.text.len) USLI_TRY(usli_buf_add(ctx, &w->now.text, " ", 1));
+        size_t start = w->now.text.len;
+        USLI_TRY(usli_buf_add(ctx, &w->now.text, usli_vocab_text(&tok->vocab, ids[i]), e->len));
+        USLI_TRY(usli_spans_add(ctx, &w->now.spans, start, w->now.text.len, false));
+    }
+    return USL_OK;
+}
+
+usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special,
+                                 char **text, size_t *len) {
+    usli_work w = { 0 };
+    usli_buf out = { 0 };
+    usl_status st;
+    *text = NULL;
+    if (len) *len = 0;
+    /* Both texts exist even when there is nothing to decode. */
+    USLI_TRYGO(usli_buf_add(ctx, &w.now.text, "", 0));
+    USLI_TRYGO(usli_buf_add(ctx, &w.next.text, "", 0));
+    USLI_TRYGO(usli_buf_add(ctx, &out, "", 0));
+    USLI_TRYGO(spell(ctx, tok, ids, count, skip_special, &w));
+    if (tok->has_decoder) {
+        USLI_TRYGO(usli_decode(ctx, &tok->decoder, &w));
+        for (size_t i = 0; i < w.now.spans.count; i++) {
+            usli_span s = w.now.spans.items[i];
+            USLI_TRYGO(usli_buf_add(ctx, &out, w.now.text.data + s.start, s.end - s.start));
+        }
+    } else {
+        USLI_TRYGO(usli_buf_add(ctx, &out, w.now.text.data, w.now.text.len));
+    }
+    *text = out.data;
+    if (len) *len = out.len;
+    out.data = NULL;
+done:
+    usli_work_free(ctx, &w);
+    usli_free(ctx, out.data);
+    return st;
+}
+
+/* ---- Questions ------------------------------------------------------------------------------------------------------------- */
+
+int64_t usli_tokenizer_size(const usli_tokenizer *tok) {
+    return (int64_t)tok->vocab.count;
+}
+
+int32_t usli_tokenizer_id(const usli_tokenizer *tok, const char *text, size_t len) {
+    return usli_vocab_find(&tok->vocab, text, len);
+}
+
+bool usli_tokenizer_token(const usli_tokenizer *tok, int32_t id, usli_token *out) {
+    if (id < 0 || (size_t)id >= tok->vocab.count) return false;
+    const usli_entry *e = &tok->vocab.entries[id];
+    *out = (usli_token){ e->used ? usli_vocab_text(&tok->vocab, id) : "", e->len, (usli_token_kind)e->kind, e->score };
+    return true;
+}
+
+int32_t usli_tokenizer_special(const usli_tokenizer *tok, usli_special which) {
+    return tok->special[which];
+}
+
+const char *usli_tokenizer_chat_template(const usli_tokenizer *tok) {
+    return tok->chat_template;
+}
+
+bool usli_tokenizer_adds_bos(const usli_tokenizer *tok) {
+    return tok->adds_bos;
+}
+
+bool usli_tokenizer_adds_eos(const usli_tokenizer *tok) {
+    return tok->adds_eos;
+}
+
+bool usli_tokenizer_adds_space_prefix(const usli_tokenizer *tok) {
+    for (size_t i = 0; i < tok->normalizer.count; i++)
+        if (tok->normalizer.items[i].kind == USLI_NORM_PREPEND) return true;
+    for (size_t i = 0; i < tok->pre_tokenizer.count; i++) {
+        const usli_step *s = &tok->pre_tokenizer.items[i];
+        if (s->kind == USLI_PRE_METASPACE && s->prepend != USLI_PREPEND_NEVER) return true;
+        if (s->kind == USLI_PRE_BYTE_LEVEL && s->add_prefix_space) return true;
+    }
+    return false;
+}
+
+size_t usli_tokenizer_merges(const usli_tokenizer *tok) {
+    return tok->merges.count;
+}
+
+void usli_tokenizer_merge(const usli_tokenizer *tok, size_t rank, int32_t *left, int32_t *right) {
+    *left = tok->merges.pairs[3 * rank];
+    *right = tok->merges.pairs[3 * rank + 1];
+}
+
+const char *usli_tokenizer_source(const usli_tokenizer *tok, size_t *len) {
+    *len = tok->source ? tok->source->size : 0;
+    return tok->source ? (const char *)tok->source->data : NULL;
+}

@@ -1,0 +1,129 @@
+/* Spellings to ids, pairs of ids to merges: open addressing, at most half full. */
+#include <string.h>
+
+#include "core/text/parts.h"
+
+static uint64_t mix(uint64_t x) {
+    x ^= x >> 32;
+    x *= 0xd6e8feb86659fd93u;
+    x ^= x >> 32;
+    x *= 0xd6e8feb86659fd93u;
+    return x ^ x >> 32;
+}
+
+static uint64_t hash_bytes(const char *text, size_t len) {
+    uint64_t h = 0x9e3779b97f4a7c15u ^ len, word;
+    for (; len >= 8; text += 8, len -= 8) {
+        memcpy(&word, text, 8);
+        h = mix(h ^ word);
+    }
+    word = 0;
+    if (len) memcpy(&word, text, len);
+    return mix(h ^ word);
+}
+
+void usli_vocab_free(usl_ctx *ctx, usli_vocab *v) {
+    usli_free(ctx, v->blob.data);
+    usli_free(ctx, v->entries);
+    usli_free(ctx, v->slots);
+    memset(v, 0, sizeof *v);
+}
+
+/* The slot where this spelling is or would be. */
+static size_t vocab_slot(const usli_vocab *v, const char *text, size_t len) {
+    size_t mask = v->slot_count - 1, i = hash_bytes(text, len) & mask;
+    for (; v->slots[i]; i = (i + 1) & mask) {
+        const usli_entry *e = &v->entries[v->slots[i] - 1];
+        if (e->len == len && memcmp(v->blob.data + e->at, text, len) == 0) break;
+    }
+    return i;
+}
+
+static usl_status vocab_widen(usl_ctx *ctx, usli_vocab *v) {
+    size_t old_count = v->slot_count, count = old_count ? old_count * 2 : 1024;
+    uint32_t *old = v->slots, *slots = usli_calloc(ctx, count, sizeof *slots);
+    if (!slots) return usli_nomem(ctx, count * sizeof *slots);
+    v->slots = slots;
+    v->slot_count = count;
+    for (size_t i = 0; i < old_count; i++)
+        if (old[i]) {
+            const usli_entry *e = &v->entries[old[i] - 1];
+            slots[vocab_slot(v, v->blob.data + e->at, e->len)] = old[i];
+        }
+    usli_free(ctx, old);
+    return USL_OK;
+}
+
+usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins) {
+    int shown = (int)(len < 100 ? len : 100);
+    /* Ids may leave holes, yet a small file must not ask for a large table. */
+    if (id < 0 || (uint64_t)id > 16 * (uint64_t)v->used + 65536)
+        return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" has the id %lld, which is out of range", shown, text, (long long)id);
+    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
+    size_t slot = vocab_slot(v, text, len);
+    if (v->slots[slot] && !last_wins)
+        return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" stands in the vocabulary twice", shown, text);
+    size_t need = (size_t)id + 1;
+    if (need > v->count) {
+        USLI_TRY(usli_grow(ctx, &v->entries, &v->cap, need, sizeof *v->entries));
+        memset(v->entries + v->count, 0, (need - v->count) * sizeof *v->entries);
+        for (size_t i = v->count; i < need; i++) v->entries[i].kind = USLI_TOKEN_UNUSED;
+        v->count = need;
+    }
+    usli_entry *e = &v->entries[id];
+    if (e->used)
+        return usli_fail(ctx, USL_ERR_FORMAT, "tokens \"%.100s\" and \"%.*s\" have the same id %lld", v->blob.data + e->at, shown, text,
+                         (long long)id);
+    *e = (usli_entry){ v->blob.len, len, 0, USLI_TOKEN_NORMAL, true, false };
+    USLI_TRY(usli_grow(ctx, &v->blob.data, &v->blob.cap, v->blob.len + len + 1, 1));
+    if (len) memcpy(v->blob.data + v->blob.len, text, len);
+    v->blob.data[v->blob.len + len] = 0;
+    v->blob.len += len + 1;
+    v->slots[slot] = (uint32_t)id + 1;
+    v->used++;
+    return USL_OK;
+}
+
+int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len) {
+    return v->slot_count ? (int32_t)v->slots[vocab_slot(v, text, len)] - 1 : -1;
+}
+
+/* ---- Merges -------------------------------------------------------------------------------------------------------------- */
+
+void usli_merges_free(usl_ctx *ctx, usli_merges *m) {
+    usli_free(ctx, m->pairs);
+    usli_free(ctx, m->slots);
+    memset(m, 0, sizeof *m);
+}
+
+usl_status usli_merges_add(usl_ctx *ctx, usli_merges *m, int32_t left, int32_t right, int32_t result) {
+    USLI_TRY(usli_grow(ctx, &m->pairs, &m->cap, m->count + 1, 3 * sizeof *m->pairs));
+    int32_t *p = m->pairs + 3 * m->count++;
+    p[0] = left;
+    p[1] = right;
+    p[2] = result;
+    return USL_OK;
+}
+
+static size_t merge_slot(const usli_merges *m, int32_t left, int32_t right) {
+    size_t mask = m->slot_count - 1, i = mix((uint64_t)(uint32_t)left << 32 | (uint32_t)right) & mask;
+    for (; m->slots[i]; i = (i + 1) & mask) {
+        const int32_t *p = m->pairs + 3 * ((size_t)m->slots[i] - 1);
+        if (p[0] == left && p[1] == right) break;
+    }
+    return i;
+}
+
+usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m) {
+    size_t count = 16;
+    while (count < m->count * 2) count *= 2;
+    m->slots = usli_calloc(ctx, count, sizeof *m->slots);
+    if (!m->slots) return usli_nomem(ctx, count * sizeof *m->slots);
+    m->slot_count = count;
+    for (size_t i = 0; i < m->count; i++) m->slots[merge_slot(m, m->pairs[3 * i], m->pairs[3 * i + 1])] = (uint32_t)i + 1;
+    return USL_OK;
+}
+
+int64_t usli_merges_find(const usli_merges *m, int32_t left, int32_t right) {
+    return m->slot_count ? (int64_t)m->slots[merge_slot(m, left, right)] - 1 : -1;
+}
