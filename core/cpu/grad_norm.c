@@ -2,11 +2,13 @@
 
 #include "core/base/pool.h"
 #include "core/cpu/cpu.h"
+#include "core/cpu/vec.h"
 
 enum { CHUNK = 1 << 14 };
 
 typedef struct job {
     const usli_grad_norm_args *a;
+    const usli_vec *v;
     double *sums; /* of each chunk */
 } job;
 
@@ -28,13 +30,7 @@ static void task_fn(void *arg, int64_t task, int worker) {
     int64_t first;
     const usli_param *p = find(j->a, task, &first);
     int64_t n = p->n - first < CHUNK ? p->n - first : CHUNK;
-    double sum[8] = { 0 };
-    const float *g = p->g + first;
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; k++) sum[k] += (double)g[i + k] * (double)g[i + k];
-    for (; i < n; i++) sum[0] += (double)g[i] * (double)g[i];
-    j->sums[task] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    j->sums[task] = j->v->squares(p->g + first, n);
 }
 
 static int64_t chunks_of(const usli_grad_norm_args *a) {
@@ -50,7 +46,7 @@ static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     (void)pass;
-    job j = { args, ws };
+    job j = { args, usli_vec_best(), ws };
     int64_t chunks = chunks_of(j.a);
     usli_pool_run(x->ctx->pool, chunks, task_fn, &j);
     double sum = 0;

@@ -126,6 +126,13 @@ static float max_of(const float *x, int64_t n) {
     return m;
 }
 
+static double squares(const float *x, int64_t n) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)x[i];
+    return s;
+}
+
 static void axpy(float s, const float *x, float *y, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) y[i] += s * x[i];
@@ -240,6 +247,16 @@ static void glu_backward(int act, const float *g, const float *u, const float *d
     (act == 0 ? silu_backward : act == 1 ? gelu_tanh_backward : gelu_erf_backward)(g, u, dh, dg, du, n);
 }
 
+static void adamw(const usli_adamw_factors *factors, float *w, float *g, float *m, float *v, int64_t n) {
+    const usli_adamw_factors f = *factors;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float d = g[i] * f.clip, mi = f.beta1 * m[i] + f.rest1 * d, vi = f.beta2 * v[i] + f.rest2 * d * d;
+        m[i] = mi, v[i] = vi, g[i] = 0;
+        w[i] = w[i] * f.decay - f.step * mi / (sqrtf(vi) / f.root2 + f.eps);
+    }
+}
+
 /* Four rows of c by 32 columns stay in registers while k runs. */
 enum { TILE = 32 };
 
@@ -283,6 +300,23 @@ static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, in
 }
 
 const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
-    bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16, lut16, dot,          dot_bf16, dot3, drop,
-    max_of,      axpy,        scale,      exp_sum,    glu,   glu_backward, tanh_all, mul,
+    .bf16_to_f32 = bf16_to_f32,
+    .f32_to_bf16 = f32_to_bf16,
+    .f16_to_f32 = f16_to_f32,
+    .f32_to_f16 = f32_to_f16,
+    .lut16 = lut16,
+    .dot = dot,
+    .dot_bf16 = dot_bf16,
+    .dot3 = dot3,
+    .drop = drop,
+    .max = max_of,
+    .squares = squares,
+    .axpy = axpy,
+    .scale = scale,
+    .exp_sum = exp_sum,
+    .glu = glu,
+    .glu_backward = glu_backward,
+    .tanh = tanh_all,
+    .adamw = adamw,
+    .mul = mul,
 };

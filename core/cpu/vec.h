@@ -7,6 +7,12 @@
 
 #include "core/unsloth.h"
 
+/* What adamw's formula needs of an update: rest1 = 1 - beta1, root2 = sqrt(1 - beta2^t), step = lr / (1 - beta1^t),
+ * decay = 1 - lr * weight decay. */
+typedef struct usli_adamw_factors {
+    float beta1, rest1, beta2, rest2, root2, eps, step, decay, clip;
+} usli_adamw_factors;
+
 typedef struct usli_vec {
     /* 16-bit rows; float32 rows need no conversion. */
     void (*bf16_to_f32)(const uint16_t *src, float *dst, int64_t n);
@@ -24,6 +30,7 @@ typedef struct usli_vec {
     void (*drop)(uint64_t key, uint32_t group, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t threshold, float keep,
                  const float *x, float *y, int64_t n);
     float (*max)(const float *x, int64_t n);
+    double (*squares)(const float *x, int64_t n); /* their sum, squared in double */
     void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
     void (*scale)(float s, float *y, int64_t n);
     /* x = exp(x - shift) in place; returns the sum */
@@ -33,6 +40,8 @@ typedef struct usli_vec {
     /* dg = dh u act'(g); du = dh act(g) */
     void (*glu_backward)(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n);
     void (*tanh)(float *x, int64_t n);
+    /* One update of n values: w, m, v change; g is 0 afterwards. */
+    void (*adamw)(const usli_adamw_factors *f, float *w, float *g, float *m, float *v, int64_t n);
     /* c (m, n) = or += alpha * a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are
      * ldb, ldc apart. Small tiles in cache: attention's products. */
     void (*mul)(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,

@@ -272,7 +272,7 @@ typedef struct usli_grad_norm_args {
 typedef struct usli_adamw_args {
     const usli_param *params;
     int64_t count;
-    float beta1, beta2, eps;
+    double beta1, beta2, eps;
     usli_update *update;
 } usli_adamw_args;
 

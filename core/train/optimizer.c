@@ -114,7 +114,7 @@ void usli_optimizer_done(usli_optimizer *o) {
 usl_status usli_optimizer_step(usli_optimizer *o, usli_exec *x, usli_update *update) {
     usli_grad_norm_args norm = { .params = o->params, .count = o->count, .update = update };
     USLI_TRY(usli_op_grad_norm(x, &norm, USLI_FORWARD));
-    usli_adamw_args step = { .params = o->params, .count = o->count, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2,
-                             .eps = (float)o->epsilon, .update = update };
+    usli_adamw_args step = { .params = o->params, .count = o->count, .beta1 = o->beta1, .beta2 = o->beta2,
+                             .eps = o->epsilon, .update = update };
     return usli_op_adamw(x, &step, USLI_FORWARD);
 }
