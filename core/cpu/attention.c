@@ -1,8 +1,12 @@
-/* Attention over packed rows, in tiles: queries of one kv head's group together against a tile of keys, softmax kept
- * running, never a whole score matrix. Forward tasks own a tile of queries; backward runs in two sweeps that own a tile of
- * queries (dq) and a tile of keys (dk, dv), so nothing is summed across tasks and the bits do not depend on threads.
+/* Attention over packed rows, in tiles: the queries of all heads that share a kv head, side by side, against a tile of
+ * keys; softmax kept running, never a whole score matrix. Scores stand transposed, keys by queries: keys and values are
+ * read as they lie, and all that softmax does to a query (largest, sum, factor) is done to whole rows of columns.
  *
- * Decode is the same code: a row of one query makes `group` rows of scores against each tile of keys. */
+ *   forward    s = k (scale q)^T    p = exp(s - top)    o^T += v^T p               a task: row, kv head, tile of queries
+ *   backward   dp = v do^T    ds = p (dp - delta)    dq += ds^T k                  a task: row, kv head; dk and dv are
+ *              dv += p do     dk += ds (scale q)                                   summed in it, tile after tile
+ *
+ * So no two tasks write one output, and the bits do not depend on threads. Decode is the same code. */
 #include <math.h>
 #include <string.h>
 
@@ -11,45 +15,36 @@
 #include "core/cpu/cpu.h"
 #include "core/cpu/vec.h"
 
-enum { TQ = 32, TK = 64 }; /* queries and keys of a tile */
+enum { COLUMNS = 96, KEYS = 64 }; /* of a tile; columns are (query head, query) */
 
 typedef struct job {
     const usli_attention_args *a;
     const usli_vec *v;
-    int group;          /* query heads of a kv head */
-    int64_t tiles_q, tiles_k; /* of the longest row */
-    float *room;        /* a worker's tiles */
+    int group;           /* query heads of a kv head */
+    int64_t tile;        /* queries of a tile */
+    int64_t tiles;       /* of the longest row */
+    float *room;         /* a worker's tiles */
     size_t room_floats;
-    float *delta;       /* (heads, tokens_q) dot(do, o) */
 } job;
 
-/* A tile of rows of q, k, v or do as float32, one head: (count, dim), or transposed (dim, TK). */
-static void load(const job *j, const void *base, int64_t stride, int64_t token, int64_t count, int64_t column, int64_t dim,
-                 float *dst) {
-    size_t e = usli_dtype_bytes(j->a->dtype);
-    for (int64_t i = 0; i < count; i++) {
-        const char *at = (const char *)base + (size_t)((token + i) * stride + column) * e;
-        usli_row_store(j->v, usli_row_load(j->v, at, j->a->dtype, dst + i * dim, dim), dst + i * dim, USL_F32, dim);
-    }
-}
-
-static void transpose(const float *src, int64_t rows, int64_t cols, float *dst, int64_t ld) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < cols; c++) dst[c * ld + i] = src[i * cols + c];
-    for (int64_t c = 0; c < cols; c++)
-        for (int64_t i = rows; i < ld; i++) dst[c * ld + i] = 0;
-}
-
-static void store(const job *j, const float *src, void *base, int64_t stride, int64_t token, int64_t count, int64_t column,
-                  int64_t dim) {
-    size_t e = usli_dtype_bytes(j->a->dtype);
-    for (int64_t i = 0; i < count; i++)
-        usli_row_store(j->v, src + i * dim, (char *)base + (size_t)((token + i) * stride + column) * e, j->a->dtype, dim);
-}
+/* A worker's tiles. Columns are padded to `width` with zeros. */
+typedef struct room {
+    float *qt, *s, *ot, *k, *v; /* (qk_dim, width), (KEYS, width), (v_dim, width), (KEYS, qk_dim), (KEYS, v_dim) */
+    float *top, *sum, *factor;              /* (width) */
+    float *q, *d_o, *dot, *dp, *slope, *dq; /* backward: (width, qk_dim), (width, v_dim), (v_dim, width), (KEYS, width) twice, (width, qk_dim) */
+    float *dk, *dv;                         /* (max_k, qk_dim), (max_k, v_dim) */
+} room;
 
 typedef struct row {
     int64_t q0, nq, k0, nk, shift; /* query i sees keys up to i + shift */
 } row;
+
+/* A tile of queries of one kv head. */
+typedef struct tile {
+    row w;
+    int64_t kv, first, count, width; /* column g * count + i is query first + i of head kv * group + g */
+    int64_t from, to;                /* keys that any of them sees */
+} tile;
 
 static row row_of(const usli_attention_args *a, int64_t r) {
     row w = { .q0 = a->cu_q[r], .nq = a->cu_q[r + 1] - a->cu_q[r], .k0 = a->cu_k[r] };
@@ -58,208 +53,270 @@ static row row_of(const usli_attention_args *a, int64_t r) {
     return w;
 }
 
-/* Keys that any of the queries first .. last sees: [*from, *to). */
-static void key_range(const usli_attention_args *a, const row *w, int64_t first, int64_t last, int64_t *from, int64_t *to) {
-    *to = a->causal && last + w->shift + 1 < w->nk ? last + w->shift + 1 : w->nk;
-    *from = a->window && first + w->shift - a->window + 1 > 0 ? first + w->shift - a->window + 1 : 0;
+static int64_t padded(const job *j, int64_t columns) {
+    return (columns + j->v->lanes - 1) / j->v->lanes * j->v->lanes;
 }
 
-static bool sees(const usli_attention_args *a, const row *w, int64_t query, int64_t key) {
-    int64_t end = query + w->shift;
-    return !(a->causal && key > end) && !(a->window && key <= end - a->window);
-}
-
-/* s = softcap(scale q k^T) with -inf where unseen; cap_slope, when asked for, gets d capped / d raw. */
-static void scores(const job *j, const row *w, const float *q, int64_t q_first, int64_t nq, const float *kt, int64_t k_first,
-                   int64_t nk, float *s, float *cap_slope) {
+static tile tile_of(const job *j, const row *w, int64_t kv, int64_t first) {
     const usli_attention_args *a = j->a;
-    j->v->mul(nq, TK, a->qk_dim, a->scale, q, a->qk_dim, 1, kt, TK, s, TK, 0);
-    if (a->softcap > 0) {
-        j->v->scale(1.0f / a->softcap, s, nq * TK);
-        j->v->tanh(s, nq * TK);
-        for (int64_t i = 0; cap_slope && i < nq * TK; i++) cap_slope[i] = 1.0f - s[i] * s[i];
-        j->v->scale(a->softcap, s, nq * TK);
-    }
-    for (int64_t i = 0; i < nq; i++) {
-        for (int64_t c = nk; c < TK; c++) s[i * TK + c] = -INFINITY;
-        if (sees(a, w, q_first + i, k_first) && sees(a, w, q_first + i, k_first + nk - 1)) continue;
-        for (int64_t c = 0; c < nk; c++)
-            if (!sees(a, w, q_first + i, k_first + c)) s[i * TK + c] = -INFINITY;
+    tile t = { .w = *w, .kv = kv, .first = first, .count = w->nq - first < j->tile ? w->nq - first : j->tile, .to = w->nk };
+    t.width = padded(j, t.count * j->group);
+    int64_t begin = first + w->shift, end = begin + t.count;
+    if (a->causal && end < t.to) t.to = end;
+    if (a->window && begin - a->window + 1 > 0) t.from = begin - a->window + 1;
+    return t;
+}
+
+/* ---- Reading and writing tiles --------------------------------------------------------------------------------------- */
+
+static void load_rows(const job *j, const void *base, int64_t stride, int64_t token, int64_t count, int64_t column, int64_t dim,
+                      float *dst) {
+    size_t e = usli_dtype_bytes(j->a->dtype);
+    for (int64_t i = 0; i < count; i++, dst += dim) {
+        const char *at = (const char *)base + (size_t)((token + i) * stride + column) * e;
+        usli_row_store(j->v, usli_row_load(j->v, at, j->a->dtype, dst, dim), dst, USL_F32, dim);
     }
 }
 
-static float *worker_room(const job *j, int worker) {
-    return j->room + (size_t)worker * j->room_floats;
+static void store_rows(const job *j, const float *src, void *base, int64_t stride, int64_t token, int64_t count, int64_t column,
+                       int64_t dim) {
+    size_t e = usli_dtype_bytes(j->a->dtype);
+    for (int64_t i = 0; i < count; i++)
+        usli_row_store(j->v, src + i * dim, (char *)base + (size_t)((token + i) * stride + column) * e, j->a->dtype, dim);
 }
 
-/* ---- Forward: a task is (row, kv head, tile of queries) ---------------------------------------------------------------------- */
+/* The tile's queries (or do) as rows, one a column of the tile, zeros for the padding. */
+static void load_columns(const job *j, const tile *t, const void *base, int64_t stride, int64_t dim, float *rows) {
+    for (int g = 0; g < j->group; g++)
+        load_rows(j, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim, rows + g * t->count * dim);
+    int64_t used = t->count * j->group;
+    memset(rows + used * dim, 0, (size_t)((t->width - used) * dim) * sizeof *rows);
+}
 
-static void forward_head(const job *j, const row *w, int64_t kv, int64_t h, int64_t q_first, int64_t nq, float *room) {
+static void store_columns(const job *j, const tile *t, const float *rows, void *base, int64_t stride, int64_t dim) {
+    for (int g = 0; g < j->group; g++)
+        store_rows(j, rows + g * t->count * dim, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim);
+}
+
+static void transpose(const float *src, int64_t rows, int64_t cols, float *dst) {
+    enum { STRIP = 16 };
+    for (int64_t from = 0; from < rows; from += STRIP) {
+        int64_t to = from + STRIP < rows ? from + STRIP : rows;
+        for (int64_t c = 0; c < cols; c++)
+            for (int64_t i = from; i < to; i++) dst[c * rows + i] = src[i * cols + c];
+    }
+}
+
+static void load_keys(const job *j, const tile *t, int64_t key, int64_t count, const room *m) {
     const usli_attention_args *a = j->a;
-    int64_t dq = a->qk_dim, dv = a->v_dim;
-    float *q = room, *k = q + TQ * dq, *kt = k + TK * dq, *v = kt + TK * dq, *s = v + TK * dv, *o = s + TQ * TK;
-    float top[TQ], sum[TQ];
-    load(j, a->q, a->q_stride, w->q0 + q_first, nq, h * dq, dq, q);
-    memset(o, 0, (size_t)(nq * dv) * sizeof *o);
-    for (int64_t i = 0; i < nq; i++) top[i] = -INFINITY, sum[i] = 0;
-    int64_t from, to;
-    key_range(a, w, q_first, q_first + nq - 1, &from, &to);
-    for (int64_t kf = from / TK * TK; kf < to; kf += TK) {
-        int64_t nk = to - kf < TK ? to - kf : TK;
-        load(j, a->k, a->k_stride, w->k0 + kf, nk, kv * dq, dq, k);
-        transpose(k, nk, dq, kt, TK);
-        load(j, a->v, a->v_stride, w->k0 + kf, nk, kv * dv, dv, v);
-        scores(j, w, q, q_first, nq, kt, kf, nk, s, NULL);
-        for (int64_t i = 0; i < nq; i++) {
-            float m = j->v->max(s + i * TK, TK), best = m > top[i] ? m : top[i];
-            if (best == -INFINITY) {
-                memset(s + i * TK, 0, TK * sizeof *s);
-                continue;
-            }
-            float keep = top[i] == -INFINITY ? 0 : expf(top[i] - best);
-            sum[i] = sum[i] * keep + j->v->exp_sum(s + i * TK, best, TK);
-            if (keep != 1.0f) j->v->scale(keep, o + i * dv, dv);
-            top[i] = best;
+    load_rows(j, a->k, a->k_stride, t->w.k0 + key, count, t->kv * a->qk_dim, a->qk_dim, m->k);
+    load_rows(j, a->v, a->v_stride, t->w.k0 + key, count, t->kv * a->v_dim, a->v_dim, m->v);
+}
+
+/* -inf where a query does not see a key: for one key, the queries before it and those a window behind. */
+static void hide(const job *j, const tile *t, int64_t key, int64_t count, float *s) {
+    const usli_attention_args *a = j->a;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t own = key + k - t->w.shift - t->first, before = a->causal ? own : 0, after = a->window ? own + a->window : t->count;
+        if (before > t->count) before = t->count;
+        for (int g = 0; g < j->group; g++) {
+            float *at = s + k * t->width + g * t->count;
+            for (int64_t i = 0; i < before; i++) at[i] = -INFINITY;
+            for (int64_t i = after > 0 ? after : 0; i < t->count; i++) at[i] = -INFINITY;
         }
-        j->v->mul(nq, dv, nk, 1.0f, s, TK, 1, v, dv, o, dv, 1);
     }
-    for (int64_t i = 0; i < nq; i++) {
-        j->v->scale(sum[i] > 0 ? 1.0f / sum[i] : 0, o + i * dv, dv);
-        if (a->lse) a->lse[h * a->tokens_q + w->q0 + q_first + i] = sum[i] > 0 ? top[i] + logf(sum[i]) : -INFINITY;
+}
+
+/* m->s = softcap(k (scale q)^T) with what is not seen at -inf; m->slope, when there is one, gets d capped / d raw. */
+static void scores(const job *j, const tile *t, int64_t key, int64_t count, const room *m) {
+    const usli_attention_args *a = j->a;
+    int64_t n = count * t->width;
+    j->v->mul(count, t->width, a->qk_dim, m->k, a->qk_dim, 1, m->qt, t->width, m->s, t->width, 0);
+    if (a->softcap > 0) {
+        j->v->scale(1.0f / a->softcap, m->s, n);
+        j->v->tanh(m->s, n);
+        for (int64_t i = 0; m->slope && i < n; i++) m->slope[i] = 1.0f - m->s[i] * m->s[i];
+        j->v->scale(a->softcap, m->s, n);
     }
-    store(j, o, a->o, a->o_stride, w->q0 + q_first, nq, h * dv, dv);
+    hide(j, t, key, count, m->s);
+}
+
+static void load_queries(const job *j, const tile *t, float *rows, const room *m) {
+    const usli_attention_args *a = j->a;
+    load_columns(j, t, a->q, a->q_stride, a->qk_dim, rows);
+    j->v->scale(a->scale, rows, t->width * a->qk_dim);
+    transpose(rows, t->width, a->qk_dim, m->qt);
+}
+
+/* ---- Forward ------------------------------------------------------------------------------------------------------------ */
+
+/* Brings in the scores of some keys: the running largest, sum and output of every column. */
+static void absorb(const job *j, const tile *t, int64_t count, const room *m) {
+    int64_t n = t->width, dv = j->a->v_dim;
+    bool moved = false;
+    memcpy(m->factor, m->top, (size_t)n * sizeof *m->top);
+    j->v->column_max(m->s, count, n, m->top);
+    for (int64_t i = 0; i < n; i++) {
+        moved = moved || m->factor[i] != m->top[i];
+        m->factor[i] = m->factor[i] == m->top[i] ? 1 : m->factor[i] == -INFINITY ? 0 : expf(m->factor[i] - m->top[i]);
+    }
+    if (moved) {
+        j->v->column_scale(m->sum, 1, n, m->factor);
+        j->v->column_scale(m->ot, dv, n, m->factor);
+    }
+    /* A column that has seen nothing yet holds only -inf, and exp of that less 0 is 0. */
+    for (int64_t i = 0; i < n; i++) m->factor[i] = m->top[i] == -INFINITY ? 0 : m->top[i];
+    j->v->column_exp(m->s, count, n, m->factor, m->sum);
+    j->v->mul(dv, n, count, m->v, 1, dv, m->s, n, m->ot, n, 1);
+}
+
+static void finish(const job *j, const tile *t, const room *m) {
+    const usli_attention_args *a = j->a;
+    int64_t n = t->width;
+    for (int64_t i = 0; i < t->count * j->group; i++) {
+        float sum = m->sum[i];
+        if (a->lse) {
+            int64_t h = t->kv * j->group + i / t->count, token = t->w.q0 + t->first + i % t->count;
+            a->lse[h * a->tokens_q + token] = sum > 0 ? m->top[i] + logf(sum) : sum == 0 ? -INFINITY : sum;
+        }
+        m->factor[i] = sum == 0 ? 0 : 1.0f / sum;
+    }
+    for (int64_t i = t->count * j->group; i < n; i++) m->factor[i] = 0;
+    j->v->column_scale(m->ot, a->v_dim, n, m->factor);
+    transpose(m->ot, a->v_dim, n, m->q);
+    store_columns(j, t, m->q, a->o, a->o_stride, a->v_dim);
+}
+
+static room room_of(const job *j, int worker, usli_pass pass) {
+    const usli_attention_args *a = j->a;
+    int64_t n = padded(j, j->tile * j->group), dq = a->qk_dim, dv = a->v_dim, d = dq > dv ? dq : dv;
+    float *at = j->room + (size_t)worker * j->room_floats;
+    room m = { 0 };
+#define PART(name, floats) m.name = at, at += (floats)
+    PART(qt, dq * n), PART(s, KEYS * n), PART(q, d * n), PART(k, KEYS * dq), PART(v, KEYS * dv);
+    PART(top, n), PART(sum, n), PART(factor, n);
+    if (pass == USLI_FORWARD) {
+        PART(ot, dv * n);
+        return m;
+    }
+    PART(d_o, dv * n), PART(dot, dv * n), PART(dp, KEYS * n), PART(dq, dq * n);
+    PART(dk, a->max_k * dq), PART(dv, a->max_k * dv);
+    if (a->softcap > 0) PART(slope, KEYS * n);
+#undef PART
+    return m;
 }
 
 static void forward_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const usli_attention_args *a = j->a;
-    int64_t tile = task % j->tiles_q, h = task / j->tiles_q % a->heads, r = task / j->tiles_q / a->heads;
-    row w = row_of(a, r);
-    int64_t first = tile * TQ;
+    int64_t first = task % j->tiles * j->tile, kv = task / j->tiles % a->kv_heads;
+    row w = row_of(a, task / j->tiles / a->kv_heads);
     if (first >= w.nq) return;
-    forward_head(j, &w, h / j->group, h, first, w.nq - first < TQ ? w.nq - first : TQ, worker_room(j, worker));
+    tile t = tile_of(j, &w, kv, first);
+    room m = room_of(j, worker, USLI_FORWARD);
+    load_queries(j, &t, m.q, &m);
+    memset(m.ot, 0, (size_t)(t.width * a->v_dim) * sizeof *m.ot);
+    for (int64_t i = 0; i < t.width; i++) m.top[i] = -INFINITY, m.sum[i] = 0;
+    for (int64_t key = t.from; key < t.to; key += KEYS) {
+        int64_t count = t.to - key < KEYS ? t.to - key : KEYS;
+        load_keys(j, &t, key, count, &m);
+        scores(j, &t, key, count, &m);
+        absorb(j, &t, count, &m);
+    }
+    finish(j, &t, &m);
 }
 
-/* ---- Backward -------------------------------------------------------------------------------------------------------------------- */
+/* ---- Backward -------------------------------------------------------------------------------------------------------------- */
 
-static void delta_task(void *arg, int64_t t, int worker) {
-    const job *j = arg;
+/* m->top = lse, m->factor = delta = dot(do, o), of every column. The output is read into dq's room. */
+static void load_gradient(const job *j, const tile *t, const room *m) {
     const usli_attention_args *a = j->a;
-    float *o = worker_room(j, worker), *d = o + a->v_dim;
-    for (int64_t h = 0; h < a->heads; h++) {
-        load(j, a->o, a->o_stride, t, 1, h * a->v_dim, a->v_dim, o);
-        load(j, a->d_o, a->o_stride, t, 1, h * a->v_dim, a->v_dim, d);
-        j->delta[h * a->tokens_q + t] = j->v->dot(o, d, a->v_dim);
+    int64_t dv = a->v_dim;
+    load_columns(j, t, a->d_o, a->o_stride, dv, m->d_o);
+    transpose(m->d_o, t->width, dv, m->dot);
+    for (int64_t i = 0; i < t->width; i++) m->top[i] = m->factor[i] = 0;
+    for (int64_t i = 0; i < t->count * j->group; i++) {
+        int64_t h = t->kv * j->group + i / t->count, token = t->w.q0 + t->first + i % t->count;
+        float lse = a->lse[h * a->tokens_q + token];
+        m->top[i] = lse == -INFINITY ? 0 : lse; /* it saw nothing: all of its scores are -inf */
+        load_rows(j, a->o, a->o_stride, token, 1, h * dv, dv, m->v);
+        m->factor[i] = j->v->dot(m->v, m->d_o + i * dv, dv);
     }
 }
 
-/* p and ds of one tile of queries against one of keys; p may be NULL-free scratch: both (nq, TK). */
-static void tile_gradient(const job *j, const row *w, int64_t h, const float *q, const float *d_o, int64_t q_first, int64_t nq,
-                          const float *kt, const float *vt, int64_t k_first, int64_t nk, float *p, float *ds, float *slope) {
+static void backward_tile(const job *j, const tile *t, const room *m) {
     const usli_attention_args *a = j->a;
-    scores(j, w, q, q_first, nq, kt, k_first, nk, p, a->softcap > 0 ? slope : NULL);
-    j->v->mul(nq, TK, a->v_dim, 1.0f, d_o, a->v_dim, 1, vt, TK, ds, TK, 0);
-    for (int64_t i = 0; i < nq; i++) {
-        int64_t at = h * a->tokens_q + w->q0 + q_first + i;
-        float *pi = p + i * TK, *di = ds + i * TK, delta = j->delta[at];
-        if (a->lse[at] == -INFINITY) {
-            memset(pi, 0, TK * sizeof *pi);
-            memset(di, 0, TK * sizeof *di);
-            continue;
-        }
-        j->v->exp_sum(pi, a->lse[at], TK);
-        for (int64_t c = 0; c < TK; c++) di[c] = pi[c] * (di[c] - delta);
+    int64_t n = t->width, dq = a->qk_dim, dv = a->v_dim;
+    load_gradient(j, t, m);
+    load_queries(j, t, m->q, m);
+    memset(m->dq, 0, (size_t)(n * dq) * sizeof *m->dq);
+    for (int64_t key = t->from; key < t->to; key += KEYS) {
+        int64_t count = t->to - key < KEYS ? t->to - key : KEYS;
+        load_keys(j, t, key, count, m);
+        scores(j, t, key, count, m);
+        j->v->column_exp(m->s, count, n, m->top, NULL);
+        j->v->mul(count, n, dv, m->v, dv, 1, m->dot, n, m->dp, n, 0);
+        j->v->mul(count, dv, n, m->s, n, 1, m->d_o, dv, m->dv + key * dv, dv, 1);
+        j->v->column_softmax_backward(m->s, m->dp, count, n, m->factor);
+        for (int64_t i = 0; m->slope && i < count * n; i++) m->dp[i] *= m->slope[i];
+        j->v->mul(count, dq, n, m->dp, n, 1, m->q, dq, m->dk + key * dq, dq, 1);
+        j->v->mul(n, dq, count, m->dp, 1, n, m->k, dq, m->dq, dq, 1);
     }
-    if (a->softcap > 0)
-        for (int64_t i = 0; i < nq * TK; i++) ds[i] *= slope[i];
+    j->v->scale(a->scale, m->dq, n * dq);
+    store_columns(j, t, m->dq, a->dq, a->q_stride, dq);
 }
 
-/* dq of a tile of queries. */
-static void dq_task(void *arg, int64_t task, int worker) {
+static void backward_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const usli_attention_args *a = j->a;
-    int64_t tile = task % j->tiles_q, h = task / j->tiles_q % a->heads, r = task / j->tiles_q / a->heads, kv = h / j->group;
-    row w = row_of(a, r);
-    int64_t first = tile * TQ, nq = w.nq - first < TQ ? w.nq - first : TQ, dq = a->qk_dim, dv = a->v_dim;
-    if (first >= w.nq) return;
-    float *q = worker_room(j, worker), *d_o = q + TQ * dq, *k = d_o + TQ * dv, *kt = k + TK * dq, *v = kt + TK * dq;
-    float *vt = v + TK * dv, *p = vt + TK * dv, *ds = p + TQ * TK, *slope = ds + TQ * TK, *out = slope + TQ * TK;
-    load(j, a->q, a->q_stride, w.q0 + first, nq, h * dq, dq, q);
-    load(j, a->d_o, a->o_stride, w.q0 + first, nq, h * dv, dv, d_o);
-    memset(out, 0, (size_t)(nq * dq) * sizeof *out);
-    int64_t from, to;
-    key_range(a, &w, first, first + nq - 1, &from, &to);
-    for (int64_t kf = from / TK * TK; kf < to; kf += TK) {
-        int64_t nk = to - kf < TK ? to - kf : TK;
-        load(j, a->k, a->k_stride, w.k0 + kf, nk, kv * dq, dq, k);
-        load(j, a->v, a->v_stride, w.k0 + kf, nk, kv * dv, dv, v);
-        transpose(k, nk, dq, kt, TK);
-        transpose(v, nk, dv, vt, TK);
-        tile_gradient(j, &w, h, q, d_o, first, nq, kt, vt, kf, nk, p, ds, slope);
-        j->v->mul(nq, dq, nk, a->scale, ds, TK, 1, k, dq, out, dq, 1);
+    int64_t kv = task % a->kv_heads;
+    row w = row_of(a, task / a->kv_heads);
+    room m = room_of(j, worker, USLI_BACKWARD);
+    memset(m.dk, 0, (size_t)(w.nk * a->qk_dim) * sizeof *m.dk);
+    memset(m.dv, 0, (size_t)(w.nk * a->v_dim) * sizeof *m.dv);
+    for (int64_t first = 0; first < w.nq; first += j->tile) {
+        tile t = tile_of(j, &w, kv, first);
+        backward_tile(j, &t, &m);
     }
-    store(j, out, a->dq, a->q_stride, w.q0 + first, nq, h * dq, dq);
+    store_rows(j, m.dk, a->dk, a->k_stride, w.k0, w.nk, kv * a->qk_dim, a->qk_dim);
+    store_rows(j, m.dv, a->dv, a->v_stride, w.k0, w.nk, kv * a->v_dim, a->v_dim);
 }
 
-/* dk and dv of a tile of keys: all query heads of the group, all queries that see it, in order. */
-static void dkv_task(void *arg, int64_t task, int worker) {
-    const job *j = arg;
+/* ---- Running ---------------------------------------------------------------------------------------------------------------- */
+
+static job job_of(const usli_attention_args *a) {
+    job j = { .a = a, .v = usli_vec_best(), .group = a->heads / a->kv_heads };
+    j.tile = COLUMNS / j.group > 1 ? COLUMNS / j.group : 1;
+    if (j.tile > a->max_q && a->max_q > 0) j.tile = a->max_q;
+    j.tiles = (a->max_q + j.tile - 1) / j.tile;
+    return j;
+}
+
+static size_t room_floats(const job *j, usli_pass pass) {
     const usli_attention_args *a = j->a;
-    int64_t tile = task % j->tiles_k, kv = task / j->tiles_k % a->kv_heads, r = task / j->tiles_k / a->kv_heads;
-    row w = row_of(a, r);
-    int64_t kf = tile * TK, nk = w.nk - kf < TK ? w.nk - kf : TK, dq = a->qk_dim, dv = a->v_dim;
-    if (kf >= w.nk) return;
-    float *q = worker_room(j, worker), *d_o = q + TQ * dq, *k = d_o + TQ * dv, *kt = k + TK * dq, *v = kt + TK * dq;
-    float *vt = v + TK * dv, *p = vt + TK * dv, *ds = p + TQ * TK, *slope = ds + TQ * TK, *dk = slope + TQ * TK, *dvs = dk + TK * dq;
-    load(j, a->k, a->k_stride, w.k0 + kf, nk, kv * dq, dq, k);
-    load(j, a->v, a->v_stride, w.k0 + kf, nk, kv * dv, dv, v);
-    transpose(k, nk, dq, kt, TK);
-    transpose(v, nk, dv, vt, TK);
-    memset(dk, 0, (size_t)(TK * (dq + dv)) * sizeof *dk);
-    /* Queries that see any of these keys. */
-    int64_t first = a->causal && kf - w.shift > 0 ? (kf - w.shift) / TQ * TQ : 0, last = w.nq;
-    if (a->window && kf + nk - 1 + a->window - w.shift < last) last = kf + nk - 1 + a->window - w.shift;
-    for (int64_t h = kv * j->group; h < (kv + 1) * j->group; h++)
-        for (int64_t qf = first; qf < last; qf += TQ) {
-            int64_t nq = w.nq - qf < TQ ? w.nq - qf : TQ;
-            load(j, a->q, a->q_stride, w.q0 + qf, nq, h * dq, dq, q);
-            load(j, a->d_o, a->o_stride, w.q0 + qf, nq, h * dv, dv, d_o);
-            tile_gradient(j, &w, h, q, d_o, qf, nq, kt, vt, kf, nk, p, ds, slope);
-            j->v->mul(nk, dq, nq, a->scale, ds, 1, TK, q, dq, dk, dq, 1);
-            j->v->mul(nk, dv, nq, 1.0f, p, 1, TK, d_o, dv, dvs, dv, 1);
-        }
-    store(j, dk, a->dk, a->k_stride, w.k0 + kf, nk, kv * dq, dq);
-    store(j, dvs, a->dv, a->v_stride, w.k0 + kf, nk, kv * dv, dv);
-}
-
-/* ---- Running ------------------------------------------------------------------------------------------------------------------------ */
-
-static size_t room_floats(const usli_attention_args *a) {
-    size_t dq = (size_t)a->qk_dim, dv = (size_t)a->v_dim;
-    size_t n = TQ * (dq + dv) + 3 * TK * (dq + dv) + 3 * (size_t)TQ * TK + TK * (dq + dv);
-    return (n + 15) & ~(size_t)15;
+    size_t n = (size_t)padded(j, j->tile * j->group), dq = (size_t)a->qk_dim, dv = (size_t)a->v_dim, keys = (size_t)a->max_k;
+    size_t floats = n * (dq + KEYS + (dq > dv ? dq : dv) + 3) + KEYS * (dq + dv);
+    if (pass == USLI_FORWARD)
+        floats += dv * n;
+    else
+        floats += n * (2 * dv + KEYS + dq) + keys * (dq + dv) + (a->softcap > 0 ? KEYS * n : 0);
+    return (floats + 15) & ~(size_t)15;
 }
 
 static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
-    const usli_attention_args *a = args;
-    size_t n = room_floats(a) * (size_t)usli_pool_threads(x->ctx->pool);
-    if (pass == USLI_BACKWARD) n += (size_t)a->heads * (size_t)a->tokens_q;
-    return n * sizeof(float);
+    job j = job_of(args);
+    return room_floats(&j, pass) * (size_t)usli_pool_threads(x->ctx->pool) * sizeof(float);
 }
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_attention_args *a = args;
-    job j = { .a = a, .v = usli_vec_best(), .group = a->heads / a->kv_heads, .room = ws, .room_floats = room_floats(a) };
-    j.tiles_q = (a->max_q + TQ - 1) / TQ;
-    j.tiles_k = (a->max_k + TK - 1) / TK;
-    if (pass == USLI_FORWARD) {
-        usli_pool_run(x->ctx->pool, a->rows * a->heads * j.tiles_q, forward_task, &j);
-        return USL_OK;
-    }
-    j.delta = j.room + j.room_floats * (size_t)usli_pool_threads(x->ctx->pool);
-    usli_pool_run(x->ctx->pool, a->tokens_q, delta_task, &j);
-    usli_pool_run(x->ctx->pool, a->rows * a->heads * j.tiles_q, dq_task, &j);
-    usli_pool_run(x->ctx->pool, a->rows * a->kv_heads * j.tiles_k, dkv_task, &j);
+    job j = job_of(a);
+    j.room = ws;
+    j.room_floats = room_floats(&j, pass);
+    if (pass == USLI_FORWARD)
+        usli_pool_run(x->ctx->pool, a->rows * a->kv_heads * j.tiles, forward_task, &j);
+    else
+        usli_pool_run(x->ctx->pool, (int64_t)a->rows * a->kv_heads, backward_task, &j);
     return USL_OK;
 }
 

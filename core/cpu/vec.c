@@ -143,12 +143,12 @@ static void scale(float s, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] *= s;
 }
 
-/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below
- * -87.3 and infinity above 88.7. */
+/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below -87.3,
+ * stays at e^88.3 above, and is no number where x is none. */
 static inline float exp_one(float x) {
-    float c = x > -88.0f ? x : -88.0f; /* also where x is no number */
-    c = c < 89.0f ? c : 89.0f;
-    float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer */
+    float c = x > -88.0f ? x : -88.0f;
+    c = c < 88.3f ? c : 88.3f;
+    float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer, which stands in the low bits */
     float k = t - 12582912.0f;
     float r = c - k * 0.693359375f;
     r -= k * -2.12194440e-4f;
@@ -159,10 +159,9 @@ static inline float exp_one(float x) {
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    /* Two factors, since 2^128 is no float. */
-    int32_t e = (int32_t)k, half = e / 2;
-    float y = p * usli_u32_as_float((uint32_t)(half + 127) << 23) * usli_u32_as_float((uint32_t)(e - half + 127) << 23);
-    return x < -87.3f ? 0.0f : x != x ? x : y;
+    float y = usli_u32_as_float(usli_float_as_u32(p) + (usli_float_as_u32(t) << 23));
+    y = x > -87.3f ? y : 0.0f;
+    return x != x ? x : y;
 }
 
 /* Piece by piece: one large value among many small ones would swallow their sum in float32. */
@@ -208,7 +207,7 @@ static inline void gelu_erf(float x, float *y, float *dy) {
 static inline void gelu_tanh(float x, float *y, float *dy) {
     float u = 1.59576912f * (x + 0.044715f * x * x * x), e = exp_one(-u), s = 1.0f / (1.0f + e);
     *y = x * s;
-    *dy = s + (e < INFINITY ? x * s * (e * s) * 1.59576912f * (1.0f + 3.0f * 0.044715f * x * x) : 0.0f);
+    *dy = s + x * s * (e * s) * 1.59576912f * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
 static inline void silu(float x, float *y, float *dy) {
@@ -257,45 +256,88 @@ static void adamw(const usli_adamw_factors *factors, float *w, float *g, float *
     }
 }
 
-/* Four rows of c by 32 columns stay in registers while k runs. */
-enum { TILE = 32 };
-
-static inline void mul_rows(int rows, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
-                            int64_t ldb, float *c, int64_t ldc, int accumulate) {
-    float acc[4][TILE];
-    memset(acc, 0, sizeof acc);
-    for (int64_t p = 0; p < k; p++) {
-        const float *bp = b + p * ldb;
-        for (int i = 0; i < rows; i++) {
-            float s = a[i * ia + p * pa];
+static void column_max(const float *x, int64_t rows, int64_t n, float *top) {
+    for (int64_t r = 0; r < rows; r++, x += n)
 #pragma omp simd
-            for (int j = 0; j < TILE; j++) acc[i][j] += s * bp[j];
-        }
-    }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TILE; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + alpha * acc[i][j];
+        for (int64_t i = 0; i < n; i++) top[i] = x[i] > top[i] ? x[i] : top[i];
 }
 
-static void mul(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
-                int64_t ldb, float *c, int64_t ldc, int accumulate) {
-    int64_t j = 0;
-    for (; j + TILE <= n; j += TILE) {
-        int64_t i = 0;
-        for (; i + 4 <= m; i += 4)
-            mul_rows(4, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
-        for (; i < m; i++) mul_rows(1, k, alpha, a + i * ia, ia, pa, b + j, ldb, c + i * ldc + j, ldc, accumulate);
+static void column_exp(float *x, int64_t rows, int64_t n, const float *shift, float *sum) {
+    for (int64_t r = 0; r < rows; r++, x += n) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) x[i] = exp_one(x[i] - shift[i]);
+        if (!sum) continue;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) sum[i] += x[i];
     }
+}
+
+static void column_scale(float *x, int64_t rows, int64_t n, const float *factor) {
+    for (int64_t r = 0; r < rows; r++, x += n)
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) x[i] *= factor[i];
+}
+
+static void column_softmax_backward(const float *p, float *dp, int64_t rows, int64_t n, const float *delta) {
+    for (int64_t r = 0; r < rows; r++, p += n, dp += n)
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) dp[i] = p[i] * (dp[i] - delta[i]);
+}
+
+/* A tile of c stays in registers while k runs: TALL rows of WIDE registers, sized for 32 registers with AVX-512, 16
+ * elsewhere. */
+#if defined(__AVX512F__)
+enum { LANES = 16, TALL = 8, WIDE = 2 };
+#elif defined(__AVX2__)
+enum { LANES = 8, TALL = 6, WIDE = 2 };
+#else
+enum { LANES = 4, TALL = 4, WIDE = 2 };
+#endif
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+static inline lanes load_lanes(const float *p) {
+    lanes v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline __attribute__((always_inline)) void tile(int tall, int wide, int64_t k, const float *a, int64_t ia, int64_t pa,
+                                                       const float *b, int64_t ldb, float *c, int64_t ldc, int accumulate) {
+    lanes acc[TALL][WIDE];
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) acc[i][j] = accumulate ? load_lanes(c + i * ldc + j * LANES) : (lanes){ 0 };
+    for (int64_t p = 0; p < k; p++, a += pa, b += ldb) {
+        lanes row[WIDE];
+        for (int j = 0; j < wide; j++) row[j] = load_lanes(b + j * LANES);
+        for (int i = 0; i < tall; i++)
+            for (int j = 0; j < wide; j++) acc[i][j] += a[i * ia] * row[j];
+    }
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) memcpy(c + i * ldc + j * LANES, &acc[i][j], sizeof acc[i][j]);
+}
+
+/* All rows of one panel of columns; the number of columns is a constant wherever this is inlined. */
+static inline __attribute__((always_inline)) void panel(int wide, int64_t m, int64_t k, const float *a, int64_t ia, int64_t pa,
+                                                        const float *b, int64_t ldb, float *c, int64_t ldc, int accumulate) {
+    int64_t i = 0;
+    for (; i + TALL <= m; i += TALL) tile(TALL, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
+    for (; i + 2 <= m; i += 2) tile(2, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
+    if (i < m) tile(1, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
+}
+
+static void mul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb, float *c,
+                int64_t ldc, int accumulate) {
+    int64_t j = 0;
+    for (; j + WIDE * LANES <= n; j += WIDE * LANES) panel(WIDE, m, k, a, ia, pa, b + j, ldb, c + j, ldc, accumulate);
+    for (; j + LANES <= n; j += LANES) panel(1, m, k, a, ia, pa, b + j, ldb, c + j, ldc, accumulate);
     if (j == n) return;
     for (int64_t i = 0; i < m; i++) {
-        float acc[TILE] = { 0 };
+        float acc[LANES] = { 0 };
         for (int64_t p = 0; p < k; p++) {
             float s = a[i * ia + p * pa];
             for (int64_t q = 0; q < n - j; q++) acc[q] += s * b[p * ldb + j + q];
         }
-        for (int64_t q = 0; q < n - j; q++) {
-            float *out = &c[i * ldc + j + q];
-            *out = (accumulate ? *out : 0.0f) + alpha * acc[q];
-        }
+        for (int64_t q = 0; q < n - j; q++) c[i * ldc + j + q] = (accumulate ? c[i * ldc + j + q] : 0.0f) + acc[q];
     }
 }
 
@@ -318,5 +360,10 @@ const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .glu_backward = glu_backward,
     .tanh = tanh_all,
     .adamw = adamw,
+    .column_max = column_max,
+    .column_exp = column_exp,
+    .column_scale = column_scale,
+    .column_softmax_backward = column_softmax_backward,
     .mul = mul,
+    .lanes = LANES,
 };

@@ -42,10 +42,18 @@ typedef struct usli_vec {
     void (*tanh)(float *x, int64_t n);
     /* One update of n values: w, m, v change; g is 0 afterwards. */
     void (*adamw)(const usli_adamw_factors *f, float *w, float *g, float *m, float *v, int64_t n);
-    /* c (m, n) = or += alpha * a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are
-     * ldb, ldc apart. Small tiles in cache: attention's products. */
-    void (*mul)(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t ia, int64_t pa, const float *b,
-                int64_t ldb, float *c, int64_t ldc, int accumulate);
+    /* Columns of a matrix (rows, n), packed: top[i] = max(top[i], column i). */
+    void (*column_max)(const float *x, int64_t rows, int64_t n, float *top);
+    /* x = exp(x - shift[i]) in place; sum[i] += column i when sum is given. */
+    void (*column_exp)(float *x, int64_t rows, int64_t n, const float *shift, float *sum);
+    void (*column_scale)(float *x, int64_t rows, int64_t n, const float *factor);
+    /* dp = p * (dp - delta[i]) */
+    void (*column_softmax_backward)(const float *p, float *dp, int64_t rows, int64_t n, const float *delta);
+    /* c (m, n) = or += a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are ldb, ldc
+     * apart. For tiles in cache; quickest where n is a multiple of lanes. */
+    void (*mul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
+                float *c, int64_t ldc, int accumulate);
+    int lanes; /* float32 values of a register */
 } usli_vec;
 
 /* The best this processor runs. */
