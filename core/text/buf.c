@@ -1,4 +1,5 @@
 /* Growing bytes, spans and ids. */
+#include <stdio.h>
 #include <string.h>
 
 #include "core/text/parts.h"
@@ -58,4 +59,23 @@ void usli_work_free(usl_ctx *ctx, usli_work *w) {
     pieces_free(ctx, &w->next);
     usli_free(ctx, w->found.items);
     memset(w, 0, sizeof *w);
+}
+
+usl_status usli_buf_text(usl_ctx *ctx, usli_buf *b, const char *text) {
+    return usli_buf_add(ctx, b, text, strlen(text));
+}
+
+usl_status usli_buf_json(usl_ctx *ctx, usli_buf *b, const char *text, size_t len) {
+    USLI_TRY(usli_buf_add(ctx, b, "\"", 1));
+    for (size_t i = 0, start = 0; i <= len; i++) {
+        unsigned char c = i < len ? (unsigned char)text[i] : 0;
+        if (i < len && c >= 0x20 && c != '"' && c != '\\') continue;
+        USLI_TRY(usli_buf_add(ctx, b, text + start, i - start));
+        start = i + 1;
+        if (i == len) break;
+        char escape[8];
+        snprintf(escape, sizeof escape, c < 0x20 ? "\\u%04x" : "\\%c", c);
+        USLI_TRY(usli_buf_text(ctx, b, escape));
+    }
+    return usli_buf_add(ctx, b, "\"", 1);
 }

@@ -405,6 +405,7 @@ static usl_status load_beside(usl_ctx *ctx, usli_tokenizer *tok, const char *dir
     guess_special(tok);
     read_adds(tok, config);
     USLI_TRYGO(read_beside(ctx, dir, "chat_template.jinja", &tok->chat_template, &len));
+    tok->template_file = tok->chat_template != NULL;
     if (!tok->chat_template) st = keep_template(ctx, tok, json_object_get(config, "chat_template"));
 done:
     json_decref(config);

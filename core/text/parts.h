@@ -247,8 +247,9 @@ struct usl_tokenizer {
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
-    const struct usli_ggml_pre *gguf_pre; /* of a tokenizer from GGUF with model "gpt2" */
-    bool spm_space_prefix;                /* of a tokenizer from GGUF with model "llama" */
+    bool template_file;           /* the chat template stood in a file of its own */
+    const struct usli_ggml_pre *pre; /* of byte-level BPE from GGUF */
+    bool space_prefix;            /* of a SentencePiece vocabulary from GGUF */
 };
 
 usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);
@@ -257,15 +258,25 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok);
 /* Registers an added token whose id is in the vocabulary. */
 usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags);
 
-/* Pre-tokenisers that llama.cpp has names for. */
+/* A pre-tokeniser that llama.cpp has names for. parts: regular expressions that cut one after the other, and at last
+ * USLI_BYTES, or USLI_WORDS where GPT-2's own pattern cuts too. */
+#define USLI_BYTES "bytes"
+#define USLI_WORDS "words"
 typedef struct usli_ggml_pre {
-    const char *names;         /* between commas: tokenizer.ggml.pre; the first is written */
-    const char *pre_tokenizer; /* what it does, as JSON of tokenizer.json */
+    const char *names; /* tokenizer.ggml.pre, each between commas */
+    const char *write; /* the one that we write */
+    const char *parts[5];
     bool ignore_merges, add_bos;
 } usli_ggml_pre;
 const usli_ggml_pre *usli_ggml_pre_find(const char *name, size_t len);
-/* The components of a SentencePiece vocabulary, as JSON. */
-const char *usli_spm_normalizer(bool space_prefix);
-const char *usli_spm_decoder(bool space_prefix);
+/* Appends the pre-tokeniser as tokenizer.json has it. */
+usl_status usli_ggml_pre_json(usl_ctx *ctx, const usli_ggml_pre *pre, usli_buf *out);
+/* The other components of a vocabulary from GGUF, as tokenizer.json has them. */
+const char *usli_ggml_normalizer(const usli_tokenizer *tok);
+const char *usli_ggml_decoder(const usli_tokenizer *tok);
+
+/* Appends text as a JSON string with its quotes. */
+usl_status usli_buf_json(usl_ctx *ctx, usli_buf *b, const char *text, size_t len);
+usl_status usli_buf_text(usl_ctx *ctx, usli_buf *b, const char *text);
 
 #endif
