@@ -45,14 +45,18 @@ static const usli_added *longest(const usli_added_set *set, const char *text, si
         size_t a = lo, b = hi;
         while (a < b) {
             size_t mid = a + (b - a) / 2;
-            if ((unsigned char)set->items[mid].text[depth] < c) a = mid + 1;
-            else b = mid;
+            if ((unsigned char)set->items[mid].text[depth] < c)
+                a = mid + 1;
+            else
+                b = mid;
         }
         size_t end = a;
         for (b = hi; end < b;) {
             size_t mid = end + (b - end) / 2;
-            if ((unsigned char)set->items[mid].text[depth] <= c) end = mid + 1;
-            else b = mid;
+            if ((unsigned char)set->items[mid].text[depth] <= c)
+                end = mid + 1;
+            else
+                b = mid;
         }
         lo = a;
         hi = end;

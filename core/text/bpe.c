@@ -1,5 +1,5 @@
-/* Byte-pair encoding of one piece: characters become symbols, and the best pair of neighbours is joined until none is left.
- * The two models differ only in what makes two neighbours a pair and how good it is. */
+/* Byte-pair encoding of one piece: characters become symbols, and the best pair of neighbours is joined until none is
+ * left. The two models differ only in what makes two neighbours a pair and how good it is. */
 #include <string.h>
 
 #include "core/text/parts.h"
@@ -18,7 +18,8 @@ static usl_status add_symbol(usl_ctx *ctx, usli_bpe_work *w, size_t start, size_
     return USL_OK;
 }
 
-/* ---- The heap: the lowest rank first, of equal ones the leftmost -------------------------------------------------------- */
+/* ---- The heap: the lowest rank first, of equal ones the leftmost
+ * -------------------------------------------------------- */
 
 static bool before(const usli_bigram *a, const usli_bigram *b) {
     return a->rank != b->rank ? a->rank < b->rank : a->left < b->left;
@@ -44,7 +45,8 @@ static usli_bigram pop(usli_bpe_work *w) {
     return top;
 }
 
-/* ---- Pairs ------------------------------------------------------------------------------------------------------------------ */
+/* ---- Pairs
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static usl_status try_pair(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, int32_t left) {
     if (left < 0) return USL_OK;
@@ -87,11 +89,12 @@ static usl_status merge_all(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wo
     return USL_OK;
 }
 
-/* ---- Symbols ------------------------------------------------------------------------------------------------------------------ */
+/* ---- Symbols
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 /* The id of a character with what stands around a word's inner and last characters in the vocabulary. */
-static usl_status char_id(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, size_t at,
-                          size_t n, int32_t *id) {
+static usl_status char_id(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                          size_t at, size_t n, int32_t *id) {
     bool prefix = tok->prefix && at > 0, suffix = tok->suffix && at + n == len;
     if (!prefix && !suffix) {
         *id = usli_vocab_find(&tok->vocab, text + at, n);
@@ -122,7 +125,8 @@ static usl_status bpe_symbols(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_
             unknown = 0;
             USLI_TRY(add_symbol(ctx, w, i, n, id));
         } else if (tok->byte_fallback && all_bytes_known(tok, text + i, n)) {
-            for (size_t k = 0; k < n; k++) USLI_TRY(add_symbol(ctx, w, i + k, 1, tok->byte_ids[(unsigned char)text[i + k]]));
+            for (size_t k = 0; k < n; k++)
+                USLI_TRY(add_symbol(ctx, w, i + k, 1, tok->byte_ids[(unsigned char)text[i + k]]));
         } else if (tok->model_unk >= 0) {
             if (unknown && !tok->fuse_unk) {
                 USLI_TRY(add_symbol(ctx, w, i - unknown, unknown, tok->model_unk));
@@ -154,7 +158,8 @@ static usl_status add_bytes(usl_ctx *ctx, const usli_tokenizer *tok, const char 
     return USL_OK;
 }
 
-usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, usli_ids *out) {
+usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                           usli_ids *out) {
     if (tok->ignore_merges) {
         int32_t id = usli_vocab_find(&tok->vocab, text, len);
         if (id >= 0) return usli_ids_add(ctx, out, id);

@@ -9,19 +9,24 @@
 #define BOTH_CASES "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|"
 #define ANY_CASE "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 #define CJK "[\xE4\xB8\x80-\xE9\xBE\xA5\xE3\x81\x80-\xE3\x82\x9F\xE3\x82\xA0-\xE3\x83\xBF]+"
-#define DEEPSEEK \
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+#define DEEPSEEK                                                                                        \
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| " \
+    "?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 
 static const usli_ggml_pre PRES[] = {
-    { ",llama-bpe,llama3,llama-v3,falcon3,", "llama-bpe", { BOTH_CASES HEAD "\\p{N}{1,3}" TAIL, USLI_BYTES }, true, true },
+    { ",llama-bpe,llama3,llama-v3,falcon3,",
+      "llama-bpe",
+      { BOTH_CASES HEAD "\\p{N}{1,3}" TAIL, USLI_BYTES },
+      true,
+      true },
     { ",qwen2,deepseek-r1-qwen,stablelm2,", "qwen2", { BOTH_CASES HEAD "\\p{N}" TAIL, USLI_BYTES }, false, false },
     { ",smollm,starcoder,refact,command-r,codeshell,", "smollm", { "\\p{N}", USLI_WORDS }, false, false },
     { ",gpt-2,gpt2,phi-2,mpt,olmo,", "gpt-2", { USLI_WORDS }, false, false },
     { ",deepseek-v3,", "deepseek-v3", { "\\p{N}{1,3}", CJK, DEEPSEEK, USLI_BYTES }, false, false },
     { ",default,",
       "default",
-      { "[\\p{P}\\$\\+<=>\\^~\\|]+", "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)", "\\p{N}+",
-        "[0-9][0-9][0-9]", USLI_BYTES },
+      { "[\\p{P}\\$\\+<=>\\^~\\|]+", "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)",
+        "\\p{N}+", "[0-9][0-9][0-9]", USLI_BYTES },
       false,
       false },
 };
@@ -48,7 +53,9 @@ usl_status usli_ggml_pre_json(usl_ctx *ctx, const usli_ggml_pre *pre, usli_buf *
         const char *part = pre->parts[i];
         bool words = strcmp(part, USLI_WORDS) == 0;
         if (words || strcmp(part, USLI_BYTES) == 0) {
-            USLI_TRY(usli_buf_text(ctx, out, "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": "));
+            USLI_TRY(usli_buf_text(
+                ctx, out,
+                "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": "));
             USLI_TRY(usli_buf_text(ctx, out, words ? "true}" : "false}"));
             continue;
         }
@@ -60,7 +67,8 @@ usl_status usli_ggml_pre_json(usl_ctx *ctx, const usli_ggml_pre *pre, usli_buf *
 }
 
 static bool step_is(const usli_step *s, const char *part) {
-    if (s->kind == USLI_PRE_BYTE_LEVEL) return !s->add_prefix_space && strcmp(part, s->regex ? USLI_WORDS : USLI_BYTES) == 0;
+    if (s->kind == USLI_PRE_BYTE_LEVEL)
+        return !s->add_prefix_space && strcmp(part, s->regex ? USLI_WORDS : USLI_BYTES) == 0;
     if (s->kind == USLI_PRE_DIGITS) return s->split && strcmp(part, DIGITS) == 0;
     return s->kind == USLI_PRE_SPLIT && s->regex && s->behavior == USLI_ISOLATED && strcmp(part, s->text) == 0;
 }
@@ -89,7 +97,8 @@ const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok) {
     return "default";
 }
 
-/* ---- What stands around a SentencePiece vocabulary ------------------------------------------------------------------------ */
+/* ---- What stands around a SentencePiece vocabulary
+ * ------------------------------------------------------------------------ */
 
 #define SPACE "\xE2\x96\x81"
 #define TO_SPACE_SIGN "{\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": \"" SPACE "\"}"
@@ -99,7 +108,8 @@ const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok) {
 const char *usli_ggml_normalizer(const usli_tokenizer *tok) {
     if (tok->model != USLI_MODEL_SPM) return "null";
     if (!tok->space_prefix) return TO_SPACE_SIGN;
-    return "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Prepend\", \"prepend\": \"" SPACE "\"}, " TO_SPACE_SIGN "]}";
+    return "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Prepend\", \"prepend\": \"" SPACE
+           "\"}, " TO_SPACE_SIGN "]}";
 }
 
 const char *usli_ggml_decoder(const usli_tokenizer *tok) {

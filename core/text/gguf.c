@@ -14,7 +14,8 @@ typedef struct source {
 #define KEY "tokenizer.ggml."
 
 /* An array whose elements suit; *out is NULL when it is absent and need not be there. */
-static usl_status find_array(const source *s, const char *key, bool strings, bool needed, uint64_t count, const usli_gguf_kv **out) {
+static usl_status find_array(const source *s, const char *key, bool strings, bool needed, uint64_t count,
+                             const usli_gguf_kv **out) {
     const usli_gguf_kv *kv = usli_gguf_find(s->file, key);
     *out = kv;
     if (!kv && !needed) return USL_OK;
@@ -22,8 +23,8 @@ static usl_status find_array(const source *s, const char *key, bool strings, boo
     if (kv->type != USLI_GGUF_ARRAY || (kv->elem == USLI_GGUF_STRING) != strings)
         return usli_fail(s->ctx, USL_ERR_FORMAT, "%s is not an array of %s", key, strings ? "texts" : "numbers");
     if (count && kv->count != count)
-        return usli_fail(s->ctx, USL_ERR_FORMAT, "%s has %llu entries and the vocabulary %llu", key, (unsigned long long)kv->count,
-                         (unsigned long long)count);
+        return usli_fail(s->ctx, USL_ERR_FORMAT, "%s has %llu entries and the vocabulary %llu", key,
+                         (unsigned long long)kv->count, (unsigned long long)count);
     return USL_OK;
 }
 
@@ -38,11 +39,13 @@ static usl_status read_tokens(source *s) {
         usli_gguf_str text = tokens->strings[i];
         size_t broken, valid = usli_utf8_valid(text.data, text.len, &broken);
         if (valid != text.len)
-            return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "tokens: token %llu is not valid UTF-8", (unsigned long long)i);
+            return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "tokens: token %llu is not valid UTF-8",
+                             (unsigned long long)i);
         USLI_TRY(usli_vocab_add(s->ctx, v, text.data, text.len, (int64_t)i, true));
         int64_t type = types ? usli_gguf_array_int(types, i) : USLI_TOKEN_NORMAL;
         double score = scores ? usli_gguf_array_float(scores, i) : 0;
-        if (isnan(score)) return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "scores: score %llu is no number", (unsigned long long)i);
+        if (isnan(score))
+            return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "scores: score %llu is no number", (unsigned long long)i);
         v->entries[i].kind = (uint8_t)(type >= USLI_TOKEN_NORMAL && type <= USLI_TOKEN_BYTE ? type : USLI_TOKEN_NORMAL);
         v->entries[i].score = (float)score;
     }
@@ -52,8 +55,8 @@ static usl_status read_tokens(source *s) {
 
 /* Ends of a turn are special whatever the file says: many converters forgot. */
 static bool must_be_control(const char *text) {
-    static const char *const NAMES[] = { "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>",
-                                         "<|end_of_text|>", "<EOT>" };
+    static const char *const NAMES[] = { "<|eot_id|>",    "<|eom_id|>",    "<|im_end|>",      "<|end|>",
+                                         "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>" };
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++)
         if (strcmp(text, NAMES[i]) == 0) return true;
     return false;
@@ -68,13 +71,15 @@ static bool is_one_of(const char *text, const char *const *names) {
 static bool contains_phi3(usli_gguf_str name) {
     for (size_t i = 0; i + 4 <= name.len; i++) {
         const char *p = name.data + i;
-        if ((p[0] | 32) == 'p' && (p[1] | 32) == 'h' && (p[2] | 32) == 'i' && (p[3] == '3' || (i + 5 <= name.len && memcmp(p + 3, "-3", 2) == 0)))
+        if ((p[0] | 32) == 'p' && (p[1] | 32) == 'h' && (p[2] | 32) == 'i' &&
+            (p[3] == '3' || (i + 5 <= name.len && memcmp(p + 3, "-3", 2) == 0)))
             return true;
     }
     return false;
 }
 
-/* Control, user-defined and unknown tokens are looked for in the text first. Those of Phi-3 eat the spaces behind them. */
+/* Control, user-defined and unknown tokens are looked for in the text first. Those of Phi-3 eat the spaces behind them.
+ */
 static usl_status add_special(source *s) {
     static const char *const KEEP_SPACES[] = { "<unk>", "<s>", "<|endoftext|>", NULL };
     bool phi3 = contains_phi3(usli_gguf_string(s->file, "general.name"));
@@ -85,7 +90,9 @@ static usl_status add_special(source *s) {
         if (e->kind != USLI_TOKEN_CONTROL && must_be_control(text)) e->kind = USLI_TOKEN_CONTROL;
         uint8_t kind = e->kind;
         if (kind != USLI_TOKEN_CONTROL && kind != USLI_TOKEN_USER && kind != USLI_TOKEN_UNKNOWN) continue;
-        usli_added token = { .id = (int32_t)i, .special = kind != USLI_TOKEN_USER, .rstrip = phi3 && !is_one_of(text, KEEP_SPACES) };
+        usli_added token = { .id = (int32_t)i,
+                             .special = kind != USLI_TOKEN_USER,
+                             .rstrip = phi3 && !is_one_of(text, KEEP_SPACES) };
         USLI_TRY(usli_tokenizer_add_token(s->tok, &token));
         e->kind = kind;
     }
@@ -100,7 +107,8 @@ static usl_status read_merges(source *s) {
         usli_gguf_str m = merges->strings[i];
         /* The first character may be a space itself. */
         const char *space = m.len > 2 ? memchr(m.data + 1, ' ', m.len - 2) : NULL;
-        if (!space) return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "merges: merge %llu is not two tokens", (unsigned long long)i);
+        if (!space)
+            return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "merges: merge %llu is not two tokens", (unsigned long long)i);
         size_t left_len = (size_t)(space - m.data), right_len = m.len - left_len - 1;
         int32_t left = usli_vocab_find(&tok->vocab, m.data, left_len);
         int32_t right = usli_vocab_find(&tok->vocab, space + 1, right_len);
@@ -111,7 +119,8 @@ static usl_status read_merges(source *s) {
         usli_free(s->ctx, joined.data);
         USLI_TRY(st);
         if (left < 0 || right < 0 || result < 0)
-            return usli_fail(s->ctx, USL_ERR_FORMAT, KEY "merges: merge %llu names a token that is not in the vocabulary",
+            return usli_fail(s->ctx, USL_ERR_FORMAT,
+                             KEY "merges: merge %llu names a token that is not in the vocabulary",
                              (unsigned long long)i);
         USLI_TRY(usli_merges_add(s->ctx, &tok->merges, left, right, result));
     }
@@ -163,7 +172,8 @@ static usl_status read_ends(source *s) {
     USLI_TRY(special_id(s, KEY "padding_token_id", -1, &tok->special[USLI_PAD]));
     USLI_TRY(special_id(s, KEY "unknown_token_id", spm ? 0 : -1, &tok->special[USLI_UNK]));
     if (spm) tok->model_unk = tok->special[USLI_UNK];
-    tok->adds_bos = usli_gguf_bool(s->file, KEY "add_bos_token", spm || tok->pre->add_bos) && tok->special[USLI_BOS] >= 0;
+    tok->adds_bos =
+        usli_gguf_bool(s->file, KEY "add_bos_token", spm || tok->pre->add_bos) && tok->special[USLI_BOS] >= 0;
     tok->adds_eos = usli_gguf_bool(s->file, KEY "add_eos_token", false) && tok->special[USLI_EOS] >= 0;
     if (tok->adds_bos) USLI_TRY(usli_ids_add(s->ctx, &tok->template_before, tok->special[USLI_BOS]));
     if (tok->adds_eos) USLI_TRY(usli_ids_add(s->ctx, &tok->template_after, tok->special[USLI_EOS]));
@@ -176,7 +186,8 @@ static usl_status read_ends(source *s) {
 static usl_status read_kind(source *s) {
     usli_gguf_str model = usli_gguf_string(s->file, KEY "model"), pre = usli_gguf_string(s->file, KEY "pre");
     usli_tokenizer *tok = s->tok;
-    if (!model.data) return usli_fail(s->ctx, USL_ERR_FORMAT, "the file has no " KEY "model; it was written without a tokenizer");
+    if (!model.data)
+        return usli_fail(s->ctx, USL_ERR_FORMAT, "the file has no " KEY "model; it was written without a tokenizer");
     tok->has_decoder = true;
     if (model.len == 5 && memcmp(model.data, "llama", 5) == 0) {
         tok->model = USLI_MODEL_SPM;
@@ -190,13 +201,15 @@ static usl_status read_kind(source *s) {
     if (!pre.data) pre = (usli_gguf_str){ "default", 7 };
     tok->pre = usli_ggml_pre_find(pre.data, pre.len);
     if (!tok->pre)
-        return usli_fail(s->ctx, USL_ERR_UNSUPPORTED, KEY "pre \"%.*s\" is not supported", (int)(pre.len < 50 ? pre.len : 50), pre.data);
+        return usli_fail(s->ctx, USL_ERR_UNSUPPORTED, KEY "pre \"%.*s\" is not supported",
+                         (int)(pre.len < 50 ? pre.len : 50), pre.data);
     tok->keep_unknown = true;
     tok->ignore_merges = tok->pre->ignore_merges;
     return USL_OK;
 }
 
-static usl_status parse(usl_ctx *ctx, const char *text, usl_status (*read)(usl_ctx *, const json_t *, usli_steps *), usli_steps *out) {
+static usl_status parse(usl_ctx *ctx, const char *text, usl_status (*read)(usl_ctx *, const json_t *, usli_steps *),
+                        usli_steps *out) {
     json_t *json = NULL;
     USLI_TRY(usli_json_parse(ctx, "tokenizer", text, strlen(text), &json));
     usl_status st = read(ctx, json, out);

@@ -1,5 +1,5 @@
-/* tokenizer.json and the files beside it. The large parts (vocabulary, merges) are pulled event by event; the small ones
- * are read as values. */
+/* tokenizer.json and the files beside it. The large parts (vocabulary, merges) are pulled event by event; the small
+ * ones are read as values. */
 #include <string.h>
 
 #include "core/base/file.h"
@@ -18,9 +18,11 @@ typedef struct loader {
 } loader;
 
 enum { NORMALIZER, PRE_TOKENIZER, POST_PROCESSOR, DECODER, ADDED_TOKENS, PART_COUNT };
-static const char *const PARTS[PART_COUNT] = { "normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens" };
+static const char *const PARTS[PART_COUNT] = { "normalizer", "pre_tokenizer", "post_processor", "decoder",
+                                               "added_tokens" };
 
-/* ---- The model ----------------------------------------------------------------------------------------------------------- */
+/* ---- The model
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static usl_status keep_key(loader *l, const usli_json_reader *r) {
     l->key.len = 0;
@@ -42,8 +44,8 @@ static usl_status read_vocab(loader *l, usli_json_reader *r) {
 static usl_status merge_id(loader *l, const char *text, size_t len, int32_t *id) {
     *id = usli_vocab_find(&l->tok->vocab, text, len);
     if (*id >= 0) return USL_OK;
-    return usli_fail(l->ctx, USL_ERR_FORMAT, "merge %zu names \"%.*s\", which is not in the vocabulary", l->tok->merges.count + 1,
-                     (int)(len < 100 ? len : 100), text);
+    return usli_fail(l->ctx, USL_ERR_FORMAT, "merge %zu names \"%.*s\", which is not in the vocabulary",
+                     l->tok->merges.count + 1, (int)(len < 100 ? len : 100), text);
 }
 
 /* l->key holds the left part and then the right one. */
@@ -68,7 +70,8 @@ static usl_status read_merge(loader *l, usli_json_reader *r) {
         const char *space = memchr(r->str, ' ', r->len), *end = r->str + r->len;
         if (r->len >= 8 && memcmp(r->str, "#version", 8) == 0) return USL_OK;
         if (!space || memchr(space + 1, ' ', (size_t)(end - space) - 1))
-            return usli_fail(l->ctx, USL_ERR_FORMAT, "merge %zu must be two tokens with a space between them", l->tok->merges.count + 1);
+            return usli_fail(l->ctx, USL_ERR_FORMAT, "merge %zu must be two tokens with a space between them",
+                             l->tok->merges.count + 1);
         size_t left = (size_t)(space - r->str);
         USLI_TRY(usli_buf_add(l->ctx, &l->key, r->str, left));
         USLI_TRY(usli_buf_add(l->ctx, &l->key, space + 1, r->len - left - 1));
@@ -104,7 +107,8 @@ done:
 
 static usl_status model_flag(loader *l, const usli_json_reader *r, const char *what, bool *out) {
     if (r->kind == USLI_JSON_NULL) return USL_OK;
-    if (r->kind != USLI_JSON_BOOL) return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's %s must be true or false", what);
+    if (r->kind != USLI_JSON_BOOL)
+        return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's %s must be true or false", what);
     *out = r->i != 0;
     return USL_OK;
 }
@@ -129,14 +133,16 @@ static usl_status model_unk(loader *l, const usli_json_reader *r) {
 }
 
 static usl_status model_dropout(loader *l, const usli_json_reader *r) {
-    if (r->kind == USLI_JSON_NULL || ((r->kind == USLI_JSON_INT || r->kind == USLI_JSON_FLOAT) && r->d == 0)) return USL_OK;
+    if (r->kind == USLI_JSON_NULL || ((r->kind == USLI_JSON_INT || r->kind == USLI_JSON_FLOAT) && r->d == 0))
+        return USL_OK;
     return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "a BPE model with dropout is not supported");
 }
 
 static usl_status model_type(loader *l, const usli_json_reader *r) {
     if (r->kind == USLI_JSON_STRING && usli_json_is(r, "BPE")) return USL_OK;
     if (r->kind != USLI_JSON_STRING) return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's type must be a text");
-    return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the model %.*s is not supported; BPE is", (int)(r->len < 50 ? r->len : 50), r->str);
+    return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the model %.*s is not supported; BPE is",
+                     (int)(r->len < 50 ? r->len : 50), r->str);
 }
 
 static usl_status model_field(loader *l, const char *key, usli_json_reader *r) {
@@ -174,7 +180,8 @@ static usl_status read_model(loader *l, usli_json_reader *r) {
     }
 }
 
-/* ---- The other parts ------------------------------------------------------------------------------------------------------- */
+/* ---- The other parts
+ * ------------------------------------------------------------------------------------------------------- */
 
 static usl_status read_part(loader *l, usli_json_reader *r, json_t **out) {
     if (r->kind != USLI_JSON_OBJECT && r->kind != USLI_JSON_ARRAY) return USL_OK;
@@ -216,7 +223,8 @@ static usl_status read_added_token(loader *l, const json_t *json) {
         USLI_TRY(usli_vocab_add(l->ctx, &l->tok->vocab, text, len, json_integer_value(id), false));
         known = (int32_t)json_integer_value(id);
     } else if (known != json_integer_value(id)) {
-        return usli_fail(l->ctx, USL_ERR_FORMAT, "the added token \"%.100s\" has the id %lld here and %d in the vocabulary", text,
+        return usli_fail(l->ctx, USL_ERR_FORMAT,
+                         "the added token \"%.100s\" has the id %lld here and %d in the vocabulary", text,
                          (long long)json_integer_value(id), (int)known);
     }
     usli_added token = { .id = known,
@@ -231,11 +239,14 @@ static usl_status read_added_token(loader *l, const json_t *json) {
 static usl_status template_ids(loader *l, const json_t *post, const char *name, usli_ids *out) {
     const json_t *ids = json_object_get(json_object_get(json_object_get(post, "special_tokens"), name), "ids");
     if (!json_is_array(ids))
-        return usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor's template names \"%.100s\" and gives no ids for it", name);
+        return usli_fail(l->ctx, USL_ERR_FORMAT,
+                         "the post-processor's template names \"%.100s\" and gives no ids for it", name);
     for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_t *id = json_array_get(ids, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= (int64_t)l->tok->vocab.count)
-            return usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor's token \"%.100s\" has an id that is not in the vocabulary", name);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) >= (int64_t)l->tok->vocab.count)
+            return usli_fail(l->ctx, USL_ERR_FORMAT,
+                             "the post-processor's token \"%.100s\" has an id that is not in the vocabulary", name);
         USLI_TRY(usli_ids_add(l->ctx, out, (int32_t)json_integer_value(id)));
     }
     return USL_OK;
@@ -256,7 +267,8 @@ static usl_status read_template(loader *l, const json_t *post) {
         } else if (json_object_get(item, "Sequence") && !seen) {
             seen = true;
         } else {
-            st = usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the post-processor's template must hold tokens and the text once");
+            st = usli_fail(l->ctx, USL_ERR_UNSUPPORTED,
+                           "the post-processor's template must hold tokens and the text once");
             goto done;
         }
     }
@@ -264,7 +276,8 @@ static usl_status read_template(loader *l, const json_t *post) {
         st = usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor's template leaves out the text");
         goto done;
     }
-    for (size_t i = 0; i < t->template_before.count; i++) USLI_TRYGO(usli_ids_add(l->ctx, &before, t->template_before.items[i]));
+    for (size_t i = 0; i < t->template_before.count; i++)
+        USLI_TRYGO(usli_ids_add(l->ctx, &before, t->template_before.items[i]));
     usli_ids old = t->template_before;
     t->template_before = before;
     before = old;
@@ -279,13 +292,15 @@ static usl_status read_post_processor(loader *l, const json_t *post) {
     if (!type) return usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor has no type");
     if (strcmp(type, "ByteLevel") == 0) return USL_OK; /* moves offsets only */
     if (strcmp(type, "TemplateProcessing") == 0) return read_template(l, post);
-    if (strcmp(type, "Sequence") != 0) return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the post-processor %.100s is not supported", type);
+    if (strcmp(type, "Sequence") != 0)
+        return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the post-processor %.100s is not supported", type);
     const json_t *list = json_object_get(post, "processors");
     for (size_t i = 0; i < json_array_size(list); i++) USLI_TRY(read_post_processor(l, json_array_get(list, i)));
     return USL_OK;
 }
 
-/* ---- Scores and kinds ------------------------------------------------------------------------------------------------------- */
+/* ---- Scores and kinds
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* A SentencePiece vocabulary ranks by score: a token's is how early a merge makes it. */
 static void score_by_merges(usli_tokenizer *t) {
@@ -299,7 +314,8 @@ static usl_status put_together(loader *l) {
     if (l->has_unk) {
         t->model_unk = usli_vocab_find(&t->vocab, l->unk, l->unk_len);
         if (t->model_unk < 0)
-            return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's unk_token \"%.100s\" is not in the vocabulary", l->unk);
+            return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's unk_token \"%.100s\" is not in the vocabulary",
+                             l->unk);
     }
     const json_t *added = l->parts[ADDED_TOKENS];
     for (size_t i = 0; i < json_array_size(added); i++) USLI_TRY(read_added_token(l, json_array_get(added, i)));
@@ -324,11 +340,13 @@ static usl_status load_json(usl_ctx *ctx, usli_tokenizer *tok, const char *path)
     usli_free(ctx, l.key.data);
     for (int i = 0; i < PART_COUNT; i++) json_decref(l.parts[i]);
     /* The reader's own errors name the file already. */
-    if (st != USL_OK && st != USL_ERR_NOMEM && strncmp(usl_ctx_errmsg(ctx), path, strlen(path)) != 0) st = usli_fail_prefix(ctx, "%s", path);
+    if (st != USL_OK && st != USL_ERR_NOMEM && strncmp(usl_ctx_errmsg(ctx), path, strlen(path)) != 0)
+        st = usli_fail_prefix(ctx, "%s", path);
     return st;
 }
 
-/* ---- tokenizer_config.json and its like ---------------------------------------------------------------------------------------- */
+/* ---- tokenizer_config.json and its like
+ * ---------------------------------------------------------------------------------------- */
 
 static const char *const SPECIAL_KEYS[USLI_SPECIALS] = { "bos_token", "eos_token", "pad_token", "unk_token" };
 
@@ -345,8 +363,14 @@ static void special_tokens(usli_tokenizer *tok, const json_t *config) {
 /* What models without any configuration call these tokens; only added tokens count. */
 static void guess_special(usli_tokenizer *tok) {
     static const char *const NAMES[2][7] = {
-        { "<s>", "<|begin_of_text|>", "<bos>", "<\xEF\xBD\x9C" "begin\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", NULL },
-        { "</s>", "<|end_of_text|>", "<eos>", "<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", "<|im_end|>", "<|endoftext|>", NULL },
+        { "<s>", "<|begin_of_text|>", "<bos>",
+          "<\xEF\xBD\x9C"
+          "begin\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+          NULL },
+        { "</s>", "<|end_of_text|>", "<eos>",
+          "<\xEF\xBD\x9C"
+          "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+          "<|im_end|>", "<|endoftext|>", NULL },
     };
     for (int which = 0; which < 2; which++)
         for (int i = 0; NAMES[which][i] && tok->special[which] < 0; i++) {
@@ -373,7 +397,8 @@ static void read_adds(usli_tokenizer *tok, const json_t *config) {
     const json_t *bos = json_object_get(config, "add_bos_token"), *eos = json_object_get(config, "add_eos_token");
     const usli_ids *before = &tok->template_before, *after = &tok->template_after;
     tok->adds_bos = tok->special[USLI_BOS] >= 0 && before->count && before->items[0] == tok->special[USLI_BOS];
-    tok->adds_eos = tok->special[USLI_EOS] >= 0 && after->count && after->items[after->count - 1] == tok->special[USLI_EOS];
+    tok->adds_eos =
+        tok->special[USLI_EOS] >= 0 && after->count && after->items[after->count - 1] == tok->special[USLI_EOS];
     if (json_is_boolean(bos)) tok->adds_bos = json_is_true(bos);
     if (json_is_boolean(eos)) tok->adds_eos = json_is_true(eos);
 }

@@ -6,7 +6,8 @@
 
 usl_status usli_tokenizer_open(usl_ctx *ctx, const char *path, usli_tokenizer **out) {
     size_t len = strlen(path);
-    if (len < 5 || strcmp(path + len - 5, ".gguf") != 0 || usli_is_dir(path)) return usli_tokenizer_load(ctx, path, out);
+    if (len < 5 || strcmp(path + len - 5, ".gguf") != 0 || usli_is_dir(path))
+        return usli_tokenizer_load(ctx, path, out);
     usli_gguf *file;
     *out = NULL;
     USLI_TRY(usli_gguf_open(ctx, path, &file));

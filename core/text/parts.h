@@ -1,12 +1,14 @@
-/* What a tokenizer is made of. A text goes through added tokens, normalisers, pre-tokenisers, the model and the template;
- * ids come back through the decoders. Each list of steps is flat: a Sequence's members stand in it one after the other. */
+/* What a tokenizer is made of. A text goes through added tokens, normalisers, pre-tokenisers, the model and the
+ * template; ids come back through the decoders. Each list of steps is flat: a Sequence's members stand in it one after
+ * the other. */
 #ifndef USLI_TEXT_PARTS_H
 #define USLI_TEXT_PARTS_H
 
 #include "core/io/json.h"
 #include "core/text/tokenizer.h"
 
-/* ---- Bytes and pieces ------------------------------------------------------------------------------------------------- */
+/* ---- Bytes and pieces
+ * ------------------------------------------------------------------------------------------------- */
 
 typedef struct usli_buf {
     char *data;
@@ -39,7 +41,8 @@ typedef struct usli_work {
 } usli_work;
 void usli_work_free(usl_ctx *ctx, usli_work *w);
 
-/* ---- Characters ----------------------------------------------------------------------------------------------------- */
+/* ---- Characters -----------------------------------------------------------------------------------------------------
+ */
 
 /* Length of the sequence that starts with this byte of valid UTF-8. */
 static inline size_t usli_utf8_step(char lead) {
@@ -59,7 +62,8 @@ usl_status usli_unicode_normalize(usl_ctx *ctx, const char *text, size_t len, in
 int32_t usli_byte_char(unsigned char byte);
 int usli_char_byte(int32_t code);
 
-/* ---- Regular expressions ---------------------------------------------------------------------------------------------- */
+/* ---- Regular expressions
+ * ---------------------------------------------------------------------------------------------- */
 
 typedef struct usli_regex usli_regex;
 usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, usli_regex **out);
@@ -71,16 +75,35 @@ void usli_matcher_free(usli_matcher *m);
 /* The next match that is not empty, from *start on; *start = len when there is none. text is valid UTF-8. */
 usl_status usli_matcher_next(usli_matcher *m, const char *text, size_t len, size_t *start, size_t *end);
 
-/* ---- Steps ------------------------------------------------------------------------------------------------------------ */
+/* ---- Steps
+ * ------------------------------------------------------------------------------------------------------------ */
 
 typedef enum usli_step_kind {
-    USLI_NORM_PREPEND, USLI_NORM_REPLACE, USLI_NORM_UNICODE, USLI_NORM_LOWERCASE, USLI_NORM_STRIP,
-    USLI_PRE_SPLIT, USLI_PRE_BYTE_LEVEL, USLI_PRE_METASPACE, USLI_PRE_DIGITS, USLI_PRE_SPACES, USLI_PRE_PUNCTUATION,
-    USLI_DEC_REPLACE, USLI_DEC_BYTE_FALLBACK, USLI_DEC_FUSE, USLI_DEC_STRIP, USLI_DEC_BYTE_LEVEL, USLI_DEC_METASPACE
+    USLI_NORM_PREPEND,
+    USLI_NORM_REPLACE,
+    USLI_NORM_UNICODE,
+    USLI_NORM_LOWERCASE,
+    USLI_NORM_STRIP,
+    USLI_PRE_SPLIT,
+    USLI_PRE_BYTE_LEVEL,
+    USLI_PRE_METASPACE,
+    USLI_PRE_DIGITS,
+    USLI_PRE_SPACES,
+    USLI_PRE_PUNCTUATION,
+    USLI_DEC_REPLACE,
+    USLI_DEC_BYTE_FALLBACK,
+    USLI_DEC_FUSE,
+    USLI_DEC_STRIP,
+    USLI_DEC_BYTE_LEVEL,
+    USLI_DEC_METASPACE
 } usli_step_kind;
 
 typedef enum usli_behavior {
-    USLI_REMOVED, USLI_ISOLATED, USLI_CONTIGUOUS, USLI_MERGED_PREVIOUS, USLI_MERGED_NEXT
+    USLI_REMOVED,
+    USLI_ISOLATED,
+    USLI_CONTIGUOUS,
+    USLI_MERGED_PREVIOUS,
+    USLI_MERGED_NEXT
 } usli_behavior;
 
 typedef enum usli_prepend { USLI_PREPEND_NEVER, USLI_PREPEND_FIRST, USLI_PREPEND_ALWAYS } usli_prepend;
@@ -113,8 +136,8 @@ usl_status usli_read_pre_tokenizer(usl_ctx *ctx, const json_t *json, usli_steps 
 usl_status usli_read_decoder(usl_ctx *ctx, const json_t *json, usli_steps *out);
 
 /* Marks the matches of a step's pattern in text (and what lies between them), moved by base, in out. */
-usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len, size_t base,
-                          usli_spans *out);
+usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len,
+                          size_t base, usli_spans *out);
 
 /* w->now.text is one text, normalised in place; its spans do not matter. */
 usl_status usli_normalize(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
@@ -123,7 +146,8 @@ usl_status usli_pre_tokenize(usl_ctx *ctx, const usli_steps *steps, usli_work *w
 /* w->now's pieces are the spellings of tokens; afterwards they are parts of the text. */
 usl_status usli_decode(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
 
-/* ---- Vocabulary ------------------------------------------------------------------------------------------------------- */
+/* ---- Vocabulary
+ * ------------------------------------------------------------------------------------------------------- */
 
 typedef struct usli_entry {
     size_t at, len; /* in the blob; a 0 follows */
@@ -160,7 +184,8 @@ usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m);
 /* -1: none. */
 int64_t usli_merges_find(const usli_merges *m, int32_t left, int32_t right);
 
-/* ---- Added tokens ------------------------------------------------------------------------------------------------------ */
+/* ---- Added tokens
+ * ------------------------------------------------------------------------------------------------------ */
 
 typedef struct usli_added {
     const char *text; /* in the vocabulary, or own when it is normalised */
@@ -190,7 +215,8 @@ typedef struct usli_segments {
 /* Cuts text at added tokens: leftmost, then longest. out is emptied first. */
 usl_status usli_added_split(usl_ctx *ctx, const usli_added_set *set, const char *text, size_t len, usli_segments *out);
 
-/* ---- Models ------------------------------------------------------------------------------------------------------------ */
+/* ---- Models
+ * ------------------------------------------------------------------------------------------------------------ */
 
 typedef enum usli_model_kind {
     USLI_MODEL_BPE, /* pairs of ids, ranked by the list of merges */
@@ -220,9 +246,11 @@ typedef struct usli_bpe_work {
 } usli_bpe_work;
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
 /* Appends the ids of one piece. */
-usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len, usli_ids *out);
+usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                           usli_ids *out);
 
-/* ---- The whole --------------------------------------------------------------------------------------------------------- */
+/* ---- The whole
+ * --------------------------------------------------------------------------------------------------------- */
 
 struct usl_tokenizer {
     usl_ctx *ctx;
@@ -232,7 +260,7 @@ struct usl_tokenizer {
     uint32_t *score_rank; /* SPM: by id */
     usli_model_kind model;
     bool byte_fallback, ignore_merges, fuse_unk;
-    bool keep_unknown; /* a character without a token stays between its neighbours, as in llama.cpp */
+    bool keep_unknown;     /* a character without a token stays between its neighbours, as in llama.cpp */
     char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
     size_t prefix_len, suffix_len;
     int32_t model_unk; /* what a character without a token becomes; -1: nothing */
@@ -247,9 +275,9 @@ struct usl_tokenizer {
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
-    bool template_file;           /* the chat template stood in a file of its own */
+    bool template_file;              /* the chat template stood in a file of its own */
     const struct usli_ggml_pre *pre; /* of byte-level BPE from GGUF */
-    bool space_prefix;            /* of a SentencePiece vocabulary from GGUF */
+    bool space_prefix;               /* of a SentencePiece vocabulary from GGUF */
 };
 
 usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);

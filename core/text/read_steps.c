@@ -18,7 +18,8 @@ static usl_status missing(usl_ctx *ctx, const char *what, const char *field) {
     return usli_fail(ctx, USL_ERR_FORMAT, "%s needs a valid \"%s\"", what, field);
 }
 
-static usl_status read_text(usl_ctx *ctx, const json_t *from, const char *what, const char *field, char **out, size_t *len) {
+static usl_status read_text(usl_ctx *ctx, const json_t *from, const char *what, const char *field, char **out,
+                            size_t *len) {
     const json_t *value = json_object_get(from, field);
     if (!json_is_string(value)) return missing(ctx, what, field);
     *len = json_string_length(value);
@@ -27,7 +28,8 @@ static usl_status read_text(usl_ctx *ctx, const json_t *from, const char *what, 
 }
 
 /* An absent or null flag is the fallback. */
-static usl_status read_flag(usl_ctx *ctx, const json_t *from, const char *what, const char *field, bool fallback, bool *out) {
+static usl_status read_flag(usl_ctx *ctx, const json_t *from, const char *what, const char *field, bool fallback,
+                            bool *out) {
     const json_t *value = json_object_get(from, field);
     *out = fallback;
     if (!value || json_is_null(value)) return USL_OK;
@@ -36,8 +38,8 @@ static usl_status read_flag(usl_ctx *ctx, const json_t *from, const char *what, 
     return USL_OK;
 }
 
-static usl_status read_choice(usl_ctx *ctx, const json_t *from, const char *what, const char *field, const char *const *names,
-                              int *out) {
+static usl_status read_choice(usl_ctx *ctx, const json_t *from, const char *what, const char *field,
+                              const char *const *names, int *out) {
     const json_t *value = json_object_get(from, field);
     for (int i = 0; names[i]; i++)
         if (json_is_string(value) && strcmp(json_string_value(value), names[i]) == 0) {
@@ -74,7 +76,8 @@ static usl_status read_prepend(usl_ctx *ctx, const json_t *from, const char *wha
 }
 
 static usl_status read_behavior(usl_ctx *ctx, const json_t *from, const char *what, usli_step *step) {
-    static const char *const NAMES[] = { "Removed", "Isolated", "Contiguous", "MergedWithPrevious", "MergedWithNext", NULL };
+    static const char *const NAMES[] = { "Removed",        "Isolated", "Contiguous", "MergedWithPrevious",
+                                         "MergedWithNext", NULL };
     int behavior = USLI_ISOLATED;
     if (json_object_get(from, "behavior")) USLI_TRY(read_choice(ctx, from, what, "behavior", NAMES, &behavior));
     step->behavior = (usli_behavior)behavior;
@@ -135,7 +138,8 @@ static usl_status read_byte_level(usl_ctx *ctx, const json_t *json, const char *
 
 static usl_status read_metaspace(usl_ctx *ctx, const json_t *json, const char *what, usli_step *step) {
     USLI_TRY(read_text(ctx, json, what, "replacement", &step->text, &step->text_len));
-    if (step->text_len == 0 || usli_utf8_step(step->text[0]) != step->text_len) return missing(ctx, what, "replacement");
+    if (step->text_len == 0 || usli_utf8_step(step->text[0]) != step->text_len)
+        return missing(ctx, what, "replacement");
     USLI_TRY(read_prepend(ctx, json, what, step));
     step->behavior = USLI_MERGED_NEXT;
     return read_flag(ctx, json, what, "split", true, &step->split);
@@ -161,10 +165,14 @@ typedef struct component {
 } component;
 
 static const component NORMALIZERS[] = {
-    { "Prepend", USLI_NORM_PREPEND, read_put_before }, { "Replace", USLI_NORM_REPLACE, read_replace },
-    { "NFC", USLI_NORM_UNICODE, read_unicode },        { "NFD", USLI_NORM_UNICODE, read_unicode },
-    { "NFKC", USLI_NORM_UNICODE, read_unicode },       { "NFKD", USLI_NORM_UNICODE, read_unicode },
-    { "Lowercase", USLI_NORM_LOWERCASE, NULL },        { "Strip", USLI_NORM_STRIP, read_strip_spaces },
+    { "Prepend", USLI_NORM_PREPEND, read_put_before },
+    { "Replace", USLI_NORM_REPLACE, read_replace },
+    { "NFC", USLI_NORM_UNICODE, read_unicode },
+    { "NFD", USLI_NORM_UNICODE, read_unicode },
+    { "NFKC", USLI_NORM_UNICODE, read_unicode },
+    { "NFKD", USLI_NORM_UNICODE, read_unicode },
+    { "Lowercase", USLI_NORM_LOWERCASE, NULL },
+    { "Strip", USLI_NORM_STRIP, read_strip_spaces },
     { NULL, USLI_NORM_PREPEND, NULL },
 };
 static const component PRE_TOKENIZERS[] = {

@@ -27,7 +27,8 @@ static void give(void *ptr, void *ctx) {
     usli_free(ctx, ptr);
 }
 
-#define SPACES "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define SPACES \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 #define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"
 
 /* What a class escape becomes outside and inside brackets; NULL: as it is. */
@@ -56,14 +57,16 @@ static usl_status translate(usl_ctx *ctx, const char *p, size_t len, usli_buf *o
             class_start = i + take_bytes;
         } else if (in_class && p[i] == '[') {
             if (i + 1 >= len || p[i + 1] != ':')
-                return usli_fail(ctx, USL_ERR_UNSUPPORTED, "a class inside a class is not supported in the regular expression %.*s",
+                return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                                 "a class inside a class is not supported in the regular expression %.*s",
                                  (int)(len < 200 ? len : 200), p);
             const char *close = NULL;
             for (size_t k = i + 2; k + 1 < len && !close; k++)
                 if (p[k] == ':' && p[k + 1] == ']') close = p + k + 2;
             if (close) take_bytes = (size_t)(close - (p + i));
         } else if (in_class && p[i] == '&' && i + 1 < len && p[i + 1] == '&') {
-            return usli_fail(ctx, USL_ERR_UNSUPPORTED, "an intersection of classes is not supported in the regular expression %.*s",
+            return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                             "an intersection of classes is not supported in the regular expression %.*s",
                              (int)(len < 200 ? len : 200), p);
         } else if (in_class && p[i] == ']' && i > class_start) {
             in_class = false;
@@ -94,8 +97,8 @@ usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, usli_re
     }
     int error;
     PCRE2_SIZE where;
-    r->code = pcre2_compile((PCRE2_SPTR)text.data, text.len, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
-                            &where, compile);
+    r->code = pcre2_compile((PCRE2_SPTR)text.data, text.len,
+                            PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &where, compile);
     pcre2_compile_context_free(compile);
     if (!r->code && error == PCRE2_ERROR_HEAP_FAILED) {
         st = usli_nomem(ctx, 0);
@@ -153,14 +156,15 @@ usl_status usli_matcher_next(usli_matcher *m, const char *text, size_t len, size
         int rc = pcre2_match(m->regex->code, (PCRE2_SPTR)text, len, at, PCRE2_NO_UTF_CHECK, m->data, NULL);
         /* The machine code's stack is small; the interpreter takes the heap. */
         if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-            rc = pcre2_match(m->regex->code, (PCRE2_SPTR)text, len, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, NULL);
+            rc = pcre2_match(m->regex->code, (PCRE2_SPTR)text, len, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data,
+                             NULL);
         if (rc == PCRE2_ERROR_NOMATCH) break;
         if (rc == PCRE2_ERROR_NOMEMORY) return usli_nomem(m->ctx, 0);
         if (rc < 0) {
             PCRE2_UCHAR why[128] = "";
             pcre2_get_error_message(rc, why, sizeof why);
-            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "the pre-tokenizer's regular expression gave up on the text: %s",
-                             (const char *)why);
+            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                             "the pre-tokenizer's regular expression gave up on the text: %s", (const char *)why);
         }
         const PCRE2_SIZE *v = pcre2_get_ovector_pointer(m->data);
         if (v[1] > v[0] && v[0] >= at) {

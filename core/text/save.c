@@ -95,15 +95,18 @@ static usl_status put_post_processor(saver *s) {
     USLI_TRY(put_template_token(s, before, "", ", "));
     USLI_TRY(put(s, "{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}"));
     USLI_TRY(put_template_token(s, after, ", ", ""));
-    USLI_TRY(put(s, "], \"pair\": [{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"B\", \"type_id\": 1}}], "
+    USLI_TRY(put(s, "], \"pair\": [{\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, {\"Sequence\": {\"id\": \"B\", "
+                    "\"type_id\": 1}}], "
                     "\"special_tokens\": {"));
     USLI_TRY(put_template_side(s, before, &any));
     /* The same token at both ends is described once. */
-    if (!before->count || !after->count || before->items[0] != after->items[0]) USLI_TRY(put_template_side(s, after, &any));
+    if (!before->count || !after->count || before->items[0] != after->items[0])
+        USLI_TRY(put_template_side(s, after, &any));
     return put(s, "}}");
 }
 
-/* ---- The model --------------------------------------------------------------------------------------------------------------- */
+/* ---- The model
+ * --------------------------------------------------------------------------------------------------------------- */
 
 typedef struct made_merge {
     float score;
@@ -125,7 +128,8 @@ static usl_status put_merge(saver *s, bool first, int32_t left, int32_t right) {
     return put(s, "]");
 }
 
-/* A SentencePiece vocabulary has no list of merges: every way to make a token of two others is one, the best score first. */
+/* A SentencePiece vocabulary has no list of merges: every way to make a token of two others is one, the best score
+ * first. */
 static usl_status put_made_merges(saver *s) {
     const usli_vocab *v = &s->tok->vocab;
     made_merge *merges = NULL;
@@ -189,7 +193,8 @@ static usl_status put_model(saver *s) {
 }
 
 static usl_status put_tokenizer(saver *s) {
-    USLI_TRY(put(s, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [\n    "));
+    USLI_TRY(put(
+        s, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [\n    "));
     USLI_TRY(put_all_added(s));
     USLI_TRY(put(s, "],\n  \"normalizer\": "));
     USLI_TRY(put(s, usli_ggml_normalizer(s->tok)));
@@ -207,7 +212,8 @@ static usl_status put_tokenizer(saver *s) {
 static usl_status put_config(saver *s) {
     static const char *const NAMES[USLI_SPECIALS] = { "bos", "eos", "pad", "unk" };
     const usli_tokenizer *t = s->tok;
-    USLI_TRY(put(s, "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": false,\n  \"add_bos_token\": "));
+    USLI_TRY(put(s, "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"clean_up_tokenization_spaces\": "
+                    "false,\n  \"add_bos_token\": "));
     USLI_TRY(put(s, t->adds_bos ? "true" : "false"));
     USLI_TRY(put(s, ",\n  \"add_eos_token\": "));
     USLI_TRY(put(s, t->adds_eos ? "true" : "false"));
@@ -247,7 +253,8 @@ usl_status usli_tokenizer_save(usl_ctx *ctx, const usli_tokenizer *tok, const ch
     usl_status st;
     USLI_TRYGO(usli_make_dirs(ctx, dir));
     USLI_TRYGO(source ? write_in(ctx, dir, TOKENIZER, source, len) : write_made(&s, dir, TOKENIZER, put_tokenizer));
-    USLI_TRYGO(tok->config ? write_in(ctx, dir, CONFIG, tok->config, tok->config_len) : write_made(&s, dir, CONFIG, put_config));
+    USLI_TRYGO(tok->config ? write_in(ctx, dir, CONFIG, tok->config, tok->config_len)
+                           : write_made(&s, dir, CONFIG, put_config));
     if (tok->template_file)
         USLI_TRYGO(write_in(ctx, dir, "chat_template.jinja", tok->chat_template, strlen(tok->chat_template)));
 done:

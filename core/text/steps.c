@@ -4,7 +4,8 @@
 
 #include "core/text/parts.h"
 
-/* ---- Patterns --------------------------------------------------------------------------------------------------------- */
+/* ---- Patterns
+ * --------------------------------------------------------------------------------------------------------- */
 
 /* Marks start .. end as a match and what lies between it and the last one as none. */
 static usl_status mark(usl_ctx *ctx, usli_spans *out, size_t base, size_t *last, size_t start, size_t end) {
@@ -32,8 +33,8 @@ static bool step_takes(usli_step_kind kind, int32_t c) {
     }
 }
 
-usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len, size_t base,
-                          usli_spans *out) {
+usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len,
+                          size_t base, usli_spans *out) {
     size_t last = 0;
     if (m) {
         for (size_t start = 0, end; start < len; start = end) {
@@ -61,8 +62,8 @@ static void swap(usli_work *w) {
 }
 
 /* Appends text to out with the step's matches replaced. */
-static usl_status replace(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len, usli_spans *found,
-                          usli_buf *out) {
+static usl_status replace(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len,
+                          usli_spans *found, usli_buf *out) {
     found->count = 0;
     USLI_TRY(usli_step_find(ctx, step, m, text, len, 0, found));
     for (size_t i = 0; i < found->count; i++) {
@@ -73,21 +74,25 @@ static usl_status replace(usl_ctx *ctx, const usli_step *step, usli_matcher *m, 
     return USL_OK;
 }
 
-/* ---- Normalisers ------------------------------------------------------------------------------------------------------- */
+/* ---- Normalisers
+ * ------------------------------------------------------------------------------------------------------- */
 
 static usl_status lowercase(usl_ctx *ctx, const char *text, size_t len, usli_buf *out) {
     for (size_t i = 0; i < len; i += usli_utf8_step(text[i])) {
         int32_t c = usli_utf8_get(text + i);
         /* The one letter whose small form is two characters. */
-        if (c == 0x130) USLI_TRY(usli_buf_add(ctx, out, "i\xCC\x87", 3));
-        else USLI_TRY(usli_buf_code(ctx, out, utf8proc_tolower(c)));
+        if (c == 0x130)
+            USLI_TRY(usli_buf_add(ctx, out, "i\xCC\x87", 3));
+        else
+            USLI_TRY(usli_buf_code(ctx, out, utf8proc_tolower(c)));
     }
     return USL_OK;
 }
 
 static usl_status strip_spaces(usl_ctx *ctx, const usli_step *step, const char *text, size_t len, usli_buf *out) {
     size_t start = 0, end = 0;
-    while (step->left && start < len && usli_is_space(usli_utf8_get(text + start))) start += usli_utf8_step(text[start]);
+    while (step->left && start < len && usli_is_space(usli_utf8_get(text + start)))
+        start += usli_utf8_step(text[start]);
     for (size_t i = start, n; i < len; i += n) {
         n = usli_utf8_step(text[i]);
         if (!step->right || !usli_is_space(usli_utf8_get(text + i))) end = i + n;
@@ -122,7 +127,8 @@ usl_status usli_normalize(usl_ctx *ctx, const usli_steps *steps, usli_work *w) {
     return USL_OK;
 }
 
-/* ---- Pre-tokenisers ----------------------------------------------------------------------------------------------------- */
+/* ---- Pre-tokenisers
+ * ----------------------------------------------------------------------------------------------------- */
 
 /* Turns the marked spans of one piece into pieces. */
 static usl_status cut(usl_ctx *ctx, const usli_step *step, const usli_spans *found, usli_spans *out) {
@@ -199,7 +205,8 @@ static usl_status metaspace(usl_ctx *ctx, const usli_step *step, usli_work *w) {
         const char *text = w->now.text.data + s.start;
         size_t len = s.end - s.start, start = w->next.text.len;
         bool there = text[0] == ' ' || (len >= step->text_len && memcmp(text, step->text, step->text_len) == 0);
-        bool wanted = step->prepend == USLI_PREPEND_ALWAYS || (step->prepend == USLI_PREPEND_FIRST && w->from_start && i == 0);
+        bool wanted =
+            step->prepend == USLI_PREPEND_ALWAYS || (step->prepend == USLI_PREPEND_FIRST && w->from_start && i == 0);
         if (wanted && !there) USLI_TRY(usli_buf_add(ctx, &w->next.text, step->text, step->text_len));
         for (size_t k = 0; k < len; k++)
             USLI_TRY(text[k] == ' ' ? usli_buf_add(ctx, &w->next.text, step->text, step->text_len)
@@ -237,7 +244,8 @@ usl_status usli_pre_tokenize(usl_ctx *ctx, const usli_steps *steps, usli_work *w
     return each_step(ctx, steps, w, pre_tokenize);
 }
 
-/* ---- Decoders ----------------------------------------------------------------------------------------------------------- */
+/* ---- Decoders
+ * ----------------------------------------------------------------------------------------------------------- */
 
 /* Text with U+FFFD for each longest broken beginning of a character. */
 static usl_status add_lossy(usl_ctx *ctx, usli_buf *out, const char *text, size_t len) {
@@ -252,7 +260,10 @@ static usl_status add_lossy(usl_ctx *ctx, usli_buf *out, const char *text, size_
 }
 
 static int hex(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
 }
 
 /* The byte that "<0xE2>" spells; -1 for another token. */
@@ -329,8 +340,10 @@ static usl_status unspell_bytes(usl_ctx *ctx, usli_work *w) {
 
 static void strip(const usli_step *step, const char *text, usli_span *s) {
     size_t n = step->text_len;
-    for (int64_t k = 0; k < step->left && s->end - s->start >= n && memcmp(text + s->start, step->text, n) == 0; k++) s->start += n;
-    for (int64_t k = 0; k < step->right && s->end - s->start >= n && memcmp(text + s->end - n, step->text, n) == 0; k++) s->end -= n;
+    for (int64_t k = 0; k < step->left && s->end - s->start >= n && memcmp(text + s->start, step->text, n) == 0; k++)
+        s->start += n;
+    for (int64_t k = 0; k < step->right && s->end - s->start >= n && memcmp(text + s->end - n, step->text, n) == 0; k++)
+        s->end -= n;
 }
 
 /* The sign for a space becomes one; in the first token it goes when a text got one put in front. */

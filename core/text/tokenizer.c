@@ -45,7 +45,8 @@ void usli_tokenizer_release(usli_tokenizer *tok) {
     usl_ctx_free(ctx);
 }
 
-/* ---- Putting together ------------------------------------------------------------------------------------------------------ */
+/* ---- Putting together
+ * ------------------------------------------------------------------------------------------------------ */
 
 usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags) {
     usli_added token = *flags;
@@ -81,7 +82,8 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", i);
         tok->byte_ids[i] = usli_vocab_find(&tok->vocab, name, 6);
-        if (tok->byte_fallback && tok->byte_ids[i] >= 0 && tok->vocab.entries[tok->byte_ids[i]].kind == USLI_TOKEN_NORMAL)
+        if (tok->byte_fallback && tok->byte_ids[i] >= 0 &&
+            tok->vocab.entries[tok->byte_ids[i]].kind == USLI_TOKEN_NORMAL)
             tok->vocab.entries[tok->byte_ids[i]].kind = USLI_TOKEN_BYTE;
     }
     if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
@@ -108,7 +110,8 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
     return USL_OK;
 }
 
-/* ---- Text to ids --------------------------------------------------------------------------------------------------------- */
+/* ---- Text to ids
+ * --------------------------------------------------------------------------------------------------------- */
 
 typedef struct encoder {
     usl_ctx *ctx;
@@ -167,15 +170,18 @@ usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const 
     *ids = NULL;
     *count = 0;
     /* Positions are 32 bits, and byte-level spelling doubles the text. */
-    if (len > INT32_MAX / 4) return usli_fail(ctx, USL_ERR_INVALID, "a text of %zu bytes is too long to encode; cut it", len);
+    if (len > INT32_MAX / 4)
+        return usli_fail(ctx, USL_ERR_INVALID, "a text of %zu bytes is too long to encode; cut it", len);
     size_t broken, valid = usli_utf8_valid(text, len, &broken);
-    if (broken) return usli_fail(ctx, USL_ERR_INVALID, "the text is not valid UTF-8 at byte %zu; convert it first", valid + 1);
+    if (broken)
+        return usli_fail(ctx, USL_ERR_INVALID, "the text is not valid UTF-8 at byte %zu; convert it first", valid + 1);
     USLI_TRYGO(usli_grow(ctx, &e.ids.items, &e.ids.cap, len / 3 + 8, sizeof *e.ids.items));
     USLI_TRYGO(add_template(&e, &tok->template_before, flags));
     USLI_TRYGO(usli_added_split(ctx, &tok->raw, text, len, &e.outer));
     for (size_t i = 0; i < e.outer.count; i++) {
         usli_segment s = e.outer.items[i];
-        USLI_TRYGO(s.id >= 0 ? usli_ids_add(ctx, &e.ids, s.id) : encode_raw(&e, text + s.start, s.end - s.start, s.start == 0));
+        USLI_TRYGO(s.id >= 0 ? usli_ids_add(ctx, &e.ids, s.id)
+                             : encode_raw(&e, text + s.start, s.end - s.start, s.start == 0));
     }
     USLI_TRYGO(add_template(&e, &tok->template_after, flags));
     *ids = e.ids.items;
@@ -190,16 +196,19 @@ done:
     return st;
 }
 
-/* ---- Ids to text ----------------------------------------------------------------------------------------------------------- */
+/* ---- Ids to text
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static usl_status bad_id(usl_ctx *ctx, int32_t id) {
     return usli_fail(ctx, USL_ERR_INVALID, "no token has the id %d; the ids come from another tokenizer", (int)id);
 }
 
 /* The spellings of ids as pieces; without a decoder they are joined by spaces. */
-static usl_status spell(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special, usli_work *w) {
+static usl_status spell(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special,
+                        usli_work *w) {
     for (size_t i = 0; i < count; i++) {
-        if (ids[i] < 0 || (size_t)ids[i] >= tok->vocab.count || !tok->vocab.entries[ids[i]].used) return bad_id(ctx, ids[i]);
+        if (ids[i] < 0 || (size_t)ids[i] >= tok->vocab.count || !tok->vocab.entries[ids[i]].used)
+            return bad_id(ctx, ids[i]);
         const usli_entry *e = &tok->vocab.entries[ids[i]];
         if (skip_special && e->special) continue;
         if (!tok->has_decoder && w->now.text.len) USLI_TRY(usli_buf_add(ctx, &w->now.text, " ", 1));
@@ -210,8 +219,8 @@ static usl_status spell(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *
     return USL_OK;
 }
 
-usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special,
-                                 char **text, size_t *len) {
+usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count,
+                                 bool skip_special, char **text, size_t *len) {
     usli_work w = { 0 };
     usli_buf out = { 0 };
     usl_status st;
@@ -240,7 +249,8 @@ done:
     return st;
 }
 
-/* ---- Questions ------------------------------------------------------------------------------------------------------------- */
+/* ---- Questions
+ * ------------------------------------------------------------------------------------------------------------- */
 
 int64_t usli_tokenizer_size(const usli_tokenizer *tok) {
     return (int64_t)tok->vocab.count;

@@ -1,5 +1,5 @@
-/* Tokenizers: text to ids and back, exactly as Hugging Face's `tokenizers` does for a tokenizer.json and as llama.cpp does
- * for a GGUF file. Read-only once loaded: several threads may use one, each with its own context. */
+/* Tokenizers: text to ids and back, exactly as Hugging Face's `tokenizers` does for a tokenizer.json and as llama.cpp
+ * does for a GGUF file. Read-only once loaded: several threads may use one, each with its own context. */
 #ifndef USLI_TEXT_TOKENIZER_H
 #define USLI_TEXT_TOKENIZER_H
 
@@ -43,10 +43,10 @@ void usli_tokenizer_release(usli_tokenizer *tok);           /* NULL is fine */
  * character like others. */
 usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, unsigned flags,
                                  int32_t **ids, size_t *count);
-/* *text is new (usli_free), 0-terminated, len without it; always UTF-8 (broken bytes become U+FFFD). An id that no token
- * has is an error. len may be NULL. */
-usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count, bool skip_special,
-                                 char **text, size_t *len);
+/* *text is new (usli_free), 0-terminated, len without it; always UTF-8 (broken bytes become U+FFFD). An id that no
+ * token has is an error. len may be NULL. */
+usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count,
+                                 bool skip_special, char **text, size_t *len);
 
 /* The largest id and one; ids below it may be unused. */
 int64_t usli_tokenizer_size(const usli_tokenizer *tok);
@@ -63,8 +63,8 @@ bool usli_tokenizer_adds_bos(const usli_tokenizer *tok);
 bool usli_tokenizer_adds_eos(const usli_tokenizer *tok);
 bool usli_tokenizer_adds_space_prefix(const usli_tokenizer *tok);
 
-/* For GGUF: tokenizer.ggml.model ("gpt2" for byte-level BPE, "llama" for SentencePiece) and tokenizer.ggml.pre ("default"
- * when the pre-tokeniser is none that llama.cpp has a name for known here). Static. */
+/* For GGUF: tokenizer.ggml.model ("gpt2" for byte-level BPE, "llama" for SentencePiece) and tokenizer.ggml.pre
+ * ("default" when the pre-tokeniser is none that llama.cpp has a name for known here). Static. */
 const char *usli_tokenizer_ggml_model(const usli_tokenizer *tok);
 const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok);
 /* Merges in the order of their rank, as ids. None for a SentencePiece vocabulary from GGUF: its scores rank. */
@@ -73,8 +73,8 @@ void usli_tokenizer_merge(const usli_tokenizer *tok, size_t rank, int32_t *left,
 
 /* The bytes of the tokenizer.json it was read from; NULL when it came from GGUF. Borrowed. */
 const char *usli_tokenizer_source(const usli_tokenizer *tok, size_t *len);
-/* Writes tokenizer.json and tokenizer_config.json into dir (made when missing): copies of the source where there is one,
- * else files made from the parts that Hugging Face's libraries load. */
+/* Writes tokenizer.json and tokenizer_config.json into dir (made when missing): copies of the source where there is
+ * one, else files made from the parts that Hugging Face's libraries load. */
 usl_status usli_tokenizer_save(usl_ctx *ctx, const usli_tokenizer *tok, const char *dir);
 
 #endif

@@ -58,7 +58,8 @@ usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t 
     int shown = (int)(len < 100 ? len : 100);
     /* Ids may leave holes, yet a small file must not ask for a large table. */
     if (id < 0 || (uint64_t)id > 16 * (uint64_t)v->used + 65536)
-        return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" has the id %lld, which is out of range", shown, text, (long long)id);
+        return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" has the id %lld, which is out of range", shown, text,
+                         (long long)id);
     if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
     size_t slot = vocab_slot(v, text, len);
     if (v->slots[slot] && !last_wins)
@@ -72,8 +73,8 @@ usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t 
     }
     usli_entry *e = &v->entries[id];
     if (e->used)
-        return usli_fail(ctx, USL_ERR_FORMAT, "tokens \"%.100s\" and \"%.*s\" have the same id %lld", v->blob.data + e->at, shown, text,
-                         (long long)id);
+        return usli_fail(ctx, USL_ERR_FORMAT, "tokens \"%.100s\" and \"%.*s\" have the same id %lld",
+                         v->blob.data + e->at, shown, text, (long long)id);
     *e = (usli_entry){ v->blob.len, len, 0, USLI_TOKEN_NORMAL, true, false };
     USLI_TRY(usli_grow(ctx, &v->blob.data, &v->blob.cap, v->blob.len + len + 1, 1));
     if (len) memcpy(v->blob.data + v->blob.len, text, len);
@@ -88,7 +89,8 @@ int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len) {
     return v->slot_count ? (int32_t)v->slots[vocab_slot(v, text, len)] - 1 : -1;
 }
 
-/* ---- Merges -------------------------------------------------------------------------------------------------------------- */
+/* ---- Merges
+ * -------------------------------------------------------------------------------------------------------------- */
 
 void usli_merges_free(usl_ctx *ctx, usli_merges *m) {
     usli_free(ctx, m->pairs);
@@ -120,7 +122,8 @@ usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m) {
     m->slots = usli_calloc(ctx, count, sizeof *m->slots);
     if (!m->slots) return usli_nomem(ctx, count * sizeof *m->slots);
     m->slot_count = count;
-    for (size_t i = 0; i < m->count; i++) m->slots[merge_slot(m, m->pairs[3 * i], m->pairs[3 * i + 1])] = (uint32_t)i + 1;
+    for (size_t i = 0; i < m->count; i++)
+        m->slots[merge_slot(m, m->pairs[3 * i], m->pairs[3 * i + 1])] = (uint32_t)i + 1;
     return USL_OK;
 }
 

@@ -9,7 +9,8 @@ static const char *shared(void) {
     return dir ? dir : "../shared";
 }
 
-/* ---- Case files ----------------------------------------------------------------------------------------------------------- */
+/* ---- Case files
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static bool same_ids(const json_t *want, const int32_t *ids, size_t count) {
     if (json_array_size(want) != count) return false;
@@ -22,11 +23,12 @@ static void check_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *wh
                          const json_t *want, unsigned flags) {
     int32_t *ids;
     size_t count;
-    usl_status st = usli_tokenizer_encode(ctx, tok, json_string_value(text), json_string_length(text), flags, &ids, &count);
+    usl_status st =
+        usli_tokenizer_encode(ctx, tok, json_string_value(text), json_string_length(text), flags, &ids, &count);
     CHECK(st == USL_OK, "%s: line %zu: %s", what, line, usl_ctx_errmsg(ctx));
     if (st != USL_OK) return;
-    CHECK(same_ids(want, ids, count), "%s: line %zu: %zu ids, want %zu: \"%.60s\"", what, line, count, json_array_size(want),
-          json_string_value(text));
+    CHECK(same_ids(want, ids, count), "%s: line %zu: %zu ids, want %zu: \"%.60s\"", what, line, count,
+          json_array_size(want), json_string_value(text));
     usli_free(ctx, ids);
 }
 
@@ -39,8 +41,8 @@ static void check_decode(usl_ctx *ctx, const usli_tokenizer *tok, const char *wh
     usl_status st = usli_tokenizer_decode(ctx, tok, ids, count, false, &text, &len);
     CHECK(st == USL_OK, "%s: line %zu: %s", what, line, usl_ctx_errmsg(ctx));
     if (st == USL_OK) {
-        CHECK(len == json_string_length(want) && memcmp(text, json_string_value(want), len) == 0, "%s: line %zu: decoded \"%.60s\"",
-              what, line, text);
+        CHECK(len == json_string_length(want) && memcmp(text, json_string_value(want), len) == 0,
+              "%s: line %zu: decoded \"%.60s\"", what, line, text);
         usli_free(ctx, text);
     }
     free(ids);
@@ -71,7 +73,8 @@ static void check_cases(usl_ctx *ctx, const usli_tokenizer *tok, const char *pat
     usli_free(ctx, file);
 }
 
-/* ---- Folders beside the repository: compressed files are unpacked into a folder of our own ------------------------------ */
+/* ---- Folders beside the repository: compressed files are unpacked into a folder of our own
+ * ------------------------------ */
 
 static char scratch[] = "/tmp/usl-text-XXXXXX";
 
@@ -111,7 +114,8 @@ static void remove_scratch(void) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const NAMES[] = { "stories260k", "llama2", "mistral_v0_1", "llama3_1", "qwen3", "deepseek_v3", "gemma3" };
+    static const char *const NAMES[] = { "stories260k", "llama2",      "mistral_v0_1", "llama3_1",
+                                         "qwen3",       "deepseek_v3", "gemma3" };
     usl_ctx *ctx;
     if (usl_ctx_new(NULL, &ctx) != USL_OK || !mkdtemp(scratch)) return 1;
     if (argc == 3) {
