@@ -1,7 +1,7 @@
 /* The rate of the CPU's matrix products beside the library's own, on the shapes of a 135M model.
  *
- *   cc -O2 -I. examples/bench/gemm.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread -o
- * build/bench_gemm OMP_NUM_THREADS=2 build/bench_gemm 2
+ *   cc -O2 -I. tests/ops/bench_gemm.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread \
+ *      -o build/bench_gemm && OMP_NUM_THREADS=2 build/bench_gemm 2
  *
  * Prints the best of many repetitions, in GFLOP/s: ours, oneDNN's one call over all of it, the ratio. */
 #define _POSIX_C_SOURCE 200809L

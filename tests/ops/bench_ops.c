@@ -1,6 +1,6 @@
 /* The rate of the CPU's ops other than matrix products, on the shapes of a 135M model: 4 rows of 512 tokens.
  *
- *   cc -O2 -I. examples/bench/ops.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread -o bench_ops
+ *   cc -O2 -I. tests/ops/bench_ops.c build/libunsloth.a -ldnnl -ljansson -lpcre2-8 -lutf8proc -lm -ldl -lpthread -o bench_ops
  *   ./bench_ops THREADS [WORD]        only those whose name contains WORD
  *
  * Prints the best of many repetitions: milliseconds, and GFLOP/s (attention: the causal half counted, five products in

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Formats the C files after .clang-format; with --check only says which differ.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=(-i)
+[[ ${1:-} == --check ]] && mode=(--dry-run -Werror)
+find core lua examples tests -name '*.[ch]' -print0 | xargs -0 clang-format "${mode[@]}"
