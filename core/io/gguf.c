@@ -93,7 +93,7 @@ static usl_status read_metadata(parser *p, uint64_t count) {
     for (uint64_t i = 0; i < count; i++) {
         USLI_TRY(usli_grow(p->ctx, &f->kv, &cap, f->kv_count + 1, sizeof *f->kv));
         usli_gguf_kv *kv = &f->kv[f->kv_count];
-        usli_gguf_str key;
+        usli_gguf_str key = { 0 };
         memset(kv, 0, sizeof *kv);
         USLI_TRY(get_str(p, &key));
         if (key.len > 65535) return cut(p);
@@ -187,7 +187,7 @@ static usl_status read_tensors(parser *p, uint64_t count) {
     const usli_file_tensor **names = usli_calloc(p->ctx, n + 1, sizeof *names);
     usl_status st = f->tensors && places && names ? USL_OK : usli_nomem(p->ctx, (n + 1) * sizeof *f->tensors);
     for (size_t i = 0; st == USL_OK && i < n; i++) {
-        usli_gguf_str name;
+        usli_gguf_str name = { 0 };
         if ((st = get_str(p, &name)) != USL_OK) break;
         if (!(f->tensors[i].name = usli_strndup(p->ctx, name.data, name.len))) {
             st = usli_nomem(p->ctx, name.len);
