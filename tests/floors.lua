@@ -168,7 +168,8 @@ assert(read(PUBLIC):find '#include "' == nil, "core/unsloth.h includes files of 
 
 if arg[1] then
   local promised, shown = {}, {}
-  for name in code_of(read(PUBLIC)):gmatch "USL_API%s[^;(]-([%w_]+)%s*%(" do promised[name] = true end
+  local header = code_of(read(PUBLIC)):gsub("\\\n", " "):gsub("#[^\n]*", "")
+  for name in header:gmatch "USL_API%s[^;(]-([%w_]+)%s*%(" do promised[name] = true end
   for _, line in ipairs(lines_of("nm -D --defined-only '" .. arg[1] .. "'")) do
     local name = line:match "^%x*%s*%a%s+([^@%s]+)"
     if name then shown[name] = true end

@@ -114,7 +114,7 @@ step "build with sanitizers" build build/sanitize -DCMAKE_C_COMPILER=gcc -DUSL_W
 
 # ---- The source itself ----
 
-lua_files() { find lua tests recipes examples .luacheckrc -name '*.lua' -o -name .luacheckrc; }
+lua_files() { find . \( -path './build*' -o -path './outputs' \) -prune -o -name '*.lua' -print; }
 
 step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so
 step "luacheck" luacheck --no-color -q $(lua_files)
