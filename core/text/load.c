@@ -252,38 +252,25 @@ static usl_status template_ids(loader *l, const json_t *post, const char *name, 
     return USL_OK;
 }
 
-/* Ids found before the text go in front of what earlier templates put there. */
 static usl_status read_template(loader *l, const json_t *post) {
     const json_t *single = json_object_get(post, "single");
     usli_tokenizer *t = l->tok;
-    usli_ids before = { 0 };
-    usl_status st = USL_OK;
     bool seen = false;
+    if (t->template_before.count || t->template_after.count)
+        return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "two post-processors with a template are not supported");
     for (size_t i = 0; i < json_array_size(single); i++) {
         const json_t *item = json_array_get(single, i);
         const char *name = json_string_value(json_object_get(json_object_get(item, "SpecialToken"), "id"));
-        if (name) {
-            USLI_TRYGO(template_ids(l, post, name, seen ? &t->template_after : &before));
-        } else if (json_object_get(item, "Sequence") && !seen) {
+        if (name)
+            USLI_TRY(template_ids(l, post, name, seen ? &t->template_after : &t->template_before));
+        else if (json_object_get(item, "Sequence") && !seen)
             seen = true;
-        } else {
-            st = usli_fail(l->ctx, USL_ERR_UNSUPPORTED,
-                           "the post-processor's template must hold tokens and the text once");
-            goto done;
-        }
+        else
+            return usli_fail(l->ctx, USL_ERR_UNSUPPORTED,
+                             "the post-processor's template must hold tokens and the text once");
     }
-    if (!seen) {
-        st = usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor's template leaves out the text");
-        goto done;
-    }
-    for (size_t i = 0; i < t->template_before.count; i++)
-        USLI_TRYGO(usli_ids_add(l->ctx, &before, t->template_before.items[i]));
-    usli_ids old = t->template_before;
-    t->template_before = before;
-    before = old;
-done:
-    usli_free(l->ctx, before.items);
-    return st;
+    if (!seen) return usli_fail(l->ctx, USL_ERR_FORMAT, "the post-processor's template leaves out the text");
+    return USL_OK;
 }
 
 static usl_status read_post_processor(loader *l, const json_t *post) {

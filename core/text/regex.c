@@ -29,7 +29,8 @@ static void give(void *ptr, void *ctx) {
 
 #define SPACES \
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"
+/* Oniguruma takes the fractions and raised digits of Latin-1 for letters, no others. */
+#define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 /* What a class escape becomes outside and inside brackets; NULL: as it is. */
 static const char *escape_for(char c, bool in_class) {

