@@ -124,6 +124,7 @@ step "luacheck" luacheck --no-color -q $(lua_files)
 run_ctest "c" build
 run_ctest "c-cblas" build/cblas 'test_(gemm|linear|attention)'
 ((${sanitized:-0})) && run_ctest "c-sanitizers" build/sanitize
+((all)) && step "every allocation fails in turn" build/tests/test_oom 1
 
 # ---- Lua specs: in a stock lua5.4 with the C module, and in our own interpreter ----
 

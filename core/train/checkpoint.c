@@ -32,9 +32,11 @@ static int pieces_of(const usli_param *p, piece out[5]) {
     return count;
 }
 
-static usl_status write_state(usl_trainer *t, const char *path) {
+/* *out is new and wants to be committed. */
+static usl_status write_state(usl_trainer *t, const char *path, usli_safetensors_writer **out) {
     usli_safetensors_writer *w;
-    usl_status st;
+    usl_status st = USL_OK;
+    *out = NULL;
     USLI_TRY(usli_safetensors_create(t->ctx, path, &w));
     for (int writing = 0; writing < 2; writing++) {
         if (writing) USLI_TRYGO(usli_safetensors_begin(w));
@@ -54,9 +56,9 @@ static usl_status write_state(usl_trainer *t, const char *path) {
             }
         }
     }
-    st = usli_safetensors_commit(w);
 done:
-    usli_safetensors_abandon(w);
+    if (st != USL_OK) usli_safetensors_abandon(w);
+    else *out = w;
     return st;
 }
 
@@ -108,6 +110,24 @@ static json_t *state_json(const usl_trainer *t, const char *extra) {
     return j;
 }
 
+/* Everything is written under temporary names before the old checkpoint of that folder is given up: want of memory or of
+ * disk leaves it as it was. Between the two commits the folder has no trainer_state.json and so is no checkpoint. */
+static usl_status write_files(usl_trainer *t, const char *state, const char *tensors, const char *text, size_t len) {
+    usli_safetensors_writer *numbers = NULL;
+    usli_writer *words = NULL;
+    usl_status st;
+    USLI_TRYGO(write_state(t, tensors, &numbers));
+    USLI_TRYGO(usli_writer_open(t->ctx, state, &words));
+    USLI_TRYGO(usli_writer_write(words, text, len));
+    USLI_TRYGO(usli_remove_file(t->ctx, state));
+    USLI_TRYGO(usli_safetensors_commit(numbers));
+    USLI_TRYGO(usli_writer_commit(words));
+done:
+    usli_safetensors_abandon(numbers);
+    usli_writer_close(words);
+    return st;
+}
+
 usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *extra) {
     usl_ctx *ctx = t->ctx;
     USLI_TRY(usli_make_dirs(ctx, dir));
@@ -120,11 +140,9 @@ usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *ext
         st = usli_nomem(ctx, 4096);
         goto done;
     }
-    USLI_TRYGO(usli_remove_file(ctx, state)); /* while it is rewritten the folder is no checkpoint */
-    USLI_TRYGO(write_state(t, tensors));
-    if (!t->model->full) USLI_TRYGO(usli_model_save_adapter(t->model, dir, NULL));
     USLI_TRYGO(usli_json_dump(ctx, json, 2, &text, &len));
-    USLI_TRYGO(usli_write_file(ctx, state, text, len));
+    if (!t->model->full) USLI_TRYGO(usli_model_save_adapter(t->model, dir, NULL));
+    USLI_TRYGO(write_files(t, state, tensors, text, len));
 done:
     usli_free(ctx, text);
     if (json) json_decref(json);

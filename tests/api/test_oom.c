@@ -1,0 +1,227 @@
+/* Every allocation of a small run fails in turn: the run must end with USL_ERR_NOMEM and a sentence, leak nothing, and
+ * leave what was saved before as it was.
+ *
+ *   test_oom [STRIDE]      each STRIDE-th allocation; default $USL_OOM_STRIDE, else 23; 1 tries them all
+ *
+ * One thread, so that the order of allocations is the same in every run. */
+#include "tests/test.h"
+
+#include <dirent.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/unsloth.h"
+
+/* ---- An allocator that counts, and fails once or from then on ---- */
+
+typedef struct counter {
+    int64_t requests, live; /* allocations asked for; blocks not yet freed */
+    int64_t failing;        /* number of the request that fails, from 1; 0: none */
+    int for_good;           /* every later one fails too */
+} counter;
+
+static void *counting_realloc(void *ud, void *ptr, size_t size) {
+    counter *c = ud;
+    if (size == 0) {
+        c->live -= ptr != NULL;
+        free(ptr);
+        return NULL;
+    }
+    c->requests++;
+    if (c->failing && (c->requests == c->failing || (c->for_good && c->requests > c->failing))) return NULL;
+    void *fresh = realloc(ptr, size);
+    c->live += fresh && !ptr;
+    return fresh;
+}
+
+/* ---- The run ---- */
+
+static const char CONFIG[] =
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":96,"
+    "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":80,"
+    "\"max_position_embeddings\":64,\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"hidden_act\":\"silu\","
+    "\"tie_word_embeddings\":false}";
+
+typedef struct run {
+    const char *dir; /* what it saves */
+    int tried_saving;
+    usl_ctx *ctx;
+    usl_model *model;
+    usl_rows *rows;
+    usl_trainer *trainer;
+    usl_tensor *logits;
+    int32_t *ids;
+    char *extra;
+} run;
+
+#define TRY(expr)                        \
+    do {                                 \
+        usl_status try_ = (expr);        \
+        if (try_ != USL_OK) return try_; \
+    } while (0)
+
+static usl_status add_rows(run *r) {
+    TRY(usl_rows_new(r->ctx, 0, &r->rows));
+    for (int32_t i = 0; i < 4; i++) {
+        int32_t ids[12];
+        for (int32_t j = 0; j < 12; j++) ids[j] = (i * 17 + j * 5) % 80;
+        TRY(usl_rows_add(r->rows, ids, NULL, (size_t)(12 - i)));
+    }
+    return USL_OK;
+}
+
+static usl_status train(run *r) {
+    usl_train_opts opts = USL_TRAIN_OPTS_INIT;
+    opts.batch = 2;
+    opts.accumulation = 1;
+    opts.max_steps = 2;
+    opts.memory_limit = 64 << 20;
+    TRY(usl_trainer_new(r->model, r->rows, r->rows, &opts, &r->trainer));
+    usl_step_stats stats = { .size = sizeof stats };
+    for (int i = 0; i < 2; i++) TRY(usl_trainer_step(r->trainer, &stats));
+    return usl_trainer_evaluate(r->trainer, &stats);
+}
+
+static usl_status save(run *r) {
+    char path[512];
+    r->tried_saving = 1;
+    snprintf(path, sizeof path, "%s/checkpoint", r->dir);
+    TRY(usl_trainer_save(r->trainer, path, "{\"note\":1}"));
+    TRY(usl_trainer_resume(r->trainer, path, &r->extra));
+    usl_trainer_free(r->trainer);
+    r->trainer = NULL;
+    snprintf(path, sizeof path, "%s/adapter", r->dir);
+    TRY(usl_model_save_adapter(r->model, path, "base"));
+    TRY(usl_model_load_adapter(r->model, path, "again"));
+    return USL_OK;
+}
+
+static usl_status everything(run *r, counter *c) {
+    usl_ctx_opts ctx_opts = USL_CTX_OPTS_INIT;
+    ctx_opts.realloc_fn = counting_realloc;
+    ctx_opts.realloc_ud = c;
+    ctx_opts.threads = 1;
+    TRY(usl_ctx_new(&ctx_opts, &r->ctx));
+    usl_model_opts model_opts = USL_MODEL_OPTS_INIT;
+    model_opts.device = "cpu";
+    model_opts.load_in_4bit = 1;
+    TRY(usl_model_random(r->ctx, CONFIG, 1, &model_opts, &r->model));
+    usl_lora_opts lora = USL_LORA_OPTS_INIT;
+    lora.rank = 4;
+    TRY(usl_model_add_lora(r->model, &lora));
+    TRY(add_rows(r));
+    TRY(train(r));
+    TRY(save(r));
+    static const int32_t prompt[] = { 1, 2, 3 };
+    TRY(usl_model_logits(r->model, prompt, 3, &r->logits));
+    usl_generate_opts generate = USL_GENERATE_OPTS_INIT;
+    generate.max_new_tokens = 4;
+    size_t count;
+    return usl_model_generate(r->model, prompt, 3, &generate, &r->ids, &count);
+}
+
+/* Runs once; returns the status. The sentence is copied out before everything is freed. */
+static usl_status run_once(const char *dir, counter *c, char *sentence, size_t size, int *tried_saving) {
+    run r = { .dir = dir };
+    usl_status st = everything(&r, c);
+    snprintf(sentence, size, "%s", r.ctx ? usl_ctx_errmsg(r.ctx) : "no context");
+    usl_tensor_free(r.logits);
+    usl_trainer_free(r.trainer);
+    usl_rows_free(r.rows);
+    usl_model_free(r.model);
+    if (r.ctx) {
+        usl_free(r.ctx, r.extra);
+        usl_free(r.ctx, r.ids);
+    }
+    usl_ctx_free(r.ctx);
+    *tried_saving = r.tried_saving;
+    return st;
+}
+
+/* ---- What lies in the folder: names and bytes, folded into one number ---- */
+
+static uint64_t fold(uint64_t h, const void *data, size_t n) {
+    for (size_t i = 0; i < n; i++) h = (h ^ ((const uint8_t *)data)[i]) * 1099511628211u;
+    return h;
+}
+
+/* The sum over entries does not depend on the order in which the folder lists them. */
+static uint64_t fold_folder(const char *dir, int *entries) {
+    uint64_t sum = 0;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (e->d_name[0] == '.' && (!e->d_name[1] || e->d_name[1] == '.')) continue;
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        uint64_t h = fold(14695981039346656037u, e->d_name, strlen(e->d_name));
+        struct stat info;
+        if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) {
+            h ^= fold_folder(path, entries);
+        } else {
+            char buf[4096];
+            FILE *f = fopen(path, "rb");
+            for (size_t n; f && (n = fread(buf, 1, sizeof buf, f)) > 0;) h = fold(h, buf, n);
+            if (f) fclose(f);
+        }
+        ++*entries;
+        sum += h;
+    }
+    if (d) closedir(d);
+    return sum;
+}
+
+static void remove_folder(const char *dir) {
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (e->d_name[0] == '.' && (!e->d_name[1] || e->d_name[1] == '.')) continue;
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        struct stat info;
+        if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
+            remove_folder(path);
+        else
+            unlink(path);
+    }
+    if (d) closedir(d);
+    rmdir(dir);
+}
+
+int main(int argc, char **argv) {
+    const char *word = argc > 1 ? argv[1] : getenv("USL_OOM_STRIDE");
+    int64_t stride = word ? atoll(word) : 23;
+    if (stride < 1) stride = 1;
+    char dir[] = "/tmp/usl_test_oom_XXXXXX", sentence[1024];
+    if (!mkdtemp(dir)) return 1;
+
+    counter whole = { 0 };
+    int saving, entries = 0;
+    usl_status st = run_once(dir, &whole, sentence, sizeof sentence, &saving);
+    CHECK(st == USL_OK, "the run itself fails: %s", sentence);
+    CHECK(whole.live == 0, "%lld blocks are left when nothing fails", (long long)whole.live);
+    uint64_t saved = fold_folder(dir, &entries);
+    CHECK(entries >= 4, "only %d entries were saved", entries);
+
+    int64_t tried = 0;
+    for (int for_good = 0; st == USL_OK && for_good < 2; for_good++) {
+        for (int64_t n = 1; n <= whole.requests; n += stride) {
+            counter c = { .failing = n, .for_good = for_good };
+            tried++;
+            usl_status got = run_once(dir, &c, sentence, sizeof sentence, &saving);
+            const char *how = for_good ? "and all after it" : "alone";
+            CHECK(got == USL_ERR_NOMEM, "allocation %lld %s fails: the run ends with %s: %s", (long long)n, how,
+                  usl_status_name(got), sentence);
+            CHECK(c.live == 0, "allocation %lld %s fails: %lld blocks leak", (long long)n, how, (long long)c.live);
+            CHECK(sentence[0], "allocation %lld %s fails: there is no sentence", (long long)n, how);
+            if (!saving) continue;
+            int now = 0;
+            uint64_t left = fold_folder(dir, &now);
+            CHECK(left == saved && now == entries, "allocation %lld %s fails: %s holds something else", (long long)n,
+                  how, dir);
+            if (left != saved) remove_folder(dir), run_once(dir, &(counter){ 0 }, sentence, sizeof sentence, &saving);
+        }
+    }
+    printf("%lld of %lld allocations failed, alone and with all after them\n", (long long)tried,
+           (long long)whole.requests);
+    remove_folder(dir);
+    return test_end("test_oom");
+}
