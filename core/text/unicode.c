@@ -71,20 +71,74 @@ static bool is_ascii(const char *text, size_t len) {
     return all < 0x80;
 }
 
+typedef struct codes {
+    int32_t *items;
+    size_t count, cap;
+} codes;
+
+static usl_status bad_text(usl_ctx *ctx, utf8proc_ssize_t error) {
+    return usli_fail(ctx, USL_ERR_INVALID, "the text cannot be normalised: %s", utf8proc_errmsg(error));
+}
+
+static usl_status decompose(usl_ctx *ctx, const char *text, size_t len, utf8proc_option_t options, codes *out) {
+    for (size_t i = 0; i < len; i += usli_utf8_step(text[i])) {
+        int boundary = 0;
+        utf8proc_ssize_t n = 1;
+        do {
+            USLI_TRY(usli_grow(ctx, &out->items, &out->cap, out->count + (size_t)n, sizeof *out->items));
+            size_t room = out->cap - out->count;
+            n = utf8proc_decompose_char(usli_utf8_get(text + i), out->items + out->count, (utf8proc_ssize_t)room,
+                                        options, &boundary);
+            if (n < 0) return bad_text(ctx, n);
+            if ((size_t)n <= room) break;
+        } while (true);
+        out->count += (size_t)n;
+    }
+    return USL_OK;
+}
+
+static int combining_class(int32_t code) {
+    return (int)utf8proc_get_property(code)->combining_class;
+}
+
+/* Counts instead of comparing: a text may be one long run of marks. */
+static void order_run(int32_t *run, size_t n, int32_t *spare) {
+    size_t start[257] = { 0 };
+    for (size_t i = 0; i < n; i++) start[combining_class(run[i]) + 1]++;
+    for (int c = 0; c < 256; c++) start[c + 1] += start[c];
+    for (size_t i = 0; i < n; i++) spare[start[combining_class(run[i])]++] = run[i];
+    memcpy(run, spare, n * sizeof *run);
+}
+
+/* Sorts each run of combining marks by their class, keeping the order of equal ones. */
+static usl_status order_marks(usl_ctx *ctx, codes *c) {
+    int32_t *spare = NULL;
+    for (size_t i = 0; i < c->count;) {
+        size_t start = i;
+        bool ordered = true;
+        for (int last = 0, now; i < c->count && (now = combining_class(c->items[i])) != 0; i++, last = now)
+            ordered = ordered && now >= last;
+        if (!ordered && !spare && !(spare = usli_calloc(ctx, c->count, sizeof *spare)))
+            return usli_nomem(ctx, c->count * sizeof *spare);
+        if (!ordered) order_run(c->items + start, i - start, spare);
+        if (i == start) i++;
+    }
+    usli_free(ctx, spare);
+    return USL_OK;
+}
+
 usl_status usli_unicode_normalize(usl_ctx *ctx, const char *text, size_t len, int options, usli_buf *out) {
     if (is_ascii(text, len)) return usli_buf_add(ctx, out, text, len);
-    const utf8proc_uint8_t *bytes = (const utf8proc_uint8_t *)text;
     utf8proc_option_t opts = (utf8proc_option_t)options;
-    utf8proc_ssize_t need = utf8proc_decompose(bytes, (utf8proc_ssize_t)len, NULL, 0, opts);
-    if (need < 0) return usli_fail(ctx, USL_ERR_INVALID, "the text cannot be normalised: %s", utf8proc_errmsg(need));
-    utf8proc_int32_t *codes = usli_calloc(ctx, (size_t)need + 1, sizeof *codes);
-    if (!codes) return usli_nomem(ctx, ((size_t)need + 1) * sizeof *codes);
-    usl_status st = USL_OK;
-    utf8proc_ssize_t n = utf8proc_decompose(bytes, (utf8proc_ssize_t)len, codes, need, opts);
-    if (n >= 0) n = utf8proc_normalize_utf32(codes, n, opts);
-    if (n < 0) st = usli_fail(ctx, USL_ERR_INVALID, "the text cannot be normalised: %s", utf8proc_errmsg(n));
-    for (utf8proc_ssize_t i = 0; st == USL_OK && i < n; i++) st = usli_buf_code(ctx, out, codes[i]);
-    usli_free(ctx, codes);
+    codes c = { 0 };
+    usl_status st;
+    USLI_TRYGO(decompose(ctx, text, len, opts, &c));
+    USLI_TRYGO(order_marks(ctx, &c));
+    utf8proc_ssize_t n = utf8proc_normalize_utf32(c.items, (utf8proc_ssize_t)c.count, opts);
+    if (n < 0) st = bad_text(ctx, n);
+    for (utf8proc_ssize_t i = 0; st == USL_OK && i < n; i++) st = usli_buf_code(ctx, out, c.items[i]);
+done:
+    usli_free(ctx, c.items);
     return st;
 }
 

@@ -14,7 +14,7 @@ TEXTS = [
     "", " ", "  ", "hello world", " hello  world ", "the cat, the hat; (that) 42 1234 7", "Hello THE World", "a\tb\nc\r\n d", "caf\u00e9 cafe\u0301 \ufb01ne \u00bd \u2460",
     "a--b -- c---", "-a-", "--", "<tok>hello<tok> the", "the <tok>  hello", "hello<word>hello <word> x", "<l>  a  <l>  <r>  b <r>a", "xyz \u00e4\u00f6\u00fc \U0001f600 the",
     "the\u00a0cat\u2003hat\u3000x", "it's I'll don't WE'RE", "\u0130stanbul \u039f\u03a3", "a\u0000b", "42\u0663\u216715", "!?. \u3002\u300c\u00a1x", "thethethe hathat", SPACE + "the" + SPACE + SPACE + "cat",
-    "word-word the-cat", "   leading and trailing   ", "<Norm> <norm> <NORM>", "\u17fea\u017f's",
+    "word-word the-cat", "   leading and trailing   ", "<Norm> <norm> <NORM>", "a\u0301\u0323\u0301\u05b0\u0323x\u0323\u0307 \u1e69 s\u0307\u0323 \uac00\u1100\u1161\u11a8 \ufdfa\u3300", "\u17fea\u017f's",
 ]
 
 
