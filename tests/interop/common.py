@@ -1,0 +1,46 @@
+"""What the comparisons share: where things are, running our program, reading its answers."""
+import os
+import pathlib
+import subprocess
+import sys
+
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = pathlib.Path(os.environ.get("USL_SHARED", ROOT.parent / "shared"))
+PROGRAM = pathlib.Path(os.environ.get("USL_PROGRAM", ROOT / "build" / "unsloth-lua"))
+WORK = ROOT / "build" / "interop"
+
+
+def lua(script, *args):
+    subprocess.run([PROGRAM, ROOT / "tests" / "interop" / script, *map(str, args)], check=True)
+
+
+def answer(model, ids, count, adapter=None):
+    """Returns our logits for the ids (len(ids), vocabulary), and the `count` ids that follow greedily."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    out = WORK / "answer.safetensors"
+    lua("answer.lua", model, out, count, *ids, *(("--", adapter) if adapter else ()))
+    tensors = load_file(out)
+    return tensors["logits"], [int(i) for i in tensors["greedy"]]
+
+
+def skip(sentence):
+    print(sentence)
+    sys.exit(77)
+
+
+class Checks:
+    """Counts; prints each figure; end() exits."""
+
+    def __init__(self):
+        self.done = self.failed = 0
+
+    def check(self, condition, sentence):
+        self.done += 1
+        self.failed += not condition
+        print(("" if condition else "FAILED ") + sentence, flush=True)
+
+    def end(self):
+        print(f"{self.done} checks, {self.failed} failed")
+        sys.exit(self.done == 0 or self.failed > 0)

