@@ -34,7 +34,7 @@ static void forward_task(void *arg, int64_t task, int worker) {
         if (a->res && a->x) {
             const float *res = usli_row_load(j->v, row_at(a->res, a->res_dtype, r, n), a->res_dtype, sum, n);
             const float *x = usli_row_load(j->v, row_at(a->x, a->dtype, r, n), a->dtype, buf, n);
-            for (int64_t i = 0; i < n; i++) sum[i] = res[i] + x[i];
+            j->v->add(res, x, sum, n);
             char *out = (char *)a->res_out + (size_t)(r * n) * usli_dtype_bytes(a->res_dtype);
             usli_row_store(j->v, sum, out, a->res_dtype, n);
             v = usli_row_load(j->v, out, a->res_dtype, sum, n); /* the norm sees what was stored */
@@ -45,7 +45,7 @@ static void forward_task(void *arg, int64_t task, int worker) {
         }
         float rstd = 1.0f / sqrtf(j->v->dot(v, v, n) / (float)n + a->eps);
         if (a->rstd) a->rstd[r] = rstd;
-        for (int64_t i = 0; i < n; i++) y[i] = v[i] * rstd * j->w[i];
+        j->v->times(rstd, v, j->w, y, n);
         usli_row_store(j->v, y, (char *)a->y + (size_t)(r * n) * usli_dtype_bytes(a->dtype), a->dtype, n);
     }
 }
@@ -61,10 +61,9 @@ static void backward_task(void *arg, int64_t task, int worker) {
         const float *v = usli_row_load(j->v, row_at(a->n, a->n_dtype, r, n), a->n_dtype, b0, n);
         const float *dy = usli_row_load(j->v, row_at(a->dy, a->dtype, r, n), a->dtype, b1, n);
         float rstd = a->rstd[r], mean = j->v->dot3(dy, j->w, v, n) / (float)n, k = rstd * rstd * mean;
-        if (dw)
-            for (int64_t i = 0; i < n; i++) dw[i] += dy[i] * v[i] * rstd;
+        if (dw) j->v->add_times(rstd, dy, v, dw, n);
         if (!a->dn) continue;
-        for (int64_t i = 0; i < n; i++) g[i] = rstd * (dy[i] * j->w[i] - v[i] * k);
+        j->v->norm_backward(rstd, k, v, j->w, dy, g, n);
         char *dn = (char *)a->dn + (size_t)(r * n) * usli_dtype_bytes(a->res_dtype);
         if (a->dn_mode == USLI_ACCUMULATE) j->v->axpy(1.0f, usli_row_load(j->v, dn, a->res_dtype, b3, n), g, n);
         usli_row_store(j->v, g, dn, a->res_dtype, n);

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "core/base/dtype.h"
 #include "core/base/pool.h"
@@ -11,7 +12,8 @@ typedef struct side {
     char *x;        /* q or k, or their gradients */
     int64_t stride; /* elements */
     int heads;
-    const void *norm, *in;
+    const float *norm; /* weight + offset, or NULL */
+    const void *in;
     float *rstd, *partial;
 } side;
 
@@ -23,14 +25,18 @@ typedef struct job {
 } job;
 
 /* x: one head. sign -1 turns back. */
-static void rotate(const usli_rope_args *a, int64_t token, float sign, float *x) {
+static void rotate(const job *j, int64_t token, float sign, float *x) {
+    const usli_rope_args *a = j->a;
     int half = a->rot_dim / 2;
     const float *c = a->cos + (int64_t)a->position[token] * half, *s = a->sin + (int64_t)a->position[token] * half;
+    if (!a->interleaved) {
+        j->v->rotate(c, s, sign, x, half);
+        return;
+    }
     for (int i = 0; i < half; i++) {
-        float *p = a->interleaved ? &x[2 * i] : &x[i], *q = a->interleaved ? &x[2 * i + 1] : &x[i + half];
-        float u = *p, w = *q, sn = sign * s[i];
-        *p = u * c[i] - w * sn;
-        *q = w * c[i] + u * sn;
+        float u = x[2 * i], w = x[2 * i + 1], sn = sign * s[i];
+        x[2 * i] = u * c[i] - w * sn;
+        x[2 * i + 1] = w * c[i] + u * sn;
     }
 }
 
@@ -44,33 +50,29 @@ static void forward_heads(const job *j, const side *s, int64_t t) {
         if (s->norm) {
             float r = 1.0f / sqrtf(j->v->dot(x, x, a->head_dim) / (float)a->head_dim + a->norm_eps);
             if (s->rstd) s->rstd[t * s->heads + h] = r;
-            for (int i = 0; i < a->head_dim; i++) x[i] *= r * (usli_get_float(s->norm, a->norm_dtype, i) + a->norm_offset);
+            j->v->times(r, x, s->norm, x, a->head_dim);
         }
-        rotate(a, t, 1.0f, x);
+        rotate(j, t, 1.0f, x);
         usli_row_store(j->v, x, at, a->dtype, a->head_dim);
     }
 }
 
 static void backward_heads(const job *j, const side *s, int64_t t, float *partial) {
     const usli_rope_args *a = j->a;
-    float buf[MAX_HEAD], in[MAX_HEAD], w[MAX_HEAD];
+    float buf[MAX_HEAD], in[MAX_HEAD];
     size_t e = usli_dtype_bytes(a->dtype);
     int d = a->head_dim;
     for (int h = 0; h < s->heads; h++) {
-        char *at = s->x + (size_t)(t * s->stride + (int64_t)h * d) * e;
-        float *g = (float *)(uintptr_t)usli_row_load(j->v, at, a->dtype, buf, d);
-        rotate(a, t, -1.0f, g);
+        size_t at = (size_t)(t * s->stride + (int64_t)h * d) * e;
+        float *g = (float *)(uintptr_t)usli_row_load(j->v, s->x + at, a->dtype, buf, d);
+        rotate(j, t, -1.0f, g);
         if (s->norm) {
-            const float *n = usli_row_load(j->v, (const char *)s->in + (size_t)(t * s->stride + (int64_t)h * d) * e, a->dtype, in, d);
-            float r = s->rstd[t * s->heads + h];
-            for (int i = 0; i < d; i++) w[i] = usli_get_float(s->norm, a->norm_dtype, i) + a->norm_offset;
-            float k = r * r * j->v->dot3(g, w, n, d) / (float)d;
-            for (int i = 0; i < d; i++) {
-                if (partial) partial[i] += g[i] * n[i] * r;
-                g[i] = r * (g[i] * w[i] - n[i] * k);
-            }
+            const float *n = usli_row_load(j->v, (const char *)s->in + at, a->dtype, in, d);
+            float r = s->rstd[t * s->heads + h], k = r * r * j->v->dot3(g, s->norm, n, d) / (float)d;
+            if (partial) j->v->add_times(r, g, n, partial, d);
+            j->v->norm_backward(r, k, n, s->norm, g, g, d);
         }
-        usli_row_store(j->v, g, at, a->dtype, d);
+        usli_row_store(j->v, g, s->x + at, a->dtype, d);
     }
 }
 
@@ -96,7 +98,27 @@ static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     const usli_rope_args *a = args;
     (void)x;
     size_t sums = pass == USLI_BACKWARD ? (size_t)(a->dq_norm != NULL) + (size_t)(a->dk_norm != NULL) : 0;
-    return sums * (size_t)tasks_of(a) * (size_t)a->head_dim * sizeof(float);
+    size_t weights = (size_t)(a->q_norm != NULL) + (size_t)(a->k_norm != NULL);
+    return (weights + sums * (size_t)tasks_of(a)) * (size_t)a->head_dim * sizeof(float);
+}
+
+/* A norm's weight + offset, taken from the workspace. */
+static const float *norm_weight(const usli_rope_args *a, const void *norm, float **room) {
+    if (!norm) return NULL;
+    float *w = *room;
+    *room += a->head_dim;
+    usli_to_f32(norm, a->norm_dtype, w, a->head_dim);
+    for (int i = 0; i < a->head_dim; i++) w[i] += a->norm_offset;
+    return w;
+}
+
+/* Zeros for the tasks' sums of a norm's gradient. */
+static float *norm_sums(const usli_rope_args *a, const float *gradient, float **room) {
+    if (!gradient) return NULL;
+    float *sums = *room;
+    *room += tasks_of(a) * a->head_dim;
+    memset(sums, 0, (size_t)(tasks_of(a) * a->head_dim) * sizeof *sums);
+    return sums;
 }
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
@@ -107,14 +129,14 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
             return usli_fail(x->ctx, USL_ERR_INVALID, "position %d is beyond the %lld that rope was prepared for; raise max_seq_length",
                              a->position[t], (long long)a->positions);
     bool back = pass == USLI_BACKWARD;
-    job j = { a, usli_vec_best(), pass,
-              { back ? a->dq : a->q, a->q_stride, a->heads, a->q_norm, a->q_in, a->q_rstd, NULL },
-              { back ? a->dk : a->k, a->k_stride, a->k || a->dk ? a->kv_heads : 0, a->k_norm, a->k_in, a->k_rstd, NULL } };
-    int64_t sums = tasks_of(a) * a->head_dim;
     float *room = ws;
-    for (int64_t i = 0; i < (back ? ((a->dq_norm != NULL) + (a->dk_norm != NULL)) * sums : 0); i++) room[i] = 0;
-    if (back && a->dq_norm) j.q.partial = room, room += sums;
-    if (back && a->dk_norm) j.k.partial = room;
+    job j = { .a = a, .v = usli_vec_best(), .pass = pass };
+    j.q = (side){ back ? a->dq : a->q, a->q_stride, a->heads, norm_weight(a, a->q_norm, &room), a->q_in, a->q_rstd, NULL };
+    j.k = (side){ back ? a->dk : a->k, a->k_stride, a->k || a->dk ? a->kv_heads : 0, norm_weight(a, a->k_norm, &room), a->k_in, a->k_rstd, NULL };
+    if (back) {
+        j.q.partial = norm_sums(a, a->dq_norm, &room);
+        j.k.partial = norm_sums(a, a->dk_norm, &room);
+    }
     usli_pool_run(x->ctx->pool, tasks_of(a), task_fn, &j);
     for (int64_t t = 0; t < tasks_of(a); t++) {
         if (j.q.partial) j.v->axpy(1.0f, j.q.partial + t * a->head_dim, a->dq_norm, a->head_dim);

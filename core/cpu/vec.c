@@ -15,6 +15,33 @@ enum { PIECE = 256 /* of a long sum */ };
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
+/* A register, and how many of them a product's tile takes: sized for 32 registers with AVX-512, 16 elsewhere. */
+#if defined(__AVX512F__)
+enum { LANES = 16, TALL = 8, WIDE = 2 };
+#elif defined(__AVX2__)
+enum { LANES = 8, TALL = 6, WIDE = 2 };
+#else
+enum { LANES = 4, TALL = 4, WIDE = 2 };
+#endif
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef uint32_t lanes_u32 __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef uint16_t lanes_u16 __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+static inline lanes load_lanes(const float *p) {
+    lanes v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline lanes load_bf16_lanes(const uint16_t *p) {
+    lanes_u16 h;
+    memcpy(&h, p, sizeof h);
+    lanes_u32 u = __builtin_convertvector(h, lanes_u32) << 16;
+    lanes v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+
 static void bf16_to_f32(const uint16_t *src, float *dst, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) dst[i] = usli_bf16_to_f32(src[i]);
@@ -47,8 +74,8 @@ static void lut16(const uint8_t *codes, const float *values, float s, int round,
 #if defined(__AVX512F__)
     __m512 all = _mm512_loadu_ps(table);
     for (; i + 16 <= n; i += 16) {
-        __m512i lanes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)(codes + i / 2)));
-        __m512i index = _mm512_or_si512(_mm512_srli_epi64(lanes, 4), _mm512_slli_epi64(lanes, 32));
+        __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)(codes + i / 2)));
+        __m512i index = _mm512_or_si512(_mm512_srli_epi64(bytes, 4), _mm512_slli_epi64(bytes, 32));
         _mm512_storeu_ps(dst + i, _mm512_permutexvar_ps(index, all));
     }
 #elif defined(__AVX2__)
@@ -57,8 +84,8 @@ static void lut16(const uint8_t *codes, const float *values, float s, int round,
     for (; i + 8 <= n; i += 8) {
         int32_t bytes;
         memcpy(&bytes, codes + i / 2, sizeof bytes);
-        __m256i lanes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
-        __m256i index = _mm256_or_si256(_mm256_srli_epi64(lanes, 4), _mm256_slli_epi64(lanes, 32));
+        __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+        __m256i index = _mm256_or_si256(_mm256_srli_epi64(wide, 4), _mm256_slli_epi64(wide, 32));
         __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
         _mm256_storeu_ps(dst + i, _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
                                                    _mm256_permutevar8x32_ps(high, index), is_high));
@@ -70,19 +97,30 @@ static void lut16(const uint8_t *codes, const float *values, float s, int round,
     }
 }
 
-static float dot(const float *a, const float *b, int64_t n) {
+/* Sums in CHAINS registers at a time, since one would wait for its last addition. */
+enum { CHAINS = 4 };
+
+static inline float sum_lanes(const lanes *acc) {
+    lanes v = (acc[0] + acc[1]) + (acc[2] + acc[3]);
     float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    for (int j = 0; j < LANES; j++) s += v[j];
     return s;
 }
 
-static float dot_bf16(const uint16_t *a, const float *b, int64_t n) {
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += usli_bf16_to_f32(a[i]) * b[i];
-    return s;
-}
+#define DOT(name, type, load_a, one)                                                                            \
+    static float name(const type *a, const float *b, int64_t n) {                                               \
+        lanes acc[CHAINS] = { 0 };                                                                              \
+        int64_t i = 0;                                                                                          \
+        for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)                                                    \
+            for (int c = 0; c < CHAINS; c++) acc[c] += load_a(a + i + c * LANES) * load_lanes(b + i + c * LANES); \
+        for (; i + LANES <= n; i += LANES) acc[0] += load_a(a + i) * load_lanes(b + i);                         \
+        float s = sum_lanes(acc);                                                                               \
+        for (; i < n; i++) s += one(a[i]) * b[i];                                                               \
+        return s;                                                                                               \
+    }
+#define SAME(x) (x)
+DOT(dot, float, load_lanes, SAME)
+DOT(dot_bf16, uint16_t, load_bf16_lanes, usli_bf16_to_f32)
 
 static float dot3(const float *a, const float *b, const float *c, int64_t n) {
     float s = 0;
@@ -115,14 +153,13 @@ static void drop(uint64_t key, uint32_t group, uint32_t c1, uint32_t c2, uint32_
 }
 
 static float max_of(const float *x, int64_t n) {
-    enum { LANES = 16 };
-    float lane[LANES], m = -INFINITY;
-    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
+    float lane[CHAINS * LANES], m = -INFINITY;
+    for (int j = 0; j < CHAINS * LANES; j++) lane[j] = -INFINITY;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+        for (int j = 0; j < CHAINS * LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
     for (; i < n; i++) m = x[i] > m ? x[i] : m;
-    for (int j = 0; j < LANES; j++) m = lane[j] > m ? lane[j] : m;
+    for (int j = 0; j < CHAINS * LANES; j++) m = lane[j] > m ? lane[j] : m;
     return m;
 }
 
@@ -138,30 +175,56 @@ static void axpy(float s, const float *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += s * x[i];
 }
 
+static void add(const float *a, const float *b, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+static void times(float s, const float *a, const float *b, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = s * a[i] * b[i];
+}
+
+static void add_times(float s, const float *a, const float *b, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] += s * a[i] * b[i];
+}
+
+static void norm_backward(float rstd, float k, const float *x, const float *w, const float *dy, float *dx, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dx[i] = rstd * (dy[i] * w[i] - x[i] * k);
+}
+
+static void rotate(const float *cosine, const float *sine, float sign, float *x, int64_t half) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        float u = x[i], v = x[i + half], s = sign * sine[i];
+        x[i] = u * cosine[i] - v * s;
+        x[i + half] = v * cosine[i] + u * s;
+    }
+}
+
 static void scale(float s, float *y, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) y[i] *= s;
 }
 
-/* exp by 2^k * p(r), |r| <= ln2/2: the Taylor polynomial of degree 7 leaves less than 1 ulp; the result is 0 below -87.3,
- * stays at e^88.3 above, and is no number where x is none. */
+/* exp by 2^k * p(r), |r| <= ln2/2, p of degree 6 with the smallest largest relative error there, 4e-9, in few steps that
+ * wait for each other. k = -127 makes a factor of 0, so the result is 0 below -88; x must not be above 88, which saves a
+ * comparison. The comparison is turned so that what is no number stays so. */
 static inline float exp_one(float x) {
-    float c = x > -88.0f ? x : -88.0f;
-    c = c < 88.3f ? c : 88.3f;
+    float c = -88.1f > x ? -88.1f : x;
     float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer, which stands in the low bits */
-    float k = t - 12582912.0f;
-    float r = c - k * 0.693359375f;
-    r -= k * -2.12194440e-4f;
-    float p = 1.98412698e-4f;
-    p = p * r + 1.38888889e-3f;
-    p = p * r + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    float y = usli_u32_as_float(usli_float_as_u32(p) + (usli_float_as_u32(t) << 23));
-    y = x > -87.3f ? y : 0.0f;
-    return x != x ? x : y;
+    float k = t - 12582912.0f, factor = usli_u32_as_float((usli_float_as_u32(t) + 127) << 23);
+    float r = (c - k * 0.693359375f) - k * -2.12194440e-4f, r2 = r * r;
+    float low = 0.49999994f + 0.16666521f * r, high = (0.04166839f + 0.008368745f * r) + 0.0013814539f * r2;
+    return ((1.0f + r) + r2 * (low + r2 * high)) * factor;
+}
+
+/* 1 / (1 + exp(-x)), by exp of what is not positive. */
+static inline float sigmoid(float x) {
+    float e = exp_one(x < 0 ? x : -x);
+    return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
 /* Piece by piece: one large value among many small ones would swallow their sum in float32. */
@@ -205,13 +268,13 @@ static inline void gelu_erf(float x, float *y, float *dy) {
 
 /* (1 + tanh u) / 2 is the sigmoid of 2 u, which keeps its digits where tanh is near -1. */
 static inline void gelu_tanh(float x, float *y, float *dy) {
-    float u = 1.59576912f * (x + 0.044715f * x * x * x), e = exp_one(-u), s = 1.0f / (1.0f + e);
+    float u = 1.59576912f * (x + 0.044715f * x * x * x), s = sigmoid(u);
     *y = x * s;
-    *dy = s + x * s * (e * s) * 1.59576912f * (1.0f + 3.0f * 0.044715f * x * x);
+    *dy = s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 3.0f * 0.044715f * x * x);
 }
 
 static inline void silu(float x, float *y, float *dy) {
-    float s = 1.0f / (1.0f + exp_one(-x));
+    float s = sigmoid(x);
     *y = x * s;
     *dy = s * (1.0f + x * (1.0f - s));
 }
@@ -263,19 +326,18 @@ static void column_max(const float *x, int64_t rows, int64_t n, float *top) {
 }
 
 static void column_exp(float *x, int64_t rows, int64_t n, const float *shift, float *sum) {
-    for (int64_t r = 0; r < rows; r++, x += n) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) x[i] = exp_one(x[i] - shift[i]);
-        if (!sum) continue;
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) sum[i] += x[i];
-    }
-}
-
-static void column_scale(float *x, int64_t rows, int64_t n, const float *factor) {
     for (int64_t r = 0; r < rows; r++, x += n)
+        if (sum) {
 #pragma omp simd
-        for (int64_t i = 0; i < n; i++) x[i] *= factor[i];
+            for (int64_t i = 0; i < n; i++) {
+                float e = exp_one(x[i] - shift[i]);
+                x[i] = e;
+                sum[i] += e;
+            }
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) x[i] = exp_one(x[i] - shift[i]);
+        }
 }
 
 static void column_softmax_backward(const float *p, float *dp, int64_t rows, int64_t n, const float *delta) {
@@ -284,23 +346,7 @@ static void column_softmax_backward(const float *p, float *dp, int64_t rows, int
         for (int64_t i = 0; i < n; i++) dp[i] = p[i] * (dp[i] - delta[i]);
 }
 
-/* A tile of c stays in registers while k runs: TALL rows of WIDE registers, sized for 32 registers with AVX-512, 16
- * elsewhere. */
-#if defined(__AVX512F__)
-enum { LANES = 16, TALL = 8, WIDE = 2 };
-#elif defined(__AVX2__)
-enum { LANES = 8, TALL = 6, WIDE = 2 };
-#else
-enum { LANES = 4, TALL = 4, WIDE = 2 };
-#endif
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
-
-static inline lanes load_lanes(const float *p) {
-    lanes v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
+/* A tile of c stays in registers while k runs: TALL rows of WIDE registers. */
 static inline __attribute__((always_inline)) void tile(int tall, int wide, int64_t k, const float *a, int64_t ia, int64_t pa,
                                                        const float *b, int64_t ldb, float *c, int64_t ldc, int accumulate) {
     lanes acc[TALL][WIDE];
@@ -354,6 +400,11 @@ const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .max = max_of,
     .squares = squares,
     .axpy = axpy,
+    .add = add,
+    .times = times,
+    .add_times = add_times,
+    .norm_backward = norm_backward,
+    .rotate = rotate,
     .scale = scale,
     .exp_sum = exp_sum,
     .glu = glu,
@@ -362,7 +413,6 @@ const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .adamw = adamw,
     .column_max = column_max,
     .column_exp = column_exp,
-    .column_scale = column_scale,
     .column_softmax_backward = column_softmax_backward,
     .mul = mul,
     .lanes = LANES,

@@ -32,8 +32,15 @@ typedef struct usli_vec {
     float (*max)(const float *x, int64_t n);
     double (*squares)(const float *x, int64_t n); /* their sum, squared in double */
     void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
+    void (*add)(const float *a, const float *b, float *y, int64_t n);
+    void (*times)(float s, const float *a, const float *b, float *y, int64_t n);     /* y = s a b */
+    void (*add_times)(float s, const float *a, const float *b, float *y, int64_t n); /* y += s a b */
+    /* dx = rstd (dy w - x k); dx may be dy */
+    void (*norm_backward)(float rstd, float k, const float *x, const float *w, const float *dy, float *dx, int64_t n);
+    /* Turns the pairs (i, i + half) by angles, or back where sign is -1. */
+    void (*rotate)(const float *cosine, const float *sine, float sign, float *x, int64_t half);
     void (*scale)(float s, float *y, int64_t n);
-    /* x = exp(x - shift) in place; returns the sum */
+    /* x = exp(x - shift) in place, x - shift at most 88; returns the sum */
     float (*exp_sum)(float *x, float shift, int64_t n);
     /* act: 0 silu, 1 gelu (tanh), 2 gelu (erf).  h = act(g) * u */
     void (*glu)(int act, const float *g, const float *u, float *h, int64_t n);
@@ -44,9 +51,8 @@ typedef struct usli_vec {
     void (*adamw)(const usli_adamw_factors *f, float *w, float *g, float *m, float *v, int64_t n);
     /* Columns of a matrix (rows, n), packed: top[i] = max(top[i], column i). */
     void (*column_max)(const float *x, int64_t rows, int64_t n, float *top);
-    /* x = exp(x - shift[i]) in place; sum[i] += column i when sum is given. */
+    /* x = exp(x - shift[i]) in place, x - shift at most 88; sum[i] += column i when sum is given. */
     void (*column_exp)(float *x, int64_t rows, int64_t n, const float *shift, float *sum);
-    void (*column_scale)(float *x, int64_t rows, int64_t n, const float *factor);
     /* dp = p * (dp - delta[i]) */
     void (*column_softmax_backward)(const float *p, float *dp, int64_t rows, int64_t n, const float *delta);
     /* c (m, n) = or += a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are ldb, ldc
