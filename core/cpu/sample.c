@@ -1,86 +1,141 @@
-/* The warpers of transformers' generate, in its order: repetition penalty, temperature, top-k, top-p, min-p. */
+/* The warpers of transformers' generate, in its order: repetition penalty, temperature, top-k, top-p, min-p. Nothing is
+ * sorted but the few values that top-p must compare. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/rng.h"
 #include "core/cpu/cpu.h"
+#include "core/cpu/vec.h"
 
-typedef struct candidate {
-    float logit;
-    int32_t id;
-} candidate;
+typedef struct job {
+    const usli_sample_args *a;
+    const usli_vec *v;
+    float *z, *other; /* (cols) scores, then weights; room */
+} job;
 
-/* Largest first; of equals the lowest id. */
-static int by_logit(const void *pa, const void *pb) {
-    const candidate *a = pa, *b = pb;
-    if (a->logit != b->logit) return a->logit > b->logit ? -1 : 1;
-    return (a->id > b->id) - (a->id < b->id);
-}
-
-static void penalise(const usli_sample_args *a, int64_t r, candidate *c) {
-    float penalty = a->repetition_penalty;
+static void penalise(const job *j, int64_t r) {
+    const usli_sample_args *a = j->a;
+    float *done = j->other;
+    for (int32_t i = a->cu_seen[r]; i < a->cu_seen[r + 1]; i++)
+        if (a->seen[i] >= 0 && a->seen[i] < a->cols) done[a->seen[i]] = 0;
     for (int32_t i = a->cu_seen[r]; i < a->cu_seen[r + 1]; i++) {
         int32_t id = a->seen[i];
-        if (id < 0 || id >= a->cols || c[id].id < 0) continue;
-        c[id].logit = c[id].logit > 0 ? c[id].logit / penalty : c[id].logit * penalty;
-        c[id].id = -1 - c[id].id; /* once each */
+        if (id < 0 || id >= a->cols || done[id] != 0) continue;
+        j->z[id] = j->z[id] > 0 ? j->z[id] / a->repetition_penalty : j->z[id] * a->repetition_penalty;
+        done[id] = 1; /* once, however often it was seen */
     }
-    for (int64_t i = 0; i < a->cols; i++)
-        if (c[i].id < 0) c[i].id = -1 - c[i].id;
 }
 
-static int32_t argmax(const candidate *c, int64_t n) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < n; i++)
-        if (c[i].logit > c[best].logit) best = i;
-    return c[best].id;
+/* The k-th largest of n values, which change places: parts around a pivot, in the part that holds it, until it is found. */
+static float select_largest(float *x, int64_t n, int64_t k) {
+    int64_t low = 0, high = n - 1, at = k - 1;
+    while (low < high) {
+        float pivot = x[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (x[i] > pivot) i++;
+            while (x[j] < pivot) j--;
+            if (i > j) break;
+            float keep = x[i];
+            x[i++] = x[j];
+            x[j--] = keep;
+        }
+        if (at <= j)
+            high = j;
+        else if (at >= i)
+            low = i;
+        else
+            break;
+    }
+    return x[at];
 }
 
-static int32_t draw(const usli_sample_args *a, int64_t r, candidate *c) {
-    int64_t n = a->cols;
-    for (int64_t i = 0; i < n; i++) c[i].logit /= a->temperature;
-    qsort(c, (size_t)n, sizeof *c, by_logit);
-    if (a->top_k > 0 && a->top_k < n) n = a->top_k;
-    double top = (double)c[0].logit, sum = 0, seen = 0;
-    for (int64_t i = 0; i < n; i++) sum += exp((double)c[i].logit - top);
-    if (a->top_p > 0 && a->top_p < 1) {
-        /* The smallest set whose probability reaches top_p; at least one. */
-        int64_t keep = 0;
-        while (keep < n && seen < (double)a->top_p * sum) seen += exp((double)c[keep++].logit - top);
-        n = keep > 0 ? keep : 1;
+/* Scores below the k-th largest go to -inf; those equal to it stay. */
+static void keep_top_k(const job *j) {
+    int64_t n = j->a->cols;
+    memcpy(j->other, j->z, (size_t)n * sizeof *j->z);
+    float least = select_largest(j->other, n, j->a->top_k);
+    for (int64_t i = 0; i < n; i++)
+        if (j->z[i] < least) j->z[i] = -INFINITY;
+}
+
+static int descending(const void *pa, const void *pb) {
+    float a = *(const float *)pa, b = *(const float *)pb;
+    return (a < b) - (a > b);
+}
+
+/* Keeps the smallest set of weights that reaches top_p of their sum, of equals those of lowest id; returns its sum. */
+static double keep_top_p(const job *j, double sum) {
+    int64_t n = j->a->cols, count = 0, kept = 0, equals = 0;
+    double want = (double)j->a->top_p * sum, reached = 0;
+    /* Even all of the others together are less than what may be left out. */
+    float least = (float)((sum - want) / (double)n * 0.999);
+    for (int64_t i = 0; i < n; i++)
+        if (j->z[i] >= least) j->other[count++] = j->z[i];
+    qsort(j->other, (size_t)count, sizeof *j->other, descending);
+    while (kept < count && (kept == 0 || reached < want)) reached += (double)j->other[kept++];
+    float last = j->other[kept - 1];
+    for (int64_t i = kept; i-- > 0 && j->other[i] == last;) equals++;
+    for (int64_t i = 0; i < n; i++)
+        if (j->z[i] < last || (j->z[i] == last && equals-- <= 0)) j->z[i] = 0;
+    return reached;
+}
+
+/* Keeps the weights from min_p times the largest, which is 1. */
+static double keep_min_p(const job *j) {
+    double sum = 0;
+    for (int64_t i = 0; i < j->a->cols; i++) {
+        if (j->z[i] < j->a->min_p) j->z[i] = 0;
+        sum += (double)j->z[i];
     }
-    if (a->min_p > 0)
-        while (n > 1 && exp((double)c[n - 1].logit - top) < (double)a->min_p) n--;
-    sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += exp((double)c[i].logit - top);
+    return sum;
+}
+
+static int32_t draw(const job *j, int64_t r, float top) {
+    const usli_sample_args *a = j->a;
+    int64_t n = a->cols, last = 0;
+    for (int64_t i = 0; i < n; i++) j->z[i] /= a->temperature;
+    if (a->top_k > 0 && a->top_k < n) keep_top_k(j);
+    double sum = (double)j->v->exp_sum(j->z, top / a->temperature, n);
+    if (a->top_p < 1) sum = keep_top_p(j, sum);
+    if (a->min_p > 0) sum = keep_min_p(j);
     uint32_t word[4];
     usli_philox(a->seed, *a->offset, (uint64_t)r, word);
     double at = ((double)((uint64_t)word[0] << 21 | word[1] >> 11) / 9007199254740992.0) * sum;
     for (int64_t i = 0; i < n; i++) {
-        at -= exp((double)c[i].logit - top);
-        if (at < 0) return c[i].id;
+        if (j->z[i] == 0) continue;
+        last = i;
+        at -= (double)j->z[i];
+        if (at < 0) break;
     }
-    return c[n - 1].id;
+    return (int32_t)last;
 }
 
 static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     (void)x, (void)pass;
-    return (size_t)((const usli_sample_args *)args)->cols * sizeof(candidate);
+    return 2 * (size_t)((const usli_sample_args *)args)->cols * sizeof(float);
 }
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_sample_args *a = args;
-    candidate *c = ws;
+    job j = { a, usli_vec_best(), ws, (float *)ws + a->cols };
     (void)pass;
     for (int64_t r = 0; r < a->rows; r++) {
-        for (int64_t i = 0; i < a->cols; i++) {
-            c[i] = (candidate){ a->logits[r * a->cols + i], (int32_t)i };
-            if (!(c[i].logit < INFINITY))
-                return usli_fail(x->ctx, USL_ERR_NUMERIC, "the logits are not numbers; the weights are damaged or overflow in this dtype");
+        memcpy(j.z, a->logits + r * a->cols, (size_t)a->cols * sizeof *j.z);
+        if (a->cu_seen && a->repetition_penalty != 1.0f) penalise(&j, r);
+        bool numbers = true;
+        for (int64_t i = 0; i < a->cols; i++) numbers = numbers && j.z[i] < INFINITY;
+        float top = j.v->max(j.z, a->cols);
+        if (!numbers || top == -INFINITY)
+            return usli_fail(x->ctx, USL_ERR_NUMERIC, "the logits are not numbers; the weights are damaged or overflow in this dtype");
+        if (a->temperature > 0) {
+            a->out[r] = draw(&j, r, top);
+            continue;
         }
-        if (a->cu_seen && a->repetition_penalty != 1.0f) penalise(a, r, c);
-        a->out[r] = a->temperature > 0 ? draw(a, r, c) : argmax(c, a->cols);
+        int32_t best = 0;
+        while (j.z[best] != top) best++;
+        a->out[r] = best;
     }
     return USL_OK;
 }
