@@ -30,9 +30,14 @@ static const usli_param *find(const usli_adamw_args *a, int64_t chunk, int64_t *
 static usli_adamw_factors factors_of(const job *j, const usli_param *p) {
     const usli_adamw_args *a = j->a;
     double lr = (double)a->update->lr[p->group];
-    return (usli_adamw_factors){ .beta1 = (float)a->beta1, .rest1 = (float)(1 - a->beta1), .beta2 = (float)a->beta2,
-                                 .rest2 = (float)(1 - a->beta2), .root2 = (float)j->root2, .eps = (float)a->eps,
-                                 .step = (float)(lr / j->correction1), .decay = (float)(1 - lr * (double)p->weight_decay),
+    return (usli_adamw_factors){ .beta1 = (float)a->beta1,
+                                 .rest1 = (float)(1 - a->beta1),
+                                 .beta2 = (float)a->beta2,
+                                 .rest2 = (float)(1 - a->beta2),
+                                 .root2 = (float)j->root2,
+                                 .eps = (float)a->eps,
+                                 .step = (float)(lr / j->correction1),
+                                 .decay = (float)(1 - lr * (double)p->weight_decay),
                                  .clip = a->update->clip };
 }
 

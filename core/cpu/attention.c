@@ -2,9 +2,9 @@
  * keys; softmax kept running, never a whole score matrix. Scores stand transposed, keys by queries: keys and values are
  * read as they lie, and what softmax does to a query's scores (largest, exp, sum) is done to whole rows of columns.
  *
- *   forward    s = k (scale q)^T    p = exp(s - top)    o += p^T v                 a task: row, kv head, some tiles of queries
- *   backward   dp = v do^T    ds = p (dp - delta)    dq += ds^T k                  a task: row, kv head; dk and dv are
- *              dv += p do     dk += ds (scale q)                                   summed in it, tile after tile
+ *   forward    s = k (scale q)^T    p = exp(s - top)    o += p^T v                 a task: row, kv head, some tiles of
+ * queries backward   dp = v do^T    ds = p (dp - delta)    dq += ds^T k                  a task: row, kv head; dk and
+ * dv are dv += p do     dk += ds (scale q)                                   summed in it, tile after tile
  *
  * So no two tasks write one output, and the bits do not depend on threads. Decode is the same code. */
 #include <math.h>
@@ -15,17 +15,18 @@
 #include "core/cpu/cpu.h"
 #include "core/cpu/vec.h"
 
-/* Of a tile; columns are (query head, query). A forward task has TILES of them, so that keys are converted less often. */
+/* Of a tile; columns are (query head, query). A forward task has TILES of them, so that keys are converted less often.
+ */
 enum { COLUMNS = 96, KEYS = 64, TILES = 4 };
 
 typedef struct job {
     const usli_attention_args *a;
     const usli_vec *v;
-    int group;           /* query heads of a kv head */
-    int64_t tile;        /* queries of a tile */
-    int64_t tiles;       /* of a forward task */
-    int64_t tasks;       /* of the longest row */
-    float *room;         /* a worker's tiles */
+    int group;     /* query heads of a kv head */
+    int64_t tile;  /* queries of a tile */
+    int64_t tiles; /* of a forward task */
+    int64_t tasks; /* of the longest row */
+    float *room;   /* a worker's tiles */
     size_t room_floats;
 } job;
 
@@ -36,8 +37,9 @@ typedef struct room {
     float *qt, *o;    /* (qk_dim, width), (width, v_dim): forward has TILES of these and the next two */
     float *top, *sum; /* (width) */
     float *factor;    /* (width) */
-    float *d_o, *dot, *dp, *dq, *slope; /* backward: (width, v_dim), (v_dim, width), (KEYS, width), (width, qk_dim), (KEYS, width) */
-    float *dk, *dv;                     /* like k, v */
+    float *d_o, *dot, *dp, *dq,
+        *slope;     /* backward: (width, v_dim), (v_dim, width), (KEYS, width), (width, qk_dim), (KEYS, width) */
+    float *dk, *dv; /* like k, v */
 } room;
 
 typedef struct row {
@@ -64,7 +66,9 @@ static int64_t padded(const job *j, int64_t columns) {
 
 static tile tile_of(const job *j, const row *w, int64_t kv, int64_t first) {
     const usli_attention_args *a = j->a;
-    tile t = { .w = *w, .kv = kv, .first = first, .count = w->nq - first < j->tile ? w->nq - first : j->tile, .to = w->nk };
+    tile t = {
+        .w = *w, .kv = kv, .first = first, .count = w->nq - first < j->tile ? w->nq - first : j->tile, .to = w->nk
+    };
     t.width = padded(j, t.count * j->group);
     int64_t begin = first + w->shift, end = begin + t.count;
     if (a->causal && end < t.to) t.to = end;
@@ -72,10 +76,11 @@ static tile tile_of(const job *j, const row *w, int64_t kv, int64_t first) {
     return t;
 }
 
-/* ---- Reading and writing tiles --------------------------------------------------------------------------------------- */
+/* ---- Reading and writing tiles
+ * --------------------------------------------------------------------------------------- */
 
-static void load_rows(const job *j, const void *base, int64_t stride, int64_t token, int64_t count, int64_t column, int64_t dim,
-                      float *dst) {
+static void load_rows(const job *j, const void *base, int64_t stride, int64_t token, int64_t count, int64_t column,
+                      int64_t dim, float *dst) {
     size_t e = usli_dtype_bytes(j->a->dtype);
     for (int64_t i = 0; i < count; i++, dst += dim) {
         const char *at = (const char *)base + (size_t)((token + i) * stride + column) * e;
@@ -83,24 +88,27 @@ static void load_rows(const job *j, const void *base, int64_t stride, int64_t to
     }
 }
 
-static void store_rows(const job *j, const float *src, void *base, int64_t stride, int64_t token, int64_t count, int64_t column,
-                       int64_t dim) {
+static void store_rows(const job *j, const float *src, void *base, int64_t stride, int64_t token, int64_t count,
+                       int64_t column, int64_t dim) {
     size_t e = usli_dtype_bytes(j->a->dtype);
     for (int64_t i = 0; i < count; i++)
-        usli_row_store(j->v, src + i * dim, (char *)base + (size_t)((token + i) * stride + column) * e, j->a->dtype, dim);
+        usli_row_store(j->v, src + i * dim, (char *)base + (size_t)((token + i) * stride + column) * e, j->a->dtype,
+                       dim);
 }
 
 /* The tile's queries (or do) as rows, one a column of the tile, zeros for the padding. */
 static void load_columns(const job *j, const tile *t, const void *base, int64_t stride, int64_t dim, float *rows) {
     for (int g = 0; g < j->group; g++)
-        load_rows(j, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim, rows + g * t->count * dim);
+        load_rows(j, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim,
+                  rows + g * t->count * dim);
     int64_t used = t->count * j->group;
     memset(rows + used * dim, 0, (size_t)((t->width - used) * dim) * sizeof *rows);
 }
 
 static void store_columns(const job *j, const tile *t, const float *rows, void *base, int64_t stride, int64_t dim) {
     for (int g = 0; g < j->group; g++)
-        store_rows(j, rows + g * t->count * dim, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim);
+        store_rows(j, rows + g * t->count * dim, base, stride, t->w.q0 + t->first, t->count,
+                   (t->kv * j->group + g) * dim, dim);
 }
 
 static void transpose(const float *src, int64_t rows, int64_t cols, float *dst) {
@@ -122,7 +130,8 @@ static void load_keys(const job *j, const row *w, int64_t kv, int64_t key, int64
 static void hide(const job *j, const tile *t, int64_t key, int64_t count, float *s) {
     const usli_attention_args *a = j->a;
     for (int64_t k = 0; k < count; k++) {
-        int64_t own = key + k - t->w.shift - t->first, before = a->causal ? own : 0, after = a->window ? own + a->window : t->count;
+        int64_t own = key + k - t->w.shift - t->first, before = a->causal ? own : 0,
+                after = a->window ? own + a->window : t->count;
         if (before > t->count) before = t->count;
         for (int g = 0; g < j->group; g++) {
             float *at = s + k * t->width + g * t->count;
@@ -153,7 +162,8 @@ static void load_queries(const job *j, const tile *t, const room *m) {
     transpose(m->q, t->width, a->qk_dim, m->qt);
 }
 
-/* ---- Forward ------------------------------------------------------------------------------------------------------------ */
+/* ---- Forward
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* Brings in the scores of some keys: the running largest, sum and output of every column. */
 static void absorb(const job *j, const tile *t, int64_t count, const room *m) {
@@ -240,7 +250,8 @@ static void begin(const job *j, const tile *t, const room *m) {
 static void forward_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const usli_attention_args *a = j->a;
-    int64_t first = task % j->tasks * j->tiles * j->tile, kv = task / j->tasks % a->kv_heads, from = INT64_MAX, to = 0, tiles = 0;
+    int64_t first = task % j->tasks * j->tiles * j->tile, kv = task / j->tasks % a->kv_heads, from = INT64_MAX, to = 0,
+            tiles = 0;
     row w = row_of(a, task / j->tasks / a->kv_heads);
     room m = room_of(j, worker, USLI_FORWARD), own[TILES];
     tile t[TILES];
@@ -264,7 +275,8 @@ static void forward_task(void *arg, int64_t task, int worker) {
     for (int64_t i = 0; i < tiles; i++) finish(j, &t[i], &own[i]);
 }
 
-/* ---- Backward -------------------------------------------------------------------------------------------------------------- */
+/* ---- Backward
+ * -------------------------------------------------------------------------------------------------------------- */
 
 /* m->top = lse, m->factor = delta = dot(do, o), of every column. */
 static void load_gradient(const job *j, const tile *t, const room *m) {
@@ -322,7 +334,8 @@ static void backward_task(void *arg, int64_t task, int worker) {
     store_rows(j, m.dv, a->dv, a->v_stride, w.k0, w.nk, kv * a->v_dim, a->v_dim);
 }
 
-/* ---- Running ---------------------------------------------------------------------------------------------------------------- */
+/* ---- Running
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static job job_of(const usli_attention_args *a) {
     job j = { .a = a, .v = usli_vec_best(), .group = a->heads / a->kv_heads };

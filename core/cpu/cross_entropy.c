@@ -71,7 +71,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     (void)pass;
     for (int64_t r = 0; r < a->rows; r++)
         if (a->target[r] < 0 || a->target[r] >= a->cols)
-            return usli_fail(x->ctx, USL_ERR_INVALID, "label %d is outside the vocabulary of %lld", a->target[r], (long long)a->cols);
+            return usli_fail(x->ctx, USL_ERR_INVALID, "label %d is outside the vocabulary of %lld", a->target[r],
+                             (long long)a->cols);
     job j = { a, usli_vec_best(), ws, (int32_t *)(void *)((char *)ws + rows_bytes(x, a)) };
     usli_pool_run(x->ctx->pool, a->rows, task_fn, &j);
     for (int64_t r = 0; r < a->rows; r++) {

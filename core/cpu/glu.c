@@ -3,7 +3,7 @@
 #include "core/cpu/cpu.h"
 #include "core/cpu/vec.h"
 
-enum { ROWS = 8, COLS = 512 /* at a time: five rows of it stay in the first cache */ };
+enum { ROWS = 8, COLS = 512 /* at a time: six rows of it stay in the first cache */ };
 
 typedef struct job {
     const usli_glu_args *a;
@@ -15,12 +15,13 @@ static void task_fn(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const usli_glu_args *a = j->a;
     (void)worker;
-    float g[COLS], u[COLS], h[COLS], dg[COLS], du[COLS];
+    float g[COLS], u[COLS], d[COLS], h[COLS], dg[COLS], du[COLS];
     size_t e = usli_dtype_bytes(a->dtype);
     for (int64_t r = task * ROWS; r < a->rows && r < (task + 1) * ROWS; r++)
         for (int64_t c = 0; c < a->cols; c += COLS) {
             int64_t n = a->cols - c < COLS ? a->cols - c : COLS;
-            size_t gate = (size_t)(r * 2 * a->cols + c) * e, up = gate + (size_t)a->cols * e, one = (size_t)(r * a->cols + c) * e;
+            size_t gate = (size_t)(r * 2 * a->cols + c) * e, up = gate + (size_t)a->cols * e,
+                   one = (size_t)(r * a->cols + c) * e;
             const float *gs = usli_row_load(j->v, (const char *)a->gate_up + gate, a->dtype, g, n);
             const float *us = usli_row_load(j->v, (const char *)a->gate_up + up, a->dtype, u, n);
             if (j->pass == USLI_FORWARD) {
@@ -28,12 +29,9 @@ static void task_fn(void *arg, int64_t task, int worker) {
                 usli_row_store(j->v, h, (char *)a->h + one, a->dtype, n);
                 continue;
             }
-            const float *dh = usli_row_load(j->v, (const char *)a->dh + one, a->dtype, h, n);
-            j->v->glu_backward((int)a->act, gs, us, dh, dg, du, n);
-            if (a->h_out) {
-                j->v->glu((int)a->act, gs, us, h, n);
-                usli_row_store(j->v, h, (char *)a->h_out + one, a->dtype, n);
-            }
+            const float *dh = usli_row_load(j->v, (const char *)a->dh + one, a->dtype, d, n);
+            j->v->glu_backward((int)a->act, gs, us, dh, dg, du, h, n);
+            if (a->h_out) usli_row_store(j->v, h, (char *)a->h_out + one, a->dtype, n);
             usli_row_store(j->v, dg, (char *)a->dgate_up + gate, a->dtype, n);
             usli_row_store(j->v, du, (char *)a->dgate_up + up, a->dtype, n);
         }

@@ -89,7 +89,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     }
     if (a->dweight) j.partial = j.w + a->cols;
     usli_pool_run(x->ctx->pool, tasks_of(a), backward_task, &j);
-    for (int64_t t = 0; a->dweight && t < tasks_of(a); t++) j.v->axpy(1.0f, j.partial + t * a->cols, a->dweight, a->cols);
+    for (int64_t t = 0; a->dweight && t < tasks_of(a); t++)
+        j.v->axpy(1.0f, j.partial + t * a->cols, a->dweight, a->cols);
     return USL_OK;
 }
 

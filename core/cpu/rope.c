@@ -123,16 +123,23 @@ static float *norm_sums(const usli_rope_args *a, const float *gradient, float **
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_rope_args *a = args;
-    if (a->head_dim > MAX_HEAD) return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "rope: heads of %d values are too wide", a->head_dim);
+    if (a->head_dim > MAX_HEAD)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "rope: heads of %d values are too wide", a->head_dim);
     for (int64_t t = 0; t < a->tokens; t++)
         if (a->position[t] < 0 || a->position[t] >= a->positions)
-            return usli_fail(x->ctx, USL_ERR_INVALID, "position %d is beyond the %lld that rope was prepared for; raise max_seq_length",
+            return usli_fail(x->ctx, USL_ERR_INVALID,
+                             "position %d is beyond the %lld that rope was prepared for; raise max_seq_length",
                              a->position[t], (long long)a->positions);
     bool back = pass == USLI_BACKWARD;
     float *room = ws;
     job j = { .a = a, .v = usli_vec_best(), .pass = pass };
-    j.q = (side){ back ? a->dq : a->q, a->q_stride, a->heads, norm_weight(a, a->q_norm, &room), a->q_in, a->q_rstd, NULL };
-    j.k = (side){ back ? a->dk : a->k, a->k_stride, a->k || a->dk ? a->kv_heads : 0, norm_weight(a, a->k_norm, &room), a->k_in, a->k_rstd, NULL };
+    j.q = (side){
+        back ? a->dq : a->q, a->q_stride, a->heads, norm_weight(a, a->q_norm, &room), a->q_in, a->q_rstd, NULL
+    };
+    j.k = (side){
+        back ? a->dk : a->k, a->k_stride, a->k || a->dk ? a->kv_heads : 0, norm_weight(a, a->k_norm, &room), a->k_in,
+        a->k_rstd,           NULL
+    };
     if (back) {
         j.q.partial = norm_sums(a, a->dq_norm, &room);
         j.k.partial = norm_sums(a, a->dk_norm, &room);

@@ -27,7 +27,8 @@ static void penalise(const job *j, int64_t r) {
     }
 }
 
-/* The k-th largest of n values, which change places: parts around a pivot, in the part that holds it, until it is found. */
+/* The k-th largest of n values, which change places: parts around a pivot, in the part that holds it, until it is
+ * found. */
 static float select_largest(float *x, int64_t n, int64_t k) {
     int64_t low = 0, high = n - 1, at = k - 1;
     while (low < high) {
@@ -128,7 +129,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
         for (int64_t i = 0; i < a->cols; i++) numbers = numbers && j.z[i] < INFINITY;
         float top = j.v->max(j.z, a->cols);
         if (!numbers || top == -INFINITY)
-            return usli_fail(x->ctx, USL_ERR_NUMERIC, "the logits are not numbers; the weights are damaged or overflow in this dtype");
+            return usli_fail(x->ctx, USL_ERR_NUMERIC,
+                             "the logits are not numbers; the weights are damaged or overflow in this dtype");
         if (a->temperature > 0) {
             a->out[r] = draw(&j, r, top);
             continue;

@@ -107,16 +107,16 @@ static inline float sum_lanes(const lanes *acc) {
     return s;
 }
 
-#define DOT(name, type, load_a, one)                                                                            \
-    static float name(const type *a, const float *b, int64_t n) {                                               \
-        lanes acc[CHAINS] = { 0 };                                                                              \
-        int64_t i = 0;                                                                                          \
-        for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)                                                    \
+#define DOT(name, type, load_a, one)                                                                              \
+    static float name(const type *a, const float *b, int64_t n) {                                                 \
+        lanes acc[CHAINS] = { 0 };                                                                                \
+        int64_t i = 0;                                                                                            \
+        for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)                                                      \
             for (int c = 0; c < CHAINS; c++) acc[c] += load_a(a + i + c * LANES) * load_lanes(b + i + c * LANES); \
-        for (; i + LANES <= n; i += LANES) acc[0] += load_a(a + i) * load_lanes(b + i);                         \
-        float s = sum_lanes(acc);                                                                               \
-        for (; i < n; i++) s += one(a[i]) * b[i];                                                               \
-        return s;                                                                                               \
+        for (; i + LANES <= n; i += LANES) acc[0] += load_a(a + i) * load_lanes(b + i);                           \
+        float s = sum_lanes(acc);                                                                                 \
+        for (; i < n; i++) s += one(a[i]) * b[i];                                                                 \
+        return s;                                                                                                 \
     }
 #define SAME(x) (x)
 DOT(dot, float, load_lanes, SAME)
@@ -209,9 +209,9 @@ static void scale(float s, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] *= s;
 }
 
-/* exp by 2^k * p(r), |r| <= ln2/2, p of degree 6 with the smallest largest relative error there, 4e-9, in few steps that
- * wait for each other. k = -127 makes a factor of 0, so the result is 0 below -88; x must not be above 88, which saves a
- * comparison. The comparison is turned so that what is no number stays so. */
+/* exp by 2^k * p(r), |r| <= ln2/2, p of degree 6 with the smallest largest relative error there, 4e-9, in few steps
+ * that wait for each other. k = -127 makes a factor of 0, so the result is 0 below -88; x must not be above 88, which
+ * saves a comparison. The comparison is turned so that what is no number stays so. */
 static inline float exp_one(float x) {
     float c = -88.1f > x ? -88.1f : x;
     float t = c * 1.44269504088896f + 12582912.0f; /* rounds to the nearest integer, which stands in the low bits */
@@ -281,21 +281,23 @@ static inline void silu(float x, float *y, float *dy) {
 
 #define SIMD _Pragma("omp simd")
 #define PLAIN /* libm's functions are not vectorised */
-#define GLU_LOOPS(name, act, how)                                                                                   \
-    static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                   \
-        how for (int64_t i = 0; i < n; i++) {                                                                       \
-            float y, dy;                                                                                            \
-            act(g[i], &y, &dy);                                                                                     \
-            h[i] = y * u[i];                                                                                        \
-        }                                                                                                           \
-    }                                                                                                               \
-    static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) { \
-        how for (int64_t i = 0; i < n; i++) {                                                                       \
-            float y, dy, d = dh[i], up = u[i];                                                                      \
-            act(g[i], &y, &dy);                                                                                     \
-            dg[i] = d * up * dy;                                                                                    \
-            du[i] = d * y;                                                                                          \
-        }                                                                                                           \
+#define GLU_LOOPS(name, act, how)                                                                                \
+    static void name##_glu(const float *g, const float *u, float *h, int64_t n) {                                \
+        how for (int64_t i = 0; i < n; i++) {                                                                    \
+            float y, dy;                                                                                         \
+            act(g[i], &y, &dy);                                                                                  \
+            h[i] = y * u[i];                                                                                     \
+        }                                                                                                        \
+    }                                                                                                            \
+    static void name##_backward(const float *g, const float *u, const float *dh, float *dg, float *du, float *h, \
+                                int64_t n) {                                                                     \
+        how for (int64_t i = 0; i < n; i++) {                                                                    \
+            float y, dy, d = dh[i], up = u[i];                                                                   \
+            act(g[i], &y, &dy);                                                                                  \
+            dg[i] = d * up * dy;                                                                                 \
+            du[i] = d * y;                                                                                       \
+            h[i] = y * up;                                                                                       \
+        }                                                                                                        \
     }
 GLU_LOOPS(silu, silu, SIMD)
 GLU_LOOPS(gelu_tanh, gelu_tanh, SIMD)
@@ -305,8 +307,9 @@ static void glu(int act, const float *g, const float *u, float *h, int64_t n) {
     (act == 0 ? silu_glu : act == 1 ? gelu_tanh_glu : gelu_erf_glu)(g, u, h, n);
 }
 
-static void glu_backward(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n) {
-    (act == 0 ? silu_backward : act == 1 ? gelu_tanh_backward : gelu_erf_backward)(g, u, dh, dg, du, n);
+static void glu_backward(int act, const float *g, const float *u, const float *dh, float *dg, float *du, float *h,
+                         int64_t n) {
+    (act == 0 ? silu_backward : act == 1 ? gelu_tanh_backward : gelu_erf_backward)(g, u, dh, dg, du, h, n);
 }
 
 static void adamw(const usli_adamw_factors *factors, float *w, float *g, float *m, float *v, int64_t n) {
@@ -347,8 +350,9 @@ static void column_softmax_backward(const float *p, float *dp, int64_t rows, int
 }
 
 /* A tile of c stays in registers while k runs: TALL rows of WIDE registers. */
-static inline __attribute__((always_inline)) void tile(int tall, int wide, int64_t k, const float *a, int64_t ia, int64_t pa,
-                                                       const float *b, int64_t ldb, float *c, int64_t ldc, int accumulate) {
+static inline __attribute__((always_inline)) void tile(int tall, int wide, int64_t k, const float *a, int64_t ia,
+                                                       int64_t pa, const float *b, int64_t ldb, float *c, int64_t ldc,
+                                                       int accumulate) {
     lanes acc[TALL][WIDE];
     for (int i = 0; i < tall; i++)
         for (int j = 0; j < wide; j++) acc[i][j] = accumulate ? load_lanes(c + i * ldc + j * LANES) : (lanes){ 0 };
@@ -363,16 +367,17 @@ static inline __attribute__((always_inline)) void tile(int tall, int wide, int64
 }
 
 /* All rows of one panel of columns; the number of columns is a constant wherever this is inlined. */
-static inline __attribute__((always_inline)) void panel(int wide, int64_t m, int64_t k, const float *a, int64_t ia, int64_t pa,
-                                                        const float *b, int64_t ldb, float *c, int64_t ldc, int accumulate) {
+static inline __attribute__((always_inline)) void panel(int wide, int64_t m, int64_t k, const float *a, int64_t ia,
+                                                        int64_t pa, const float *b, int64_t ldb, float *c, int64_t ldc,
+                                                        int accumulate) {
     int64_t i = 0;
     for (; i + TALL <= m; i += TALL) tile(TALL, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
     for (; i + 2 <= m; i += 2) tile(2, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
     if (i < m) tile(1, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
 }
 
-static void mul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb, float *c,
-                int64_t ldc, int accumulate) {
+static void mul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
+                float *c, int64_t ldc, int accumulate) {
     int64_t j = 0;
     for (; j + WIDE * LANES <= n; j += WIDE * LANES) panel(WIDE, m, k, a, ia, pa, b + j, ldb, c + j, ldc, accumulate);
     for (; j + LANES <= n; j += LANES) panel(1, m, k, a, ia, pa, b + j, ldb, c + j, ldc, accumulate);

@@ -30,7 +30,7 @@ typedef struct usli_vec {
     void (*drop)(uint64_t key, uint32_t group, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t threshold, float keep,
                  const float *x, float *y, int64_t n);
     float (*max)(const float *x, int64_t n);
-    double (*squares)(const float *x, int64_t n); /* their sum, squared in double */
+    double (*squares)(const float *x, int64_t n);               /* their sum, squared in double */
     void (*axpy)(float s, const float *x, float *y, int64_t n); /* y += s x */
     void (*add)(const float *a, const float *b, float *y, int64_t n);
     void (*times)(float s, const float *a, const float *b, float *y, int64_t n);     /* y = s a b */
@@ -44,8 +44,9 @@ typedef struct usli_vec {
     float (*exp_sum)(float *x, float shift, int64_t n);
     /* act: 0 silu, 1 gelu (tanh), 2 gelu (erf).  h = act(g) * u */
     void (*glu)(int act, const float *g, const float *u, float *h, int64_t n);
-    /* dg = dh u act'(g); du = dh act(g) */
-    void (*glu_backward)(int act, const float *g, const float *u, const float *dh, float *dg, float *du, int64_t n);
+    /* dg = dh u act'(g); du = dh act(g); h = act(g) u */
+    void (*glu_backward)(int act, const float *g, const float *u, const float *dh, float *dg, float *du, float *h,
+                         int64_t n);
     void (*tanh)(float *x, int64_t n);
     /* One update of n values: w, m, v change; g is 0 afterwards. */
     void (*adamw)(const usli_adamw_factors *f, float *w, float *g, float *m, float *v, int64_t n);

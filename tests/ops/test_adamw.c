@@ -23,9 +23,16 @@ static void make_state(state *s, usl_dtype dtype) {
     s->update = (usli_update){ .lr = { 1e-2f, 3e-3f }, .clip = 0.5f, .finite = 1 };
     for (int i = 0; i < PARAMS; i++) {
         size_t n = (size_t)SIZES[i], blocks = (n + USLI_OPTIM8_BLOCK - 1) / USLI_OPTIM8_BLOCK;
-        usli_param p = { .w = malloc(n * sizeof(float)), .g = malloc(n * sizeof(float)), .n = SIZES[i], .group = i % 2,
-                         .weight_decay = i == 2 ? 0 : 0.1f, .state = dtype, .m = calloc(n, 4), .v = calloc(n, 4),
-                         .m_absmax = calloc(blocks, sizeof(float)), .v_absmax = calloc(blocks, sizeof(float)) };
+        usli_param p = { .w = malloc(n * sizeof(float)),
+                         .g = malloc(n * sizeof(float)),
+                         .n = SIZES[i],
+                         .group = i % 2,
+                         .weight_decay = i == 2 ? 0 : 0.1f,
+                         .state = dtype,
+                         .m = calloc(n, 4),
+                         .v = calloc(n, 4),
+                         .m_absmax = calloc(blocks, sizeof(float)),
+                         .v_absmax = calloc(blocks, sizeof(float)) };
         values(p.w, p.n, 1, (uint64_t)(7 + i));
         s->p[i] = p;
     }
@@ -33,7 +40,8 @@ static void make_state(state *s, usl_dtype dtype) {
 
 static void free_state(state *s) {
     for (int i = 0; i < PARAMS; i++)
-        free(s->p[i].w), free(s->p[i].g), free(s->p[i].m), free(s->p[i].v), free(s->p[i].m_absmax), free(s->p[i].v_absmax);
+        free(s->p[i].w), free(s->p[i].g), free(s->p[i].m), free(s->p[i].v), free(s->p[i].m_absmax),
+            free(s->p[i].v_absmax);
 }
 
 static void update(state *s, int step, int threads) {
@@ -41,7 +49,9 @@ static void update(state *s, int step, int threads) {
     rig_open(&r, threads);
     s->update.step = step;
     for (int i = 0; i < PARAMS; i++) values(s->p[i].g, s->p[i].n, 0.1f * (float)step, (uint64_t)(100 * i + step));
-    usli_adamw_args a = { .params = s->p, .count = PARAMS, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = &s->update };
+    usli_adamw_args a = {
+        .params = s->p, .count = PARAMS, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = &s->update
+    };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_adamw, &a, USLI_FORWARD));
     rig_close(&r);
 }
@@ -69,7 +79,8 @@ static void check_formula(usl_dtype dtype) {
         for (int i = 0; i < PARAMS; i++) {
             const usli_param *p = &s.p[i];
             m[i] = malloc((size_t)p->n * 4), v[i] = malloc((size_t)p->n * 4), w[i] = malloc((size_t)p->n * 4);
-            read_state(p, p->m, usli_dynamic_map, p->m_absmax, m[i]), read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, v[i]);
+            read_state(p, p->m, usli_dynamic_map, p->m_absmax, m[i]),
+                read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, v[i]);
             memcpy(w[i], p->w, (size_t)p->n * 4);
         }
         update(&s, step, 1);
@@ -77,19 +88,22 @@ static void check_formula(usl_dtype dtype) {
             const usli_param *p = &s.p[i];
             float *g = malloc((size_t)p->n * 4), *mn = malloc((size_t)p->n * 4), *vn = malloc((size_t)p->n * 4);
             values(g, p->n, 0.1f * (float)step, (uint64_t)(100 * i + step));
-            read_state(p, p->m, usli_dynamic_map, p->m_absmax, mn), read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, vn);
+            read_state(p, p->m, usli_dynamic_map, p->m_absmax, mn),
+                read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, vn);
             double lr = (double)s.update.lr[p->group], worst_w = 0, worst_m = 0, worst_v = 0;
             for (int64_t k = 0; k < p->n; k++) {
-                double d = (double)g[k] * 0.5, me = 0.9 * (double)m[i][k] + 0.1 * d, ve = 0.999 * (double)v[i][k] + 0.001 * d * d;
+                double d = (double)g[k] * 0.5, me = 0.9 * (double)m[i][k] + 0.1 * d,
+                       ve = 0.999 * (double)v[i][k] + 0.001 * d * d;
                 double we = (double)w[i][k] * (1 - lr * (double)p->weight_decay);
                 we -= lr / (1 - pow(0.9, step)) * me / (sqrt(ve) / sqrt(1 - pow(0.999, step)) + 1e-8);
                 worst_w = fmax(worst_w, fabs((double)p->w[k] - we));
                 worst_m = fmax(worst_m, fabs((double)mn[k] - me)), worst_v = fmax(worst_v, fabs((double)vn[k] - ve));
             }
             /* A code is at most half the widest step of its map away: m within 1/90 of the block's largest, v 1/180. */
-            double largest = 0.05 * step, m_limit = dtype == USL_F32 ? 1e-8 : largest / 90, v_limit = dtype == USL_F32 ? 1e-9 : largest * largest / 180;
-            CHECK(worst_w < 3e-7 && worst_m < m_limit && worst_v < v_limit, "step %d, parameter %d: w %g m %g v %g", step, i, worst_w,
-                  worst_m, worst_v);
+            double largest = 0.05 * step, m_limit = dtype == USL_F32 ? 1e-8 : largest / 90,
+                   v_limit = dtype == USL_F32 ? 1e-9 : largest * largest / 180;
+            CHECK(worst_w < 3e-7 && worst_m < m_limit && worst_v < v_limit, "step %d, parameter %d: w %g m %g v %g",
+                  step, i, worst_w, worst_m, worst_v);
             CHECK(nonzero(p->g, p->n) == 0, "gradients are cleared");
             free(g), free(mn), free(vn), free(m[i]), free(v[i]), free(w[i]);
         }
@@ -100,8 +114,9 @@ static void check_formula(usl_dtype dtype) {
 static bool same(const state *a, const state *b) {
     for (int i = 0; i < PARAMS; i++) {
         size_t n = (size_t)SIZES[i], blocks = (n + USLI_OPTIM8_BLOCK - 1) / USLI_OPTIM8_BLOCK;
-        if (memcmp(a->p[i].w, b->p[i].w, 4 * n) || memcmp(a->p[i].m, b->p[i].m, 4 * n) || memcmp(a->p[i].v, b->p[i].v, 4 * n) ||
-            memcmp(a->p[i].m_absmax, b->p[i].m_absmax, 4 * blocks) || memcmp(a->p[i].v_absmax, b->p[i].v_absmax, 4 * blocks))
+        if (memcmp(a->p[i].w, b->p[i].w, 4 * n) || memcmp(a->p[i].m, b->p[i].m, 4 * n) ||
+            memcmp(a->p[i].v, b->p[i].v, 4 * n) || memcmp(a->p[i].m_absmax, b->p[i].m_absmax, 4 * blocks) ||
+            memcmp(a->p[i].v_absmax, b->p[i].v_absmax, 4 * blocks))
             return false;
     }
     return true;
@@ -110,7 +125,8 @@ static bool same(const state *a, const state *b) {
 static void check_threads_and_skip(usl_dtype dtype) {
     state one, more, before;
     make_state(&one, dtype), make_state(&more, dtype), make_state(&before, dtype);
-    for (int step = 1; step <= 3; step++) update(&one, step, 1), update(&more, step, step == 2 ? 5 : 2), update(&before, step, 1);
+    for (int step = 1; step <= 3; step++)
+        update(&one, step, 1), update(&more, step, step == 2 ? 5 : 2), update(&before, step, 1);
     CHECK(same(&one, &more), "threads change the bits");
     one.update.finite = 0;
     update(&one, 4, 2);
@@ -128,13 +144,21 @@ static void check_reference(void) {
     float w[REFERENCE], g[REFERENCE], m_absmax[BLOCKS] = { 0 }, v_absmax[BLOCKS] = { 0 };
     float want_w[REFERENCE], want_absmax[2 * BLOCKS];
     uint8_t m[REFERENCE] = { 0 }, v[REFERENCE] = { 0 }, want[2 * REFERENCE];
-    size_t got = fread(want_w, 4, REFERENCE, file) + fread(want, 1, 2 * REFERENCE, file) + fread(want_absmax, 4, 2 * BLOCKS, file);
+    size_t got = fread(want_w, 4, REFERENCE, file) + fread(want, 1, 2 * REFERENCE, file) +
+                 fread(want_absmax, 4, 2 * BLOCKS, file);
     CHECK(got == 3 * REFERENCE + 2 * BLOCKS, "adamw_reference.bin is cut short");
     fclose(file);
     rig r;
     rig_open(&r, 2);
     usli_update u = { .lr = { 1e-2f }, .clip = 0.5f, .finite = 1 };
-    usli_param p = { .w = w, .g = g, .n = REFERENCE, .weight_decay = 0.05f, .state = USL_U8, .m = m, .v = v, .m_absmax = m_absmax,
+    usli_param p = { .w = w,
+                     .g = g,
+                     .n = REFERENCE,
+                     .weight_decay = 0.05f,
+                     .state = USL_U8,
+                     .m = m,
+                     .v = v,
+                     .m_absmax = m_absmax,
                      .v_absmax = v_absmax };
     usli_adamw_args a = { .params = &p, .count = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = &u };
     values(w, REFERENCE, 1, 1);
@@ -146,7 +170,9 @@ static void check_reference(void) {
     for (int i = 0; i < REFERENCE; i++) codes += (m[i] != want[i]) + (v[i] != want[REFERENCE + i]);
     CHECK(codes == 0, "%d codes differ from bitsandbytes'", codes);
     for (int i = 0; i < BLOCKS; i++)
-        CHECK(fabsf(m_absmax[i] / want_absmax[i] - 1) < 1e-6f && fabsf(v_absmax[i] / want_absmax[BLOCKS + i] - 1) < 1e-6f, "absmax %d", i);
+        CHECK(fabsf(m_absmax[i] / want_absmax[i] - 1) < 1e-6f &&
+                  fabsf(v_absmax[i] / want_absmax[BLOCKS + i] - 1) < 1e-6f,
+              "absmax %d", i);
     double error = test_rel_error(w, want_w, REFERENCE);
     CHECK(error < 1e-6, "weights are off by %g", error);
     rig_close(&r);

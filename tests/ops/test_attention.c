@@ -1,5 +1,5 @@
-/* attention against whole score matrices in double: packed rows, grouped heads, windows, soft-caps, caches. The formulas
- * of the backward pass are themselves checked against central differences of the forward one. */
+/* attention against whole score matrices in double: packed rows, grouped heads, windows, soft-caps, caches. The
+ * formulas of the backward pass are themselves checked against central differences of the forward one. */
 #include "tests/ops/rig.h"
 
 enum { MAX_ROWS = 8 };
@@ -205,13 +205,35 @@ static result compute(const data *d, int threads) {
     rig_open(&r, threads);
     result out = { patterned(d, d->tq * d->so), patterned(d, d->tq * d->sq), patterned(d, d->tk * d->sk),
                    patterned(d, d->tk * d->sv), malloc(sizeof(float) * (size_t)(d->tq * s->heads)) };
-    usli_attention_args a = { .tokens_q = d->tq, .tokens_k = d->tk, .rows = s->rows, .cu_q = d->cu_q, .cu_k = d->cu_k,
-                              .k_lens = s->k_lens ? s->k_len : NULL, .causal = !s->bidirectional, .heads = s->heads,
-                              .kv_heads = s->kv_heads, .qk_dim = s->qk_dim, .v_dim = s->v_dim, .scale = (float)d->scale,
-                              .softcap = s->softcap, .window = s->window, .dtype = s->dtype, .q = d->q, .k = d->k,
-                              .v = d->v, .q_stride = d->sq, .k_stride = d->sk, .v_stride = d->sv, .o = out.o,
-                              .o_stride = d->so, .lse = out.lse, .deterministic = true, .d_o = d->d_o, .dq = out.dq,
-                              .dk = out.dk, .dv = out.dv };
+    usli_attention_args a = { .tokens_q = d->tq,
+                              .tokens_k = d->tk,
+                              .rows = s->rows,
+                              .cu_q = d->cu_q,
+                              .cu_k = d->cu_k,
+                              .k_lens = s->k_lens ? s->k_len : NULL,
+                              .causal = !s->bidirectional,
+                              .heads = s->heads,
+                              .kv_heads = s->kv_heads,
+                              .qk_dim = s->qk_dim,
+                              .v_dim = s->v_dim,
+                              .scale = (float)d->scale,
+                              .softcap = s->softcap,
+                              .window = s->window,
+                              .dtype = s->dtype,
+                              .q = d->q,
+                              .k = d->k,
+                              .v = d->v,
+                              .q_stride = d->sq,
+                              .k_stride = d->sk,
+                              .v_stride = d->sv,
+                              .o = out.o,
+                              .o_stride = d->so,
+                              .lse = out.lse,
+                              .deterministic = true,
+                              .d_o = d->d_o,
+                              .dq = out.dq,
+                              .dk = out.dk,
+                              .dv = out.dv };
     for (int i = 0; i < s->rows; i++) {
         if (s->q_len[i] > a.max_q) a.max_q = s->q_len[i];
         if (s->k_len[i] > a.max_k) a.max_k = s->k_len[i];
@@ -277,8 +299,10 @@ static void check_spec(const spec *s) {
     for (int i = 0; i < 2; i++) {
         result more = compute(&d, threads[i]);
         size_t e = usli_dtype_bytes(s->dtype);
-        CHECK(!memcmp(one.o, more.o, e * (size_t)(d.tq * d.so)) && !memcmp(one.dq, more.dq, e * (size_t)(d.tq * d.sq)) &&
-                  !memcmp(one.dk, more.dk, e * (size_t)(d.tk * d.sk)) && !memcmp(one.dv, more.dv, e * (size_t)(d.tk * d.sv)) &&
+        CHECK(!memcmp(one.o, more.o, e * (size_t)(d.tq * d.so)) &&
+                  !memcmp(one.dq, more.dq, e * (size_t)(d.tq * d.sq)) &&
+                  !memcmp(one.dk, more.dk, e * (size_t)(d.tk * d.sk)) &&
+                  !memcmp(one.dv, more.dv, e * (size_t)(d.tk * d.sv)) &&
                   !memcmp(one.lse, more.lse, sizeof(float) * (size_t)(d.tq * s->heads)),
               "%s: %d threads give other bits", s->name, threads[i]);
         free_result(&more);
@@ -295,9 +319,29 @@ static void check_extremes(void) {
     int32_t cu[] = { 0, N };
     float *q = calloc(N * D, sizeof *q), *o = malloc(sizeof *o * N * D), *lse = malloc(sizeof *lse * N);
     for (int i = 0; i < N * D; i++) q[i] = (float)(i / D) * (i / D % 2 ? 1.0f : -1.0f);
-    usli_attention_args a = { .tokens_q = N, .tokens_k = N, .rows = 1, .cu_q = cu, .cu_k = cu, .max_q = N, .max_k = N,
-                              .causal = true, .heads = 1, .kv_heads = 1, .qk_dim = D, .v_dim = D, .scale = 10, .dtype = USL_F32,
-                              .q = q, .k = q, .v = q, .q_stride = D, .k_stride = D, .v_stride = D, .o = o, .o_stride = D, .lse = lse };
+    usli_attention_args a = { .tokens_q = N,
+                              .tokens_k = N,
+                              .rows = 1,
+                              .cu_q = cu,
+                              .cu_k = cu,
+                              .max_q = N,
+                              .max_k = N,
+                              .causal = true,
+                              .heads = 1,
+                              .kv_heads = 1,
+                              .qk_dim = D,
+                              .v_dim = D,
+                              .scale = 10,
+                              .dtype = USL_F32,
+                              .q = q,
+                              .k = q,
+                              .v = q,
+                              .q_stride = D,
+                              .k_stride = D,
+                              .v_stride = D,
+                              .o = o,
+                              .o_stride = D,
+                              .lse = lse };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_attention, &a, USLI_FORWARD));
     int bad = 0; /* a query's own key is its best by far */
     for (int i = 0; i < N * D; i++) bad += !(fabsf(o[i] - q[i]) <= 1e-6f * fabsf(q[i]));

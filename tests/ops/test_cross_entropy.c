@@ -8,9 +8,9 @@ typedef struct spec {
 } spec;
 
 static const spec SPECS[] = {
-    { 1, 1, 0, USL_F32, 1, 0, 1 },           { 5, 7, 0, USL_F32, 1, 0, 1 },       { 7, 1001, 1010, USL_F32, 1, 0, 10 },
-    { 4, 49152, 0, USL_F32, 1, 0, 3 },       { 6, 100, 0, USL_F32, 0.5f, 3, 5 },  { 6, 100, 103, USL_F32, 1, 30, 20 },
-    { 3, 4096, 0, USL_BF16, 1, 0, 3 },       { 3, 333, 0, USL_BF16, 2, 5, 3 },    { 3, 333, 340, USL_F16, 1, 0, 3 },
+    { 1, 1, 0, USL_F32, 1, 0, 1 },     { 5, 7, 0, USL_F32, 1, 0, 1 },      { 7, 1001, 1010, USL_F32, 1, 0, 10 },
+    { 4, 49152, 0, USL_F32, 1, 0, 3 }, { 6, 100, 0, USL_F32, 0.5f, 3, 5 }, { 6, 100, 103, USL_F32, 1, 30, 20 },
+    { 3, 4096, 0, USL_BF16, 1, 0, 3 }, { 3, 333, 0, USL_BF16, 2, 5, 3 },   { 3, 333, 340, USL_F16, 1, 0, 3 },
     { 3, 50, 0, USL_F32, 1, 0, 1000 },
 };
 
@@ -60,13 +60,22 @@ typedef struct result {
 static result compute(const spec *s, const void *logits, const int32_t *target, bool gradient, int threads) {
     int64_t ld = s->ld ? s->ld : s->cols;
     size_t bytes = (size_t)(s->rows * ld) * usli_dtype_bytes(s->dtype);
-    result out = { .logits = malloc(bytes), .update = { .inv_counted = 0.25f, .loss_scale = 8, .loss_sum = 100, .correct = 5 } };
+    result out = { .logits = malloc(bytes),
+                   .update = { .inv_counted = 0.25f, .loss_scale = 8, .loss_sum = 100, .correct = 5 } };
     memcpy(out.logits, logits, bytes);
     rig r;
     rig_open(&r, threads);
-    usli_cross_entropy_args a = { .rows = s->rows, .cols = s->cols, .dtype = s->dtype, .logit_scale = s->scale, .softcap = s->softcap,
-                                  .with_gradient = gradient, .logits = out.logits, .ld = s->ld, .target = target,
-                                  .losses = out.losses, .update = &out.update };
+    usli_cross_entropy_args a = { .rows = s->rows,
+                                  .cols = s->cols,
+                                  .dtype = s->dtype,
+                                  .logit_scale = s->scale,
+                                  .softcap = s->softcap,
+                                  .with_gradient = gradient,
+                                  .logits = out.logits,
+                                  .ld = s->ld,
+                                  .target = target,
+                                  .losses = out.losses,
+                                  .update = &out.update };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_cross_entropy, &a, USLI_FORWARD));
     rig_close(&r);
     return out;
@@ -100,8 +109,8 @@ static void check_spec(const spec *s) {
         correct += best == target[r];
         double loss = oracle_row(s, z, target[r], g);
         sum += loss;
-        CHECK(fabs((double)one.losses[r] - loss) <= 2e-6 * (fabs(loss) + 1) + 1e-7 * (double)s->spread * 6, "loss %g, not %g",
-              (double)one.losses[r], loss);
+        CHECK(fabs((double)one.losses[r] - loss) <= 2e-6 * (fabs(loss) + 1) + 1e-7 * (double)s->spread * 6,
+              "loss %g, not %g", (double)one.losses[r], loss);
         for (int64_t i = 0; i < ld; i++) {
             want[r * ld + i] = i < s->cols ? (float)(2 * g[i]) : got[r * ld + i];
             foreign += i >= s->cols && got[r * ld + i] != v[r * ld + i];
@@ -110,15 +119,18 @@ static void check_spec(const spec *s) {
     for (int64_t i = 0; i < total; i++)
         if (i % ld >= s->cols) got[i] = want[i] = 0;
     double error = test_rel_error(got, want, (size_t)total), limit = s->dtype == USL_F32 ? 3e-6 : rig_epsilon(s->dtype);
-    CHECK(error < limit || s->cols == 1, "gradient of %lld columns: %.2e, allowed %.2e", (long long)s->cols, error, limit);
+    CHECK(error < limit || s->cols == 1, "gradient of %lld columns: %.2e, allowed %.2e", (long long)s->cols, error,
+          limit);
     CHECK(!foreign, "%lld values beyond the columns were written", (long long)foreign);
     CHECK(fabs(one.update.loss_sum - sum) < 1e-5 * sum, "loss sum %g, not %g", one.update.loss_sum, sum);
     CHECK(one.update.correct == correct, "%lld correct, not %lld", (long long)one.update.correct, (long long)correct);
     for (int threads = 1; threads <= 5; threads += threads == 1 ? 1 : 3) {
         result more = compute(s, logits, target, true, threads), plain = compute(s, logits, target, false, threads);
         size_t bytes = (size_t)total * usli_dtype_bytes(s->dtype);
-        CHECK(!memcmp(one.logits, more.logits, bytes) && one.update.loss_sum == more.update.loss_sum, "%d threads give other bits", threads);
-        CHECK(plain.update.loss_sum == one.update.loss_sum && plain.update.correct == one.update.correct, "without a gradient");
+        CHECK(!memcmp(one.logits, more.logits, bytes) && one.update.loss_sum == more.update.loss_sum,
+              "%d threads give other bits", threads);
+        CHECK(plain.update.loss_sum == one.update.loss_sum && plain.update.correct == one.update.correct,
+              "without a gradient");
         free(more.logits), free(plain.logits);
     }
     free(one.logits), free(v), free(got), free(want), free(logits), free(z), free(g);
@@ -136,8 +148,14 @@ static void check_bad(void) {
     rig_open(&r, 1);
     usli_update update = { .inv_counted = 1, .loss_scale = 1 };
     float losses[2];
-    usli_cross_entropy_args a = { .rows = 2, .cols = 40, .dtype = USL_F32, .logit_scale = 1, .logits = logits, .target = target,
-                                  .losses = losses, .update = &update };
+    usli_cross_entropy_args a = { .rows = 2,
+                                  .cols = 40,
+                                  .dtype = USL_F32,
+                                  .logit_scale = 1,
+                                  .logits = logits,
+                                  .target = target,
+                                  .losses = losses,
+                                  .update = &update };
     target[1] = 40;
     CHECK(rig_run(&r, USLI_OP_cross_entropy, &a, USLI_FORWARD) == USL_ERR_INVALID, "a label beyond the vocabulary");
     target[1] = -100;

@@ -24,27 +24,38 @@ static void close_to(const char *what, usli_act kind, usl_dtype dtype, const voi
         double excess = fabs((double)g[i] - want[i]) / (relative * fabs(want[i]) + 1e-6);
         if (!(excess <= worst)) worst = excess;
     }
-    CHECK(worst <= 1, "%s of activation %d in %s: %g times what is allowed", what, (int)kind, usl_dtype_name(dtype), worst);
+    CHECK(worst <= 1, "%s of activation %d in %s: %g times what is allowed", what, (int)kind, usl_dtype_name(dtype),
+          worst);
     free(g);
 }
 
-static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols, bool in_place, int threads, bool check) {
+static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols, bool in_place, int threads,
+                      bool check) {
     usli_rng rng;
     usli_rng_seed(&rng, 9);
     int64_t n = rows * cols;
     size_t e = usli_dtype_bytes(dtype);
     float *gu, *dh;
-    void *raw = rig_random(&rng, USL_F32, 2 * n, &gu), *grad = rig_random(&rng, dtype, n, &dh), *gate_up = malloc(2 * (size_t)n * e);
+    void *raw = rig_random(&rng, USL_F32, 2 * n, &gu), *grad = rig_random(&rng, dtype, n, &dh),
+         *gate_up = malloc(2 * (size_t)n * e);
     free(raw);
     for (int64_t i = 0; i < 2 * n; i++) gu[i] *= 3; /* into the tails */
     gu[0] = -95, gu[1 % (2 * n)] = 60;
     usli_from_f32(gu, gate_up, dtype, 2 * n);
     usli_to_f32(gate_up, dtype, gu, 2 * n);
-    output out = { malloc((size_t)n * e), in_place ? grad : malloc((size_t)n * e), in_place ? gate_up : malloc(2 * (size_t)n * e) };
+    output out = { malloc((size_t)n * e), in_place ? grad : malloc((size_t)n * e),
+                   in_place ? gate_up : malloc(2 * (size_t)n * e) };
     rig r;
     rig_open(&r, threads);
-    usli_glu_args a = { .rows = rows, .cols = cols, .act = kind, .dtype = dtype, .gate_up = gate_up, .h = out.h, .dh = grad,
-                        .dgate_up = out.dgate_up, .h_out = out.h_out };
+    usli_glu_args a = { .rows = rows,
+                        .cols = cols,
+                        .act = kind,
+                        .dtype = dtype,
+                        .gate_up = gate_up,
+                        .h = out.h,
+                        .dh = grad,
+                        .dgate_up = out.dgate_up,
+                        .h_out = out.h_out };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_FORWARD));
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_BACKWARD));
     CHECK(!memcmp(out.h, out.h_out, (size_t)n * e), "h is rebuilt as it was");
@@ -52,7 +63,8 @@ static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols
         double *h = malloc(sizeof *h * (size_t)n), *d = malloc(sizeof *d * 2 * (size_t)n);
         for (int64_t t = 0; t < rows; t++)
             for (int64_t c = 0; c < cols; c++) {
-                double g = (double)gu[t * 2 * cols + c], u = (double)gu[t * 2 * cols + cols + c], up = (double)dh[t * cols + c];
+                double g = (double)gu[t * 2 * cols + c], u = (double)gu[t * 2 * cols + cols + c],
+                       up = (double)dh[t * cols + c];
                 h[t * cols + c] = act(kind, g) * u;
                 d[t * 2 * cols + c] = up * u * slope(kind, g);
                 d[t * 2 * cols + cols + c] = up * act(kind, g);

@@ -28,12 +28,13 @@ static const spec SPECS[] = {
 static const float EPS = 1e-3f;
 
 /* y and the gradients of dot(dy, y) of one row. */
-static void oracle_row(const spec *s, const double *n, const float *w, const float *dy, double *y, double *dn, double *dw,
-                       double *rstd) {
+static void oracle_row(const spec *s, const double *n, const float *w, const float *dy, double *y, double *dn,
+                       double *dw, double *rstd) {
     double square = 0, mean = 0;
     for (int64_t i = 0; i < s->cols; i++) square += n[i] * n[i];
     double r = *rstd = 1 / sqrt(square / (double)s->cols + (double)EPS);
-    for (int64_t i = 0; i < s->cols; i++) mean += (double)dy[i] * ((double)w[i] + (double)s->offset) * n[i] / (double)s->cols;
+    for (int64_t i = 0; i < s->cols; i++)
+        mean += (double)dy[i] * ((double)w[i] + (double)s->offset) * n[i] / (double)s->cols;
     for (int64_t i = 0; i < s->cols; i++) {
         double scale = (double)w[i] + (double)s->offset;
         y[i] = n[i] * r * scale;
@@ -49,7 +50,8 @@ static void check_oracle(void) {
     usli_rng_seed(&rng, 3);
     double n[N], y[N], dn[N], dw[N] = { 0 }, r, ignored[N], other[N];
     float w[N], dy[N];
-    for (int i = 0; i < N; i++) n[i] = usli_rng_normal(&rng), w[i] = (float)usli_rng_normal(&rng), dy[i] = (float)usli_rng_normal(&rng);
+    for (int i = 0; i < N; i++)
+        n[i] = usli_rng_normal(&rng), w[i] = (float)usli_rng_normal(&rng), dy[i] = (float)usli_rng_normal(&rng);
     oracle_row(&s, n, w, dy, y, dn, dw, &r);
     for (int i = 0; i < N; i++) {
         double f[2], keep = n[i];
@@ -74,7 +76,8 @@ static void close_to(const spec *s, const char *what, usl_dtype dtype, const voi
     usli_to_f32(got, dtype, g, n);
     for (int64_t i = 0; i < n; i++) w[i] = (float)want[i];
     double error = test_rel_error(g, w, (size_t)n), limit = dtype == USL_F32 ? 1e-6 : rig_epsilon(dtype);
-    CHECK(error < limit, "%s of %lld x %lld: %.2e, allowed %.2e", what, (long long)s->rows, (long long)s->cols, error, limit);
+    CHECK(error < limit, "%s of %lld x %lld: %.2e, allowed %.2e", what, (long long)s->rows, (long long)s->cols, error,
+          limit);
     free(g), free(w);
 }
 
@@ -87,15 +90,25 @@ static output compute(const spec *s, int threads, bool check) {
     void *x = rig_random(&rng, s->dtype, total, &xf), *res = rig_random(&rng, s->res_dtype, total, &rf);
     void *weight = rig_random(&rng, s->weight_dtype, s->cols, &wf), *dy = rig_random(&rng, s->dtype, total, &dyf);
     void *dn = rig_random(&rng, s->res_dtype, total, &before);
-    output out = { malloc((size_t)total * re), malloc((size_t)total * e), NULL, malloc(sizeof(float) * (size_t)s->rows), NULL };
+    output out = { malloc((size_t)total * re), malloc((size_t)total * e), NULL, malloc(sizeof(float) * (size_t)s->rows),
+                   NULL };
     out.dw = rig_random(&rng, USL_F32, s->cols, &start);
     bool both = s->given == (X | RES);
     rig r;
     rig_open(&r, threads);
-    usli_rmsnorm_args a = { .rows = s->rows, .cols = s->cols, .eps = EPS, .weight_offset = s->offset, .dtype = s->dtype,
-                            .res_dtype = s->res_dtype, .weight_dtype = s->weight_dtype, .x = s->given & X ? x : NULL,
-                            .res = s->given & RES ? res : NULL, .res_out = both ? (s->alias ? res : out.sum) : NULL,
-                            .weight = weight, .y = out.y, .rstd = out.rstd };
+    usli_rmsnorm_args a = { .rows = s->rows,
+                            .cols = s->cols,
+                            .eps = EPS,
+                            .weight_offset = s->offset,
+                            .dtype = s->dtype,
+                            .res_dtype = s->res_dtype,
+                            .weight_dtype = s->weight_dtype,
+                            .x = s->given & X ? x : NULL,
+                            .res = s->given & RES ? res : NULL,
+                            .res_out = both ? (s->alias ? res : out.sum) : NULL,
+                            .weight = weight,
+                            .y = out.y,
+                            .rstd = out.rstd };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_rmsnorm, &a, USLI_FORWARD));
     if (both && s->alias) memcpy(out.sum, res, (size_t)total * re);
     a.n_dtype = s->given & RES ? s->res_dtype : s->dtype;
@@ -103,15 +116,18 @@ static output compute(const spec *s, int threads, bool check) {
     if (!both) memcpy(out.sum, a.n, (size_t)total * usli_dtype_bytes(a.n_dtype));
     void *dy_copy = malloc((size_t)total * e);
     memcpy(dy_copy, dy, (size_t)total * e);
-    a.dy = dy_copy, a.dn = s->alias ? dy_copy : dn, a.dn_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN, a.dweight = out.dw;
+    a.dy = dy_copy, a.dn = s->alias ? dy_copy : dn, a.dn_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN,
+    a.dweight = out.dw;
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_rmsnorm, &a, USLI_BACKWARD));
     if (s->alias) memcpy(dn, dy_copy, (size_t)total * re);
     out.dn = dn;
     if (check) {
-        double *n = malloc(sizeof *n * (size_t)total), *y = malloc(sizeof *y * (size_t)total), *g = malloc(sizeof *g * (size_t)total);
+        double *n = malloc(sizeof *n * (size_t)total), *y = malloc(sizeof *y * (size_t)total),
+               *g = malloc(sizeof *g * (size_t)total);
         double *dw = calloc((size_t)s->cols, sizeof *dw), *rstd = malloc(sizeof *rstd * (size_t)s->rows);
         float *stored = malloc(sizeof *stored * (size_t)total);
-        for (int64_t i = 0; i < total; i++) n[i] = (s->given & X ? (double)xf[i] : 0) + (s->given & RES ? (double)rf[i] : 0);
+        for (int64_t i = 0; i < total; i++)
+            n[i] = (s->given & X ? (double)xf[i] : 0) + (s->given & RES ? (double)rf[i] : 0);
         if (both) close_to(s, "sum", s->res_dtype, out.sum, n, total);
         /* The norm is of what was stored. */
         usli_to_f32(out.sum, a.n_dtype, stored, total);
@@ -129,7 +145,8 @@ static output compute(const spec *s, int threads, bool check) {
         free(n), free(y), free(g), free(dw), free(rstd), free(stored);
     }
     rig_close(&r);
-    free(x), free(res), free(weight), free(dy), free(dy_copy), free(xf), free(rf), free(wf), free(dyf), free(before), free(start);
+    free(x), free(res), free(weight), free(dy), free(dy_copy), free(xf), free(rf), free(wf), free(dyf), free(before),
+        free(start);
     return out;
 }
 

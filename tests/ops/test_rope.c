@@ -1,4 +1,5 @@
-/* rope, with and without the norm of heads, against its formulas in double; the gradient against central differences. */
+/* rope, with and without the norm of heads, against its formulas in double; the gradient against central differences.
+ */
 #include "tests/ops/rig.h"
 
 typedef struct spec {
@@ -10,12 +11,18 @@ typedef struct spec {
 } spec;
 
 static const spec SPECS[] = {
-    { 1, 1, 1, 2, 2, false, false, false, USL_F32, USL_F32, 0 },    { 40, 9, 3, 64, 64, false, false, false, USL_F32, USL_F32, 0 },
-    { 19, 2, 1, 20, 10, false, false, false, USL_F32, USL_F32, 0 }, { 19, 2, 1, 20, 10, true, false, false, USL_F32, USL_F32, 0 },
-    { 33, 4, 2, 16, 16, true, true, false, USL_F32, USL_F32, 0 },   { 33, 4, 2, 128, 128, false, true, false, USL_F32, USL_BF16, 1 },
-    { 33, 4, 2, 13, 6, false, true, false, USL_F32, USL_F32, 0 },   { 17, 3, 1, 16, 16, false, false, true, USL_F32, USL_F32, 0 },
-    { 40, 9, 3, 64, 64, false, false, false, USL_BF16, USL_F32, 0 }, { 33, 4, 2, 64, 32, true, true, false, USL_BF16, USL_BF16, 1 },
-    { 33, 4, 2, 64, 64, false, true, false, USL_F16, USL_F16, 0 },   { 3, 2, 2, 8, 0, false, true, false, USL_F32, USL_F32, 0 },
+    { 1, 1, 1, 2, 2, false, false, false, USL_F32, USL_F32, 0 },
+    { 40, 9, 3, 64, 64, false, false, false, USL_F32, USL_F32, 0 },
+    { 19, 2, 1, 20, 10, false, false, false, USL_F32, USL_F32, 0 },
+    { 19, 2, 1, 20, 10, true, false, false, USL_F32, USL_F32, 0 },
+    { 33, 4, 2, 16, 16, true, true, false, USL_F32, USL_F32, 0 },
+    { 33, 4, 2, 128, 128, false, true, false, USL_F32, USL_BF16, 1 },
+    { 33, 4, 2, 13, 6, false, true, false, USL_F32, USL_F32, 0 },
+    { 17, 3, 1, 16, 16, false, false, true, USL_F32, USL_F32, 0 },
+    { 40, 9, 3, 64, 64, false, false, false, USL_BF16, USL_F32, 0 },
+    { 33, 4, 2, 64, 32, true, true, false, USL_BF16, USL_BF16, 1 },
+    { 33, 4, 2, 64, 64, false, true, false, USL_F16, USL_F16, 0 },
+    { 3, 2, 2, 8, 0, false, true, false, USL_F32, USL_F32, 0 },
 };
 
 static const float EPS = 1e-3f;
@@ -59,7 +66,8 @@ static void make_data(const spec *s, data *d) {
     d->position = malloc(sizeof(int32_t) * (size_t)s->tokens);
     for (int64_t t = 0; t < s->tokens; t++) d->position[t] = (int32_t)(t * 7 % POSITIONS);
     int64_t half = s->rot_dim / 2;
-    d->cos = malloc(sizeof(float) * (size_t)(POSITIONS * half + 1)), d->sin = malloc(sizeof(float) * (size_t)(POSITIONS * half + 1));
+    d->cos = malloc(sizeof(float) * (size_t)(POSITIONS * half + 1)),
+    d->sin = malloc(sizeof(float) * (size_t)(POSITIONS * half + 1));
     for (int64_t p = 0; p < POSITIONS; p++)
         for (int64_t i = 0; i < half; i++) {
             double angle = (double)p * pow(100.0, -(double)i / (double)half);
@@ -73,8 +81,8 @@ static void free_data(data *d) {
 }
 
 /* One head: y and, from dy, dx and dw. */
-static void oracle_head(const data *d, const float *w, int32_t position, const double *x, const double *dy, double *y, double *dx,
-                        double *dw) {
+static void oracle_head(const data *d, const float *w, int32_t position, const double *x, const double *dy, double *y,
+                        double *dx, double *dw) {
     const spec *s = d->s;
     double u[256], g[256], square = 0, mean = 0, r = 1;
     int n = s->head_dim, half = s->rot_dim / 2;
@@ -118,7 +126,8 @@ static void check_oracle(const spec *s) {
     free_data(&d);
 }
 
-static void compare(const spec *s, const char *what, const side *w, const void *got, const double *want, const float *before) {
+static void compare(const spec *s, const char *what, const side *w, const void *got, const double *want,
+                    const float *before) {
     int64_t n = s->tokens * w->stride, foreign = 0;
     float *g = malloc(sizeof *g * (size_t)n), *v = malloc(sizeof *v * (size_t)n);
     usli_to_f32(got, s->dtype, g, n);
@@ -127,8 +136,8 @@ static void compare(const spec *s, const char *what, const side *w, const void *
         if (i % w->stride >= w->heads * s->head_dim) foreign += g[i] != before[i], g[i] = v[i] = 0;
     }
     double error = test_rel_error(g, v, (size_t)n), limit = s->dtype == USL_F32 ? 1e-6 : rig_epsilon(s->dtype);
-    CHECK(error < limit && !foreign, "%s, head %d: %.2e, allowed %.2e; %lld values beside written", what, s->head_dim, error, limit,
-          (long long)foreign);
+    CHECK(error < limit && !foreign, "%s, head %d: %.2e, allowed %.2e; %lld values beside written", what, s->head_dim,
+          error, limit, (long long)foreign);
     free(g), free(v);
 }
 
@@ -150,13 +159,33 @@ static result compute(const data *d, int threads) {
     rig r;
     rig_open(&r, threads);
     bool norm = s->norm;
-    usli_rope_args a = { .tokens = s->tokens, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim,
-                         .rot_dim = s->rot_dim, .interleaved = s->interleaved, .dtype = s->dtype, .position = d->position,
-                         .cos = d->cos, .sin = d->sin, .positions = POSITIONS, .q = out.y[0], .k = s->no_k ? NULL : out.y[1],
-                         .q_stride = d->q.stride, .k_stride = d->k.stride, .q_norm = norm ? d->q.norm : NULL,
-                         .k_norm = norm ? d->k.norm : NULL, .norm_dtype = s->norm_dtype, .norm_eps = EPS, .norm_offset = s->offset,
-                         .q_in = d->q.x, .k_in = d->k.x, .q_rstd = norm ? d->q.rstd : NULL, .k_rstd = norm ? d->k.rstd : NULL,
-                         .dq = out.dx[0], .dk = s->no_k ? NULL : out.dx[1], .dq_norm = norm ? out.dw[0] : NULL,
+    usli_rope_args a = { .tokens = s->tokens,
+                         .heads = s->heads,
+                         .kv_heads = s->kv_heads,
+                         .head_dim = s->head_dim,
+                         .rot_dim = s->rot_dim,
+                         .interleaved = s->interleaved,
+                         .dtype = s->dtype,
+                         .position = d->position,
+                         .cos = d->cos,
+                         .sin = d->sin,
+                         .positions = POSITIONS,
+                         .q = out.y[0],
+                         .k = s->no_k ? NULL : out.y[1],
+                         .q_stride = d->q.stride,
+                         .k_stride = d->k.stride,
+                         .q_norm = norm ? d->q.norm : NULL,
+                         .k_norm = norm ? d->k.norm : NULL,
+                         .norm_dtype = s->norm_dtype,
+                         .norm_eps = EPS,
+                         .norm_offset = s->offset,
+                         .q_in = d->q.x,
+                         .k_in = d->k.x,
+                         .q_rstd = norm ? d->q.rstd : NULL,
+                         .k_rstd = norm ? d->k.rstd : NULL,
+                         .dq = out.dx[0],
+                         .dk = s->no_k ? NULL : out.dx[1],
+                         .dq_norm = norm ? out.dw[0] : NULL,
                          .dk_norm = norm ? out.dw[1] : NULL };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_rope, &a, USLI_FORWARD));
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_rope, &a, USLI_BACKWARD));
@@ -212,8 +241,19 @@ static void check_positions(void) {
     rig r;
     rig_open(&r, 1);
     d.position[3] = POSITIONS;
-    usli_rope_args a = { .tokens = 5, .heads = 9, .kv_heads = 3, .head_dim = 64, .rot_dim = 64, .dtype = USL_F32, .position = d.position,
-                         .cos = d.cos, .sin = d.sin, .positions = POSITIONS, .q = d.q.x, .k = d.k.x, .q_stride = d.q.stride,
+    usli_rope_args a = { .tokens = 5,
+                         .heads = 9,
+                         .kv_heads = 3,
+                         .head_dim = 64,
+                         .rot_dim = 64,
+                         .dtype = USL_F32,
+                         .position = d.position,
+                         .cos = d.cos,
+                         .sin = d.sin,
+                         .positions = POSITIONS,
+                         .q = d.q.x,
+                         .k = d.k.x,
+                         .q_stride = d.q.stride,
                          .k_stride = d.k.stride };
     CHECK(rig_run(&r, USLI_OP_rope, &a, USLI_FORWARD) == USL_ERR_INVALID, "a position beyond the table");
     rig_close(&r);

@@ -8,11 +8,21 @@ typedef struct options {
 
 static const options NONE = { 1, 1, 0, 1, 0 };
 
-static usl_status draw(rig *r, const float *logits, int64_t rows, int64_t cols, options o, const int32_t *seen, const int32_t *cu,
-                       uint64_t offset, int32_t *out) {
-    usli_sample_args a = { .rows = rows, .cols = cols, .logits = logits, .temperature = o.temperature, .top_p = o.top_p,
-                           .min_p = o.min_p, .repetition_penalty = o.penalty, .top_k = o.top_k, .seen = seen, .cu_seen = cu,
-                           .seed = 3407, .offset = &offset, .out = out };
+static usl_status draw(rig *r, const float *logits, int64_t rows, int64_t cols, options o, const int32_t *seen,
+                       const int32_t *cu, uint64_t offset, int32_t *out) {
+    usli_sample_args a = { .rows = rows,
+                           .cols = cols,
+                           .logits = logits,
+                           .temperature = o.temperature,
+                           .top_p = o.top_p,
+                           .min_p = o.min_p,
+                           .repetition_penalty = o.penalty,
+                           .top_k = o.top_k,
+                           .seen = seen,
+                           .cu_seen = cu,
+                           .seed = 3407,
+                           .offset = &offset,
+                           .out = out };
     return rig_run(r, USLI_OP_sample, &a, USLI_FORWARD);
 }
 
@@ -51,7 +61,8 @@ static void oracle(const float *logits, int64_t n, options o, const int32_t *see
 }
 
 /* Draws often; compares with the oracle's probabilities by Pearson's chi-square. */
-static void check_distribution(rig *r, const char *name, options o, int64_t cols, const int32_t *seen, int32_t seen_count) {
+static void check_distribution(rig *r, const char *name, options o, int64_t cols, const int32_t *seen,
+                               int32_t seen_count) {
     enum { DRAWS = 4000, ROWS = 40 };
     usli_rng rng;
     usli_rng_seed(&rng, 6);
@@ -147,10 +158,17 @@ int main(void) {
         options o;
         int64_t cols;
     } cases[] = {
-        { "plain", { 1, 1, 0, 1, 0 }, 50 },          { "hot", { 2.5f, 1, 0, 1, 0 }, 50 },      { "cold", { 0.3f, 1, 0, 1, 0 }, 50 },
-        { "top-k", { 1, 1, 0, 1, 7 }, 500 },         { "top-k of all", { 1, 1, 0, 1, 99 }, 50 }, { "top-p", { 1, 0.6f, 0, 1, 0 }, 500 },
-        { "top-p, tiny", { 1, 1e-6f, 0, 1, 0 }, 500 }, { "min-p", { 1, 1, 0.2f, 1, 0 }, 500 },  { "all", { 0.8f, 0.9f, 0.05f, 1.3f, 40 }, 500 },
-        { "penalty", { 1, 1, 0, 1.8f, 0 }, 40 },     { "many", { 0.7f, 0.8f, 0, 1, 0 }, 5000 },
+        { "plain", { 1, 1, 0, 1, 0 }, 50 },
+        { "hot", { 2.5f, 1, 0, 1, 0 }, 50 },
+        { "cold", { 0.3f, 1, 0, 1, 0 }, 50 },
+        { "top-k", { 1, 1, 0, 1, 7 }, 500 },
+        { "top-k of all", { 1, 1, 0, 1, 99 }, 50 },
+        { "top-p", { 1, 0.6f, 0, 1, 0 }, 500 },
+        { "top-p, tiny", { 1, 1e-6f, 0, 1, 0 }, 500 },
+        { "min-p", { 1, 1, 0.2f, 1, 0 }, 500 },
+        { "all", { 0.8f, 0.9f, 0.05f, 1.3f, 40 }, 500 },
+        { "penalty", { 1, 1, 0, 1.8f, 0 }, 40 },
+        { "many", { 0.7f, 0.8f, 0, 1, 0 }, 5000 },
     };
     static const int32_t seen[] = { 3, 9, 9, 30, 3, 17 };
     rig r;

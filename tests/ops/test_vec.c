@@ -83,11 +83,91 @@ static void check_drop(const char *isa, const usli_vec *v) {
     }
 }
 
+/* exp is within an ulp from where it is a normal number up to 88; below it is 0, and no number stays none. */
+static void check_exp(const char *isa, const usli_vec *v) {
+    double worst = 0;
+    for (int i = 0; i < 100000; i++) {
+        float in = -87.2f + (float)i * (175.0f / 100000), e = in;
+        v->exp_sum(&e, 0, 1);
+        worst = fmax(worst, fabs((double)e / exp((double)in) - 1));
+    }
+    CHECK(worst < 1.3e-7, "%s: exp is off by %g", isa, worst);
+    float edge[40] = { -INFINITY, -89, -1e30f, NAN, 0, 1 };
+    float sum = v->exp_sum(edge, 0, 3);
+    CHECK(sum == 0 && edge[0] == 0 && edge[1] == 0 && edge[2] == 0, "%s: exp far below", isa);
+    CHECK(v->exp_sum(edge + 4, 0, 1) == 1 && isnan(v->exp_sum(edge + 3, 0, 1)), "%s: exp of 0 and of no number", isa);
+    for (int i = 0; i < 40; i++) edge[i] = i == 17 ? NAN : -1;
+    CHECK(isnan(v->exp_sum(edge, 0, 40)) && isnan(edge[17]) && !isnan(edge[16]), "%s: exp among others", isa);
+    /* A large value and many small ones: their sum is lost at most within the large one's piece of 256. */
+    enum { LONG = 100000 };
+    float *many = malloc(sizeof *many * LONG);
+    for (int i = 0; i < LONG; i++) many[i] = i ? -16 : 0;
+    double want = 1 + (LONG - 1) * exp(-16.0);
+    CHECK(fabs((double)v->exp_sum(many, 0, LONG) / want - 1) < 1e-6, "%s: sum of many", isa);
+    free(many);
+}
+
+static void check_tanh(const char *isa, const usli_vec *v) {
+    double worst = 0;
+    for (int i = 0; i < 100000; i++) {
+        float in = -12 + (float)i * (24.0f / 100000), t = in;
+        v->tanh(&t, 1);
+        worst = fmax(worst, fabs((double)t - tanh((double)in)) / (fabs(tanh((double)in)) + 1e-30));
+    }
+    CHECK(worst < 4e-7, "%s: tanh is off by %g", isa, worst);
+}
+
+static void check_rows(const char *isa, const usli_vec *v) {
+    float a[N], b[N], c[N];
+    for (int n = 0; n <= N; n += 29) {
+        memcpy(a, y, sizeof a), memcpy(b, y, sizeof b), memcpy(c, y, sizeof c);
+        v->add_times(0.5f, x, y, a, n), v->norm_backward(0.7f, 0.3f, x, y, b, b, n), v->times(0.5f, x, y, c, n);
+        for (int i = 0; i < N; i++) {
+            double xi = (double)x[i], yi = (double)y[i];
+            CHECK(fabs((double)a[i] - (i < n ? yi + 0.5 * xi * yi : yi)) < 1e-6, "%s: add_times", isa);
+            CHECK(fabs((double)b[i] - (i < n ? 0.7 * (yi * yi - xi * 0.3) : yi)) < 2e-6, "%s: norm_backward", isa);
+            CHECK(fabs((double)c[i] - (i < n ? 0.5 * xi * yi : yi)) < 1e-6, "%s: times", isa);
+        }
+    }
+}
+
+/* Every remainder of tiles, both orders of a, both modes. */
+static void check_mul(const char *isa, const usli_vec *v) {
+    enum { M = 21, WIDTH = 71, K = 19, LD = WIDTH + 2 };
+    static float a[M * K], b[K * LD], c[M * LD], before[M * LD];
+    usli_rng rng;
+    usli_rng_seed(&rng, 12);
+    for (int i = 0; i < M * K; i++) a[i] = (float)usli_rng_normal(&rng);
+    for (int i = 0; i < K * LD; i++) b[i] = (float)usli_rng_normal(&rng);
+    for (int i = 0; i < M * LD; i++) before[i] = (float)usli_rng_normal(&rng);
+    for (int m = 1; m <= M; m += 3)
+        for (int n = 1; n <= WIDTH; n += 5)
+            for (int mode = 0; mode < 4; mode++) {
+                bool turned = mode & 1, accumulate = mode & 2;
+                int k = m % 2 ? K : 1, wrong = 0;
+                memcpy(c, before, sizeof c);
+                v->mul(m, n, k, a, turned ? 1 : K, turned ? M : 1, b, LD, c, LD, accumulate);
+                for (int i = 0; i < M; i++)
+                    for (int j = 0; j < LD; j++) {
+                        double sum = accumulate ? (double)before[i * LD + j] : 0;
+                        for (int p = 0; p < k; p++)
+                            sum += (double)a[turned ? i + p * M : i * K + p] * (double)b[p * LD + j];
+                        if (i >= m || j >= n) sum = (double)before[i * LD + j];
+                        wrong += !(fabs((double)c[i * LD + j] - sum) < 1e-5);
+                    }
+                CHECK(!wrong, "%s: %d x %d x %d, mode %d: %d values", isa, m, n, k, mode, wrong);
+            }
+}
+
 static void check_table(const char *isa, const usli_vec *v) {
     check_conversions(isa, v);
     check_sums(isa, v);
     check_lut16(isa, v);
     check_drop(isa, v);
+    check_exp(isa, v);
+    check_tanh(isa, v);
+    check_rows(isa, v);
+    check_mul(isa, v);
 }
 
 int main(void) {
