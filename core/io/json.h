@@ -41,6 +41,8 @@ usl_status usli_json_next(usli_json_reader *r);
 usl_status usli_json_skip(usli_json_reader *r);
 /* next, and an error that names `what` unless the event is of this kind. */
 usl_status usli_json_expect(usli_json_reader *r, usli_json_kind kind, const char *what);
+/* With a value's first event current, reads the whole value; *out is new: json_decref. */
+usl_status usli_json_build(usli_json_reader *r, json_t **out);
 /* True when the current KEY or STRING equals text. */
 bool usli_json_is(const usli_json_reader *r, const char *text);
 

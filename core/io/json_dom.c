@@ -6,15 +6,12 @@
 #include "core/base/file.h"
 #include "core/io/json.h"
 
-/* *out takes the value whose first event is current. */
-static usl_status build(usli_json_reader *r, json_t **out);
-
 static usl_status build_array(usli_json_reader *r, json_t *array) {
     for (;;) {
         json_t *item;
         USLI_TRY(usli_json_next(r));
         if (r->kind == USLI_JSON_ARRAY_END) return USL_OK;
-        USLI_TRY(build(r, &item));
+        USLI_TRY(usli_json_build(r, &item));
         if (json_array_append_new(array, item) != 0) return usli_nomem(r->ctx, 0);
     }
 }
@@ -28,14 +25,14 @@ static usl_status build_object(usli_json_reader *r, json_t *object) {
         char *key = usli_strndup(r->ctx, r->str, r->len);
         if (!key) return usli_nomem(r->ctx, r->len);
         usl_status st = usli_json_next(r);
-        if (st == USL_OK) st = build(r, &item);
+        if (st == USL_OK) st = usli_json_build(r, &item);
         if (st == USL_OK && json_object_set_new_nocheck(object, key, item) != 0) st = usli_nomem(r->ctx, 0);
         usli_free(r->ctx, key);
         USLI_TRY(st);
     }
 }
 
-static usl_status build(usli_json_reader *r, json_t **out) {
+usl_status usli_json_build(usli_json_reader *r, json_t **out) {
     json_t *v = NULL;
     usl_status st = USL_OK;
     *out = NULL;
@@ -66,7 +63,7 @@ usl_status usli_json_parse(usl_ctx *ctx, const char *name, const char *text, siz
     usli_json_init(&r, ctx, name, text, len);
     *out = NULL;
     usl_status st = usli_json_next(&r);
-    if (st == USL_OK) st = build(&r, out);
+    if (st == USL_OK) st = usli_json_build(&r, out);
     if (st == USL_OK) st = usli_json_next(&r);
     usli_json_done(&r);
     if (st != USL_OK && *out) {
