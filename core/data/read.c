@@ -23,9 +23,11 @@ static usl_status begin_rows(reading *in, bool lines) {
     return usli_source_new(in->ctx, in->path, lines, &in->source);
 }
 
-/* Every sentence about a broken file ends in what to do. */
+/* Every sentence about a broken file ends in what to do; some do already. */
 static usl_status add_remedy(reading *in, usl_status st, const char *remedy) {
-    if (st != USL_ERR_FORMAT) return st;
+    const char *said = in->ctx->errmsg;
+    size_t path = strlen(in->path);
+    if (st != USL_ERR_FORMAT || strstr(said + (strncmp(said, in->path, path) == 0 ? path : 0), "; ")) return st;
     char message[sizeof in->ctx->errmsg];
     memcpy(message, in->ctx->errmsg, sizeof message);
     return usli_fail(in->ctx, st, "%s; %s", message, remedy);
@@ -96,7 +98,7 @@ static usl_status read_lines(reading *in) {
         } else {
             json_decref(row);
         }
-        USLI_TRY(add_remedy(in, st, "write one JSON object a line, or a list of objects"));
+        USLI_TRY(add_remedy(in, st, "correct this line or take it out"));
     }
     return USL_OK;
 }
