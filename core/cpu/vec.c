@@ -227,19 +227,24 @@ static inline float sigmoid(float x) {
     return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
+static float sum_of(const float *x, int64_t n) {
+    lanes acc[CHAINS] = { 0 };
+    int64_t i = 0;
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+        for (int c = 0; c < CHAINS; c++) acc[c] += load_lanes(x + i + c * LANES);
+    float s = sum_lanes(acc);
+    for (; i < n; i++) s += x[i];
+    return s;
+}
+
 /* Piece by piece: one large value among many small ones would swallow their sum in float32. */
 static float exp_sum(float *x, float shift, int64_t n) {
     double total = 0;
     for (int64_t from = 0; from < n; from += PIECE) {
         int64_t to = from + PIECE < n ? from + PIECE : n;
-        float s = 0;
-#pragma omp simd reduction(+ : s)
-        for (int64_t i = from; i < to; i++) {
-            float e = exp_one(x[i] - shift);
-            x[i] = e;
-            s += e;
-        }
-        total += (double)s;
+#pragma omp simd
+        for (int64_t i = from; i < to; i++) x[i] = exp_one(x[i] - shift);
+        total += (double)sum_of(x + from, to - from);
     }
     return (float)total;
 }
