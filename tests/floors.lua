@@ -38,7 +38,6 @@ local HOMES = {
   ["^oneapi/"] = "core/cpu/blas.c",
   ["^cblas%.h$"] = "core/cpu/blas.c",
   ["^pcre2%.h$"] = "core/text/",
-  ["^utf8proc%.h$"] = "core/text/",
   ["^cuda"] = "kernels/",
   ["^lua%.h$"] = "lua/",
   ["^lauxlib%.h$"] = "lua/",

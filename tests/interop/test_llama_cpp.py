@@ -49,7 +49,10 @@ def compare(path, checks, count):
     vocabulary = gguf.tensors["token_embd.weight"].shape[1]
     ids = prompt_ids(gguf)
     theirs_ids, theirs = LlamaCpp(path).greedy(ids, count, int(vocabulary))
-    checks.check(len(theirs_ids) > 0 and not np.isnan(theirs).any(), f"{name}: llama.cpp loads it and answers {len(theirs_ids)} ids")
+    answered = len(theirs_ids) > 0 and not np.isnan(theirs).any()
+    checks.check(answered, f"{name}: llama.cpp loads it and answers {len(theirs_ids)} ids")
+    if not answered:
+        return
 
     # Teacher-forced on llama.cpp's own text: row i is what follows the prompt and i of its ids.
     forced = ids + theirs_ids[:-1]
@@ -71,7 +74,8 @@ def compare(path, checks, count):
             top = np.sort(truth[step])[::-1]
             margin = top[0] - top[1]
             allowed = margin < 2 * worst and gguf.types != {"F32"}
-            checks.check(allowed, f"{name}: greedy text parts at step {step}, margin {margin:.2g}, llama.cpp's error up to {worst:.2g}")
+            figures = f"margin {margin:.2g}, llama.cpp's error up to {worst:.2g}"
+            checks.check(allowed, f"{name}: greedy text parts at step {step}, {figures}")
             return
     checks.check(True, f"{name}: the same {min(len(greedy), len(theirs_ids))} greedy ids")
 
