@@ -113,7 +113,7 @@ void ulua_json_encode(lua_State *L, int idx);
 
 /* ---- Classes ---- */
 
-extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_dataset, ulua_rows;
+extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_dataset, ulua_rows, ulua_model, ulua_generator, ulua_trainer;
 
 void ulua_tensor_open(lua_State *L); /* each adds its functions to the table on top */
 void ulua_safetensors_open(lua_State *L);
@@ -122,5 +122,6 @@ void ulua_tokenizer_open(lua_State *L);
 void ulua_dataset_open(lua_State *L);
 void ulua_model_open(lua_State *L);
 void ulua_trainer_open(lua_State *L);
+void ulua_export_open(lua_State *L);
 
 #endif

@@ -63,10 +63,12 @@ int luaopen_unsloth_core(lua_State *L) {
     static const luaL_Reg FUNCTIONS[] = { { "clock", core_clock },     { "peak_memory", core_peak_memory },
                                           { "threads", core_threads }, { "nearest", ulua_nearest },
                                           { "error", ulua_error_new }, { NULL, NULL } };
+    static void (*const OPEN[])(lua_State *) = { ulua_json_open,    ulua_tensor_open, ulua_safetensors_open, ulua_tokenizer_open,
+                                                 ulua_dataset_open, ulua_model_open,  ulua_trainer_open,     ulua_export_open };
     ulua_error_open(L);
     unsloth_lua_ctx(L);
     luaL_newlib(L, FUNCTIONS);
-    ulua_tensor_open(L);
+    for (size_t i = 0; i < sizeof OPEN / sizeof *OPEN; i++) OPEN[i](L);
     lua_pushliteral(L, USL_VERSION);
     lua_setfield(L, -2, "version");
     return 1;

@@ -1,0 +1,229 @@
+/* Models: opening, adapters, parameters, logits, generation. What Unsloth's names mean is Lua, in unsloth/model.lua. */
+#include <string.h>
+
+#include "lua/binding.h"
+
+static void release_model(void *ptr) {
+    usl_model_free(ptr);
+}
+static void release_generator(void *ptr) {
+    usl_generator_free(ptr);
+}
+
+static usl_model *check_model(lua_State *L, int idx) {
+    return ulua_ptr(L, idx, &ulua_model);
+}
+
+static const ulua_option MODEL_OPTIONS[] = { { "device", ULUA_STRING, offsetof(usl_model_opts, device) },
+                                             { "dtype", ULUA_DTYPE, offsetof(usl_model_opts, dtype) },
+                                             { "load_in_4bit", ULUA_BOOL, offsetof(usl_model_opts, load_in_4bit) },
+                                             { "full_finetuning", ULUA_BOOL, offsetof(usl_model_opts, full_finetuning) },
+                                             { "max_seq_length", ULUA_INT64, offsetof(usl_model_opts, max_seq_length) },
+                                             { "rope_scaling", ULUA_STRING, offsetof(usl_model_opts, rope_scaling) } };
+#define COUNT(list) (sizeof(list) / sizeof *(list))
+
+static void account_model(lua_State *L, const usl_model *model) {
+    usl_model_info info;
+    memset(&info, 0, sizeof info);
+    info.size = sizeof info;
+    usl_model_get_info(model, &info);
+    ulua_account(L, info.weight_bytes);
+}
+
+/* model_open(path, opts) */
+static int model_open(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    ulua_options(L, 2, "model_open", MODEL_OPTIONS, COUNT(MODEL_OPTIONS), NULL, &opts);
+    ulua_handle *h = ulua_new(L, &ulua_model);
+    ULUA_TRY(L, usl_model_open(unsloth_lua_ctx(L), path, &opts, (usl_model **)&h->ptr));
+    account_model(L, h->ptr);
+    return 1;
+}
+
+/* model_random(config_json, seed, opts) */
+static int model_random(lua_State *L) {
+    const char *config = luaL_checkstring(L, 1);
+    int64_t seed = ulua_integer(L, 2, "the seed");
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    ulua_options(L, 3, "model_random", MODEL_OPTIONS, COUNT(MODEL_OPTIONS), NULL, &opts);
+    ulua_handle *h = ulua_new(L, &ulua_model);
+    ULUA_TRY(L, usl_model_random(unsloth_lua_ctx(L), config, (uint64_t)seed, &opts, (usl_model **)&h->ptr));
+    account_model(L, h->ptr);
+    return 1;
+}
+
+static int model_info(lua_State *L) {
+    usl_model_info m;
+    memset(&m, 0, sizeof m);
+    m.size = sizeof m;
+    usl_model_get_info(check_model(L, 1), &m);
+    const struct {
+        const char *name;
+        int64_t value;
+    } numbers[] = { { "layers", m.layers },     { "hidden", m.hidden },         { "intermediate", m.intermediate },
+                    { "heads", m.heads },       { "kv_heads", m.kv_heads },     { "head_dim", m.head_dim },
+                    { "vocab", m.vocab },       { "context", m.context },       { "parameters", m.parameters },
+                    { "trainable", m.trainable }, { "weight_bytes", (int64_t)m.weight_bytes } };
+    lua_createtable(L, 0, 16);
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        lua_pushinteger(L, numbers[i].value);
+        lua_setfield(L, -2, numbers[i].name);
+    }
+    lua_pushstring(L, m.architecture);
+    lua_setfield(L, -2, "architecture");
+    lua_pushstring(L, m.device);
+    lua_setfield(L, -2, "device");
+    lua_pushstring(L, usl_dtype_name(m.dtype));
+    lua_setfield(L, -2, "dtype");
+    lua_pushboolean(L, m.tied);
+    lua_setfield(L, -2, "tied");
+    return 1;
+}
+
+/* ---- Adapters ---- */
+
+static int model_add_lora(lua_State *L) {
+    static const ulua_option LIST[] = { { "name", ULUA_STRING, offsetof(usl_lora_opts, name) },
+                                        { "rank", ULUA_INT, offsetof(usl_lora_opts, rank) },
+                                        { "alpha", ULUA_DOUBLE, offsetof(usl_lora_opts, alpha) },
+                                        { "dropout", ULUA_DOUBLE, offsetof(usl_lora_opts, dropout) },
+                                        { "target_modules", ULUA_STRING, offsetof(usl_lora_opts, target_modules) },
+                                        { "layers", ULUA_STRING, offsetof(usl_lora_opts, layers) },
+                                        { "use_rslora", ULUA_BOOL, offsetof(usl_lora_opts, use_rslora) },
+                                        { "init", ULUA_STRING, offsetof(usl_lora_opts, init) },
+                                        { "seed", ULUA_UINT64, offsetof(usl_lora_opts, seed) } };
+    usl_model *model = check_model(L, 1);
+    usl_lora_opts opts = USL_LORA_OPTS_INIT;
+    ulua_options(L, 2, "add_lora", LIST, COUNT(LIST), NULL, &opts);
+    ULUA_TRY(L, usl_model_add_lora(model, &opts));
+    return 0;
+}
+
+static int model_load_adapter(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    ULUA_TRY(L, usl_model_load_adapter(model, luaL_checkstring(L, 2), luaL_optstring(L, 3, NULL)));
+    return 0;
+}
+
+static int model_set_adapter(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    ULUA_TRY(L, usl_model_set_adapter(model, luaL_optstring(L, 2, NULL)));
+    return 0;
+}
+
+static int model_adapter(lua_State *L) {
+    lua_pushstring(L, usl_model_adapter(check_model(L, 1)));
+    return 1;
+}
+
+static int model_save_adapter(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    ULUA_TRY(L, usl_model_save_adapter(model, luaL_checkstring(L, 2), luaL_optstring(L, 3, NULL)));
+    return 0;
+}
+
+/* ---- Parameters ---- */
+
+/* model:params() -> array of names, { name = trainable } */
+static int model_params(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    lua_newtable(L);
+    lua_newtable(L);
+    const char *name;
+    int trainable = 0;
+    for (int64_t i = 0; (name = usl_model_param_name(model, i, &trainable)); i++) {
+        lua_pushstring(L, name);
+        lua_pushvalue(L, -1);
+        lua_rawseti(L, -4, i + 1);
+        lua_pushboolean(L, trainable);
+        lua_rawset(L, -3);
+    }
+    return 2;
+}
+
+static int model_get_param(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    const char *name = luaL_checkstring(L, 2);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_model_get_param(model, name, (usl_tensor **)&h->ptr));
+    return 1;
+}
+
+static int model_set_param(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    ULUA_TRY(L, usl_model_set_param(model, luaL_checkstring(L, 2), ulua_ptr(L, 3, &ulua_tensor)));
+    return 0;
+}
+
+/* ---- Answers ---- */
+
+static int model_logits(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    size_t count;
+    const int32_t *ids = ulua_ids(L, 2, &count);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_model_logits(model, ids, count, (usl_tensor **)&h->ptr));
+    ulua_account(L, (uint64_t)usl_tensor_elements(h->ptr) * sizeof(float));
+    return 1;
+}
+
+/* model:generator(ids, opts) -> an object whose next() gives an id, nil at the end */
+static int model_generator(lua_State *L) {
+    static const ulua_option LIST[] = { { "max_new_tokens", ULUA_INT64, offsetof(usl_generate_opts, max_new_tokens) },
+                                        { "temperature", ULUA_DOUBLE, offsetof(usl_generate_opts, temperature) },
+                                        { "top_k", ULUA_INT, offsetof(usl_generate_opts, top_k) },
+                                        { "top_p", ULUA_DOUBLE, offsetof(usl_generate_opts, top_p) },
+                                        { "min_p", ULUA_DOUBLE, offsetof(usl_generate_opts, min_p) },
+                                        { "repetition_penalty", ULUA_DOUBLE, offsetof(usl_generate_opts, repetition_penalty) },
+                                        { "seed", ULUA_UINT64, offsetof(usl_generate_opts, seed) } };
+    static const char *const ALSO[] = { "stop_ids", NULL };
+    usl_model *model = check_model(L, 1);
+    lua_settop(L, 3);
+    usl_generate_opts opts = USL_GENERATE_OPTS_INIT;
+    ulua_options(L, 3, "generate", LIST, COUNT(LIST), ALSO, &opts);
+    size_t count, stop_count;
+    if (lua_istable(L, 3) && lua_getfield(L, 3, "stop_ids") != LUA_TNIL) {
+        opts.stop_ids = ulua_ids(L, -1, &stop_count);
+        opts.stop_count = (int64_t)stop_count;
+    }
+    const int32_t *ids = ulua_ids(L, 2, &count);
+    ulua_handle *h = ulua_new(L, &ulua_generator);
+    ULUA_TRY(L, usl_generator_new(model, ids, count, &opts, (usl_generator **)&h->ptr));
+    return 1;
+}
+
+static int generator_next(lua_State *L) {
+    int32_t id;
+    usl_generator *g = ulua_ptr(L, 1, &ulua_generator);
+    ULUA_TRY(L, usl_generator_next(g, &id));
+    if (id < 0) return 0;
+    lua_pushinteger(L, id);
+    return 1;
+}
+
+static const luaL_Reg GENERATOR_METHODS[] = { { "next", generator_next }, { NULL, NULL } };
+const ulua_class ulua_generator = { "unsloth.Generator", release_generator, GENERATOR_METHODS, NULL, NULL };
+
+static const luaL_Reg MODEL_METHODS[] = { { "info", model_info },
+                                          { "add_lora", model_add_lora },
+                                          { "load_adapter", model_load_adapter },
+                                          { "activate", model_set_adapter },
+                                          { "active_adapter", model_adapter },
+                                          { "save_adapter", model_save_adapter },
+                                          { "params", model_params },
+                                          { "get_param", model_get_param },
+                                          { "set_param", model_set_param },
+                                          { "logits", model_logits },
+                                          { "generator", model_generator },
+                                          { NULL, NULL } };
+const ulua_class ulua_model = { "unsloth.Model", release_model, MODEL_METHODS, NULL, NULL };
+
+void ulua_model_open(lua_State *L) {
+    ulua_define(L, &ulua_model);
+    lua_setfield(L, -2, "Model");
+    ulua_define(L, &ulua_generator);
+    lua_setfield(L, -2, "Generator");
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open }, { "model_random", model_random }, { NULL, NULL } };
+    luaL_setfuncs(L, FUNCTIONS, 0);
+}

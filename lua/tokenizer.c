@@ -1,0 +1,134 @@
+/* Tokenizers: text to ids and back. */
+#include <string.h>
+
+#include "lua/binding.h"
+
+static void release_tokenizer(void *ptr) {
+    usl_tokenizer_free(ptr);
+}
+
+static usl_tokenizer *check_tokenizer(lua_State *L, int idx) {
+    return ulua_ptr(L, idx, &ulua_tokenizer);
+}
+
+static void check_options(lua_State *L, int idx, const char *what, const char *option) {
+    const char *const also[] = { option, NULL };
+    ulua_options(L, idx, what, NULL, 0, also, NULL);
+}
+
+/* tokenizer_open(path) */
+static int tokenizer_open(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    ulua_handle *h = ulua_new(L, &ulua_tokenizer);
+    ULUA_TRY(L, usl_tokenizer_open(unsloth_lua_ctx(L), path, (usl_tokenizer **)&h->ptr));
+    return 1;
+}
+
+static int tokenizer_encode(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    size_t len, count;
+    const char *text = luaL_checklstring(L, 2, &len);
+    check_options(L, 3, "encode", "add_special_tokens");
+    bool special = ulua_flag(L, 3, "add_special_tokens", true);
+    void **ids = ulua_adopt(L);
+    ULUA_TRY(L, usl_tokenizer_encode(unsloth_lua_ctx(L), tok, text, len, special, (int32_t **)ids, &count));
+    ulua_push_ids(L, *ids, count);
+    return 1;
+}
+
+static int tokenizer_decode(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    check_options(L, 3, "decode", "skip_special_tokens");
+    bool skip = ulua_flag(L, 3, "skip_special_tokens", false);
+    size_t count, len;
+    int32_t *ids;
+    if (lua_type(L, 2) == LUA_TNUMBER) { /* one id, as in transformers */
+        lua_createtable(L, 1, 0);
+        lua_pushvalue(L, 2);
+        lua_rawseti(L, -2, 1);
+        lua_replace(L, 2);
+    }
+    ids = ulua_ids(L, 2, &count);
+    void **text = ulua_adopt(L);
+    ULUA_TRY(L, usl_tokenizer_decode(unsloth_lua_ctx(L), tok, ids, count, skip, (char **)text, &len));
+    lua_pushlstring(L, *text, len);
+    return 1;
+}
+
+/* token_to_id(spelling) -> id or nil */
+static int tokenizer_token_to_id(lua_State *L) {
+    size_t len;
+    const usl_tokenizer *tok = check_tokenizer(L, 1);
+    const char *token = luaL_checklstring(L, 2, &len);
+    int32_t id = usl_tokenizer_id(tok, token, len);
+    if (id < 0) return 0;
+    lua_pushinteger(L, id);
+    return 1;
+}
+
+/* id_to_token(id) -> spelling or nil */
+static int tokenizer_id_to_token(lua_State *L) {
+    const usl_tokenizer *tok = check_tokenizer(L, 1);
+    int64_t id = ulua_integer(L, 2, "id_to_token: the id");
+    size_t len = 0;
+    const char *token = id >= 0 && id <= INT32_MAX ? usl_tokenizer_token(tok, (int32_t)id, &len) : NULL;
+    if (!token) return 0;
+    lua_pushlstring(L, token, len);
+    return 1;
+}
+
+static int tokenizer_save(lua_State *L) {
+    const usl_tokenizer *tok = check_tokenizer(L, 1);
+    const char *dir = luaL_checkstring(L, 2);
+    ULUA_TRY(L, usl_tokenizer_save(unsloth_lua_ctx(L), tok, dir));
+    return 0;
+}
+
+static int tokenizer_len(lua_State *L) {
+    lua_pushinteger(L, usl_tokenizer_vocab_size(check_tokenizer(L, 1)));
+    return 1;
+}
+
+/* bos_token, bos_token_id and the like; vocab_size; chat_template. */
+static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
+    const usl_tokenizer *tok = ptr;
+    static const char *const KINDS[] = { "bos", "eos", "pad", "unk" };
+    if (!key) return false;
+    for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++) {
+        if (strncmp(key, KINDS[i], 3) != 0) continue;
+        int32_t id = usl_tokenizer_special(tok, KINDS[i]);
+        if (id < 0) return false;
+        if (strcmp(key + 3, "_token_id") == 0) {
+            lua_pushinteger(L, id);
+            return true;
+        }
+        size_t len;
+        const char *token = strcmp(key + 3, "_token") == 0 ? usl_tokenizer_token(tok, id, &len) : NULL;
+        if (!token) return false;
+        lua_pushlstring(L, token, len);
+        return true;
+    }
+    if (strcmp(key, "vocab_size") == 0) {
+        lua_pushinteger(L, usl_tokenizer_vocab_size(tok));
+        return true;
+    }
+    const char *template = strcmp(key, "chat_template") == 0 ? usl_tokenizer_chat_template(tok) : NULL;
+    if (template) lua_pushstring(L, template);
+    return template != NULL;
+}
+
+static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
+                                    { "decode", tokenizer_decode },
+                                    { "token_to_id", tokenizer_token_to_id },
+                                    { "id_to_token", tokenizer_id_to_token },
+                                    { "save_pretrained", tokenizer_save },
+                                    { NULL, NULL } };
+static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
+const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
+
+void ulua_tokenizer_open(lua_State *L) {
+    ulua_define(L, &ulua_tokenizer);
+    lua_setfield(L, -2, "Tokenizer");
+    lua_pushcfunction(L, tokenizer_open);
+    lua_setfield(L, -2, "tokenizer_open");
+}
