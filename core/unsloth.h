@@ -419,6 +419,18 @@ USL_API uint64_t usl_peak_memory(void);
 /* Seconds of a clock that only goes forward. */
 USL_API double usl_clock(void);
 
+/* What scripts need of the file system, since C and Lua have no word for folders. */
+typedef enum usl_path_kind { USL_PATH_NONE, USL_PATH_FILE, USL_PATH_DIR } usl_path_kind;
+USL_API usl_path_kind usl_path_look(const char *path);
+/* Calls fn with each name in a folder, sorted; fn returns non-zero to stop with USL_ERR_CALLBACK. */
+USL_API usl_status usl_dir_list(usl_ctx *ctx, const char *path, int (*fn)(void *ud, const char *name), void *ud);
+/* With its parents; fine when it is there. */
+USL_API usl_status usl_dir_make(usl_ctx *ctx, const char *path);
+/* Removes a file, or a folder with all in it; fine when nothing is there. */
+USL_API usl_status usl_path_remove(usl_ctx *ctx, const char *path);
+/* stream: 0, 1 or 2. */
+USL_API int usl_is_terminal(int stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -24,20 +24,20 @@ void ulua_error_open(lua_State *L);
 int ulua_error_new(lua_State *L);
 
 /* Evaluates a usl call; when memory is short collects all garbage and tries once more; raises what is left. */
-#define ULUA_TRY(L, expr)                            \
-    do {                                             \
-        usl_status ulua_st_ = (expr);                \
-        if (ulua_st_ == USL_ERR_NOMEM) {             \
-            lua_gc((L), LUA_GCCOLLECT, 0);           \
-            ulua_st_ = (expr);                       \
-        }                                            \
+#define ULUA_TRY(L, expr)                                  \
+    do {                                                   \
+        usl_status ulua_st_ = (expr);                      \
+        if (ulua_st_ == USL_ERR_NOMEM) {                   \
+            lua_gc((L), LUA_GCCOLLECT, 0);                 \
+            ulua_st_ = (expr);                             \
+        }                                                  \
         if (ulua_st_ != USL_OK) ulua_raise((L), ulua_st_); \
     } while (0)
 
 /* ---- Handles (handle.c) ---- */
 
 typedef struct ulua_class {
-    const char *name;          /* "unsloth.Tensor": the metatable's key and __name */
+    const char *name;           /* "unsloth.Tensor": the metatable's key and __name */
     void (*release)(void *ptr); /* NULL is never passed */
     const luaL_Reg *methods;
     const luaL_Reg *meta; /* further metamethods, may be NULL */
@@ -82,8 +82,8 @@ typedef struct ulua_option {
 } ulua_option;
 /* Fills an option struct from the table at idx (nil and none: nothing to do); an unknown key is an error that names the
  * nearest known one. Strings are borrowed from the table. `also` are names handled by the caller, NULL at the end. */
-void ulua_options(lua_State *L, int idx, const char *what, const ulua_option *list, size_t count, const char *const *also,
-                  void *opts);
+void ulua_options(lua_State *L, int idx, const char *what, const ulua_option *list, size_t count,
+                  const char *const *also, void *opts);
 /* nearest(word, {names}) -> the name with the smallest edit distance, or nil when none is near. */
 int ulua_nearest(lua_State *L);
 /* An integer argument; integral floats count. */
@@ -123,5 +123,6 @@ void ulua_dataset_open(lua_State *L);
 void ulua_model_open(lua_State *L);
 void ulua_trainer_open(lua_State *L);
 void ulua_export_open(lua_State *L);
+void ulua_machine_open(lua_State *L);
 
 #endif

@@ -25,7 +25,8 @@ static int dataset_load(lua_State *L) {
     const char **paths = ulua_buffer(L, (count + 1) * sizeof *paths);
     for (size_t i = 0; i < count; i++) {
         lua_rawgeti(L, 2, (lua_Integer)i + 1);
-        if (lua_type(L, -1) != LUA_TSTRING) return ulua_fail(L, USL_ERR_INVALID, "data_files is a path or an array of paths");
+        if (lua_type(L, -1) != LUA_TSTRING)
+            return ulua_fail(L, USL_ERR_INVALID, "data_files is a path or an array of paths");
         paths[i] = lua_tostring(L, -1); /* the table keeps it */
         lua_pop(L, 1);
     }
@@ -84,8 +85,8 @@ static int dataset_where(lua_State *L) {
     return 1;
 }
 
-/* ds:take(indices): rows by 1-based number. */
-static int dataset_take(lua_State *L) {
+/* ds:pick(indices): rows by 1-based number. */
+static int dataset_pick(lua_State *L) {
     const usl_dataset *ds = check_dataset(L, 1);
     luaL_checktype(L, 2, LUA_TTABLE);
     int64_t count = (int64_t)lua_rawlen(L, 2), rows = usl_dataset_rows(ds);
@@ -94,8 +95,8 @@ static int dataset_take(lua_State *L) {
         lua_rawgeti(L, 2, i + 1);
         int64_t row = ulua_integer(L, -1, "select: a row's number");
         if (row < 1 || row > rows)
-            return ulua_fail(L, USL_ERR_INVALID, "select: there is no row %I in a data set of %I (rows count from 1)", (LUAI_UACINT)row,
-                             (LUAI_UACINT)rows);
+            return ulua_fail(L, USL_ERR_INVALID, "select: there is no row %I in a data set of %I (rows count from 1)",
+                             (LUAI_UACINT)row, (LUAI_UACINT)rows);
         index[i] = row - 1;
         lua_pop(L, 1);
     }
@@ -121,7 +122,7 @@ static int dataset_standardize(lua_State *L) {
 
 static const luaL_Reg DATASET_METHODS[] = { { "append", dataset_append },
                                             { "where", dataset_where },
-                                            { "take", dataset_take },
+                                            { "pick", dataset_pick },
                                             { "permute", dataset_permute },
                                             { "standardize", dataset_standardize },
                                             { NULL, NULL } };
@@ -147,7 +148,8 @@ static int rows_add(lua_State *L) {
     if (!lua_isnil(L, 3)) {
         labels = ulua_ids(L, 3, &label_count);
         if (label_count != count)
-            return ulua_fail(L, USL_ERR_SHAPE, "%I labels for %I ids: there must be one each", (LUAI_UACINT)label_count, (LUAI_UACINT)count);
+            return ulua_fail(L, USL_ERR_SHAPE, "%I labels for %I ids: there must be one each", (LUAI_UACINT)label_count,
+                             (LUAI_UACINT)count);
     }
     ULUA_TRY(L, usl_rows_add(rows, ids, labels, count));
     return 0;
@@ -194,8 +196,8 @@ static int rows_mask_responses(lua_State *L) {
     lua_settop(L, 4);
     const int32_t *instruction = ulua_ids(L, 2, &instruction_count), *response = ulua_ids(L, 3, &response_count);
     ulua_handle *h = ulua_new(L, &ulua_rows);
-    ULUA_TRY(L, usl_rows_mask_responses(rows, instruction, instruction_count, response, response_count, lua_toboolean(L, 4),
-                                        (usl_rows **)&h->ptr));
+    ULUA_TRY(L, usl_rows_mask_responses(rows, instruction, instruction_count, response, response_count,
+                                        lua_toboolean(L, 4), (usl_rows **)&h->ptr));
     return 1;
 }
 

@@ -24,6 +24,8 @@ static int export_gguf(lua_State *L) {
 }
 
 void ulua_export_open(lua_State *L) {
-    static const luaL_Reg FUNCTIONS[] = { { "export_merged", export_merged }, { "export_gguf", export_gguf }, { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "export_merged", export_merged },
+                                          { "export_gguf", export_gguf },
+                                          { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -6,7 +6,8 @@
 static int handle_close(lua_State *L) {
     ulua_handle *h = lua_touserdata(L, 1);
     if (!h || !h->ptr) return 0;
-    if (h->busy) return ulua_fail(L, USL_ERR_INVALID, "%s is in use: a callback may not close what calls it", h->cls->name);
+    if (h->busy)
+        return ulua_fail(L, USL_ERR_INVALID, "%s is in use: a callback may not close what calls it", h->cls->name);
     void *ptr = h->ptr;
     h->ptr = NULL;
     h->cls->release(ptr);

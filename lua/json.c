@@ -1,6 +1,7 @@
-/* JSON in and out of Lua. Decoding goes through a tape: the visitor only appends bytes, and the Lua value is built when core
- * has returned. A decoded object is a plain table whose metatable knows the order of its keys; objects with the same keys share
- * one metatable, so a data set of a million rows has one. An array's metatable says that it is one, also when it is empty. */
+/* JSON in and out of Lua. Decoding goes through a tape: the visitor only appends bytes, and the Lua value is built when
+ * core has returned. A decoded object is a plain table whose metatable knows the order of its keys; objects with the
+ * same keys share one metatable, so a data set of a million rows has one. An array's metatable says that it is one,
+ * also when it is empty. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +12,16 @@
 /* ---- The tape ---- */
 
 typedef enum tape_tag {
-    TAPE_NULL, TAPE_FALSE, TAPE_TRUE, TAPE_INT, TAPE_REAL, TAPE_STRING, TAPE_KEY, TAPE_ARRAY, TAPE_OBJECT, TAPE_END
+    TAPE_NULL,
+    TAPE_FALSE,
+    TAPE_TRUE,
+    TAPE_INT,
+    TAPE_REAL,
+    TAPE_STRING,
+    TAPE_KEY,
+    TAPE_ARRAY,
+    TAPE_OBJECT,
+    TAPE_END
 } tape_tag;
 
 struct ulua_tape {
@@ -20,7 +30,8 @@ struct ulua_tape {
     bool no_memory;
 };
 
-static int tape_put(ulua_tape *tape, tape_tag tag, const void *payload, size_t payload_len, const void *text, size_t text_len) {
+static int tape_put(ulua_tape *tape, tape_tag tag, const void *payload, size_t payload_len, const void *text,
+                    size_t text_len) {
     size_t need = 1 + payload_len + text_len;
     if (tape->cap - tape->len < need) {
         size_t cap = tape->cap ? tape->cap : 256;
@@ -69,8 +80,17 @@ static int on_end(void *ud) {
     return tape_put(ud, TAPE_END, NULL, 0, NULL, 0);
 }
 
-const usl_json_visitor ulua_tape_visitor = { sizeof(usl_json_visitor), on_null,  on_boolean, on_integer, on_real, on_string,
-                                             on_array,                 on_end,   on_object,  on_key,     on_end };
+const usl_json_visitor ulua_tape_visitor = { sizeof(usl_json_visitor),
+                                             on_null,
+                                             on_boolean,
+                                             on_integer,
+                                             on_real,
+                                             on_string,
+                                             on_array,
+                                             on_end,
+                                             on_object,
+                                             on_key,
+                                             on_end };
 
 static int tape_free(lua_State *L) {
     ulua_tape *tape = lua_touserdata(L, 1);
@@ -104,8 +124,8 @@ int ulua_tape_raise(lua_State *L, const ulua_tape *tape, usl_status st) {
 
 /* ---- Metatables ---- */
 
-static const char ARRAY_NAME[] = "unsloth.json.array", OBJECT_NAME[] = "unsloth.json.object", NULL_NAME[] = "unsloth.json.null",
-                  SHAPES_NAME[] = "unsloth.json.shapes";
+static const char ARRAY_NAME[] = "unsloth.json.array", OBJECT_NAME[] = "unsloth.json.object",
+                  NULL_NAME[] = "unsloth.json.null", SHAPES_NAME[] = "unsloth.json.shapes";
 
 static void push_null(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, NULL_NAME);
@@ -227,8 +247,9 @@ static void push_keys(lua_State *L, int idx) {
     if (n - ordered > 1) sort_keys(L, (int)ordered + 1, (int)n);
 }
 
-/* Lua has no stable order of its own, so keys that nobody ordered come sorted. Only strings are compared as strings; anything
- * else keeps its place, and encoding refuses it later. The array is on top. Heap sort: no recursion, no surprise. */
+/* Lua has no stable order of its own, so keys that nobody ordered come sorted. Only strings are compared as strings;
+ * anything else keeps its place, and encoding refuses it later. The array is on top. Heap sort: no recursion, no
+ * surprise. */
 static bool key_less(lua_State *L, int a, int b) {
     lua_rawgeti(L, -1, a);
     lua_rawgeti(L, -2, b);
@@ -421,9 +442,11 @@ static void put_string(writer *w, const char *s, size_t len) {
     puts_(w, "\"");
 }
 
-/* The shortest digits that read back as the same number, laid out as Python's repr does, so that a float stays a float. */
+/* The shortest digits that read back as the same number, laid out as Python's repr does, so that a float stays a float.
+ */
 static void put_real(writer *w, double v) {
-    if (!isfinite(v)) ulua_fail(w->L, USL_ERR_INVALID, "JSON has no word for %f: encode a finite number or json.null", v);
+    if (!isfinite(v))
+        ulua_fail(w->L, USL_ERR_INVALID, "JSON has no word for %f: encode a finite number or json.null", v);
     char digits[40], text[64];
     int precision = 0;
     do snprintf(digits, sizeof digits, "%.*e", precision, v);
@@ -478,7 +501,8 @@ static void put_object(writer *w, int idx, int depth) {
         new_line(w, depth + 1);
         lua_rawgeti(L, keys, i);
         if (lua_type(L, -1) != LUA_TSTRING)
-            ulua_fail(L, USL_ERR_INVALID, "JSON keys are strings: a table holds the key %s beside others", luaL_tolstring(L, -1, NULL));
+            ulua_fail(L, USL_ERR_INVALID, "JSON keys are strings: a table holds the key %s beside others",
+                      luaL_tolstring(L, -1, NULL));
         size_t len;
         const char *key = lua_tolstring(L, -1, &len);
         put_string(w, key, len);
@@ -546,7 +570,8 @@ static int json_encode(lua_State *L) {
     if (!lua_isnil(L, 2)) {
         static const ulua_option LIST[] = { { "indent", ULUA_INT, 0 } };
         ulua_options(L, 2, "json.encode", LIST, 1, NULL, &indent);
-        if (indent < 0 || indent > 16) return ulua_fail(L, USL_ERR_INVALID, "json.encode: indent is 0 to 16, not %d", indent);
+        if (indent < 0 || indent > 16)
+            return ulua_fail(L, USL_ERR_INVALID, "json.encode: indent is 0 to 16, not %d", indent);
     }
     encode_value(L, 1, indent);
     return 1;
@@ -609,8 +634,9 @@ void ulua_json_open(lua_State *L) {
     lua_setfield(L, -2, "__mode");
     lua_setmetatable(L, -2);
     lua_setfield(L, LUA_REGISTRYINDEX, SHAPES_NAME);
-    static const luaL_Reg FUNCTIONS[] = { { "decode", json_decode }, { "encode", json_encode },     { "array", json_array },
-                                          { "object", json_object }, { "is_array", json_is_array }, { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "decode", json_decode },     { "encode", json_encode },
+                                          { "array", json_array },       { "object", json_object },
+                                          { "is_array", json_is_array }, { NULL, NULL } };
     luaL_newlib(L, FUNCTIONS);
     push_null(L);
     lua_setfield(L, -2, "null");

@@ -164,7 +164,8 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
         status = luaL_loadfile(L, lua_tostring(L, -1));
         lua_remove(L, -2);
     } else {
-        lua_pushfstring(L, "cannot open %s: there is no such file, and no verb of that name (info, generate, bench, plan)", name);
+        lua_pushfstring(
+            L, "cannot open %s: there is no such file, and no verb of that name (info, generate, bench, plan)", name);
         status = LUA_ERRFILE;
     }
     if (status == LUA_OK) status = call_protected(L, push_arguments(L), LUA_MULTRET);
@@ -328,7 +329,8 @@ static bool run_options(lua_State *L, char **argv, int end) {
         char kind = argv[i][1];
         if (strcmp(argv[i], "--") == 0 || (kind != 'e' && kind != 'l')) continue;
         const char *value = argv[i][2] ? argv[i] + 2 : argv[++i];
-        int status = kind == 'l' ? run_library(L, value) : run_chunk(L, luaL_loadbuffer(L, value, strlen(value), "=(command line)"));
+        int status = kind == 'l' ? run_library(L, value)
+                                 : run_chunk(L, luaL_loadbuffer(L, value, strlen(value), "=(command line)"));
         if (status != LUA_OK) return false;
     }
     return true;
@@ -381,9 +383,10 @@ static int protected_main(lua_State *L) {
     make_arg(L, argv, argc, c.script);
     bool ok = run_options(L, argv, c.script), has_script = c.script < argc;
     if (ok && has_script)
-        ok = run_script(L, argv[c.script], strcmp(argv[c.script], "-") == 0 && strcmp(argv[c.script - 1], "--") != 0) == LUA_OK;
+        ok = run_script(L, argv[c.script], strcmp(argv[c.script], "-") == 0 && strcmp(argv[c.script - 1], "--") != 0) ==
+             LUA_OK;
     if (ok && (c.interactive || (!has_script && !c.executes && !c.version))) {
-        if (c.interactive || isatty(STDIN_FILENO)) {
+        if (c.interactive || usl_is_terminal(0)) {
             print_version();
             run_repl(L);
         } else {

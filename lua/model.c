@@ -17,7 +17,8 @@ static usl_model *check_model(lua_State *L, int idx) {
 static const ulua_option MODEL_OPTIONS[] = { { "device", ULUA_STRING, offsetof(usl_model_opts, device) },
                                              { "dtype", ULUA_DTYPE, offsetof(usl_model_opts, dtype) },
                                              { "load_in_4bit", ULUA_BOOL, offsetof(usl_model_opts, load_in_4bit) },
-                                             { "full_finetuning", ULUA_BOOL, offsetof(usl_model_opts, full_finetuning) },
+                                             { "full_finetuning", ULUA_BOOL,
+                                               offsetof(usl_model_opts, full_finetuning) },
                                              { "max_seq_length", ULUA_INT64, offsetof(usl_model_opts, max_seq_length) },
                                              { "rope_scaling", ULUA_STRING, offsetof(usl_model_opts, rope_scaling) } };
 #define COUNT(list) (sizeof(list) / sizeof *(list))
@@ -61,10 +62,17 @@ static int model_info(lua_State *L) {
     const struct {
         const char *name;
         int64_t value;
-    } numbers[] = { { "layers", m.layers },     { "hidden", m.hidden },         { "intermediate", m.intermediate },
-                    { "heads", m.heads },       { "kv_heads", m.kv_heads },     { "head_dim", m.head_dim },
-                    { "vocab", m.vocab },       { "context", m.context },       { "parameters", m.parameters },
-                    { "trainable", m.trainable }, { "weight_bytes", (int64_t)m.weight_bytes } };
+    } numbers[] = { { "layers", m.layers },
+                    { "hidden", m.hidden },
+                    { "intermediate", m.intermediate },
+                    { "heads", m.heads },
+                    { "kv_heads", m.kv_heads },
+                    { "head_dim", m.head_dim },
+                    { "vocab", m.vocab },
+                    { "context", m.context },
+                    { "parameters", m.parameters },
+                    { "trainable", m.trainable },
+                    { "weight_bytes", (int64_t)m.weight_bytes } };
     lua_createtable(L, 0, 16);
     for (size_t i = 0; i < COUNT(numbers); i++) {
         lua_pushinteger(L, numbers[i].value);
@@ -175,7 +183,8 @@ static int model_generator(lua_State *L) {
                                         { "top_k", ULUA_INT, offsetof(usl_generate_opts, top_k) },
                                         { "top_p", ULUA_DOUBLE, offsetof(usl_generate_opts, top_p) },
                                         { "min_p", ULUA_DOUBLE, offsetof(usl_generate_opts, min_p) },
-                                        { "repetition_penalty", ULUA_DOUBLE, offsetof(usl_generate_opts, repetition_penalty) },
+                                        { "repetition_penalty", ULUA_DOUBLE,
+                                          offsetof(usl_generate_opts, repetition_penalty) },
                                         { "seed", ULUA_UINT64, offsetof(usl_generate_opts, seed) } };
     static const char *const ALSO[] = { "stop_ids", NULL };
     usl_model *model = check_model(L, 1);
@@ -224,6 +233,8 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Model");
     ulua_define(L, &ulua_generator);
     lua_setfield(L, -2, "Generator");
-    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open }, { "model_random", model_random }, { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
+                                          { "model_random", model_random },
+                                          { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -42,29 +42,13 @@ usl_ctx *unsloth_lua_ctx(lua_State *L) {
     return *slot;
 }
 
-/* ---- Functions ---- */
-
-static int core_clock(lua_State *L) {
-    lua_pushnumber(L, usl_clock());
-    return 1;
-}
-
-static int core_peak_memory(lua_State *L) {
-    lua_pushinteger(L, (lua_Integer)usl_peak_memory());
-    return 1;
-}
-
-static int core_threads(lua_State *L) {
-    lua_pushinteger(L, usl_ctx_threads(unsloth_lua_ctx(L)));
-    return 1;
-}
+/* ---- The C part ---- */
 
 int luaopen_unsloth_core(lua_State *L) {
-    static const luaL_Reg FUNCTIONS[] = { { "clock", core_clock },     { "peak_memory", core_peak_memory },
-                                          { "threads", core_threads }, { "nearest", ulua_nearest },
-                                          { "error", ulua_error_new }, { NULL, NULL } };
-    static void (*const OPEN[])(lua_State *) = { ulua_json_open,    ulua_tensor_open, ulua_safetensors_open, ulua_tokenizer_open,
-                                                 ulua_dataset_open, ulua_model_open,  ulua_trainer_open,     ulua_export_open };
+    static const luaL_Reg FUNCTIONS[] = { { "nearest", ulua_nearest }, { "error", ulua_error_new }, { NULL, NULL } };
+    static void (*const OPEN[])(lua_State *) = { ulua_machine_open,     ulua_json_open,      ulua_tensor_open,
+                                                 ulua_safetensors_open, ulua_tokenizer_open, ulua_dataset_open,
+                                                 ulua_model_open,       ulua_trainer_open,   ulua_export_open };
     ulua_error_open(L);
     unsloth_lua_ctx(L);
     luaL_newlib(L, FUNCTIONS);
@@ -102,7 +86,8 @@ int luaopen_unsloth(lua_State *L) {
     lua_pushcfunction(L, luaopen_unsloth_core);
     lua_setfield(L, -2, CORE_NAME);
     if (!push_root(L, lua_tostring(L, 2)))
-        return luaL_error(L, "the Lua modules of unsloth are missing: %s/unsloth/init.lua is not there", USL_LUA_SOURCE_DIR);
+        return luaL_error(L, "the Lua modules of unsloth are missing: %s/unsloth/init.lua is not there",
+                          USL_LUA_SOURCE_DIR);
     const char *root = lua_tostring(L, -1);
     lua_getglobal(L, "package");
     lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;", root, root);

@@ -61,7 +61,8 @@ static bool to_integer(lua_State *L, int idx, lua_Integer *out) {
 
 int64_t ulua_integer(lua_State *L, int idx, const char *what) {
     lua_Integer v = 0;
-    if (!to_integer(L, idx, &v)) ulua_fail(L, USL_ERR_INVALID, "%s must be an integer, not %s", what, luaL_tolstring(L, idx, NULL));
+    if (!to_integer(L, idx, &v))
+        ulua_fail(L, USL_ERR_INVALID, "%s must be an integer, not %s", what, luaL_tolstring(L, idx, NULL));
     return v;
 }
 
@@ -70,7 +71,8 @@ usl_dtype ulua_dtype(lua_State *L, int idx) {
     const char *name = lua_type(L, idx) == LUA_TSTRING ? lua_tostring(L, idx) : NULL;
     usl_dtype dtype = usl_dtype_parse(name);
     if (dtype == USL_DTYPE_AUTO)
-        ulua_fail(L, USL_ERR_INVALID, "dtype %s is not known: float32, bfloat16, float16, or a name of ggml's such as q4_k",
+        ulua_fail(L, USL_ERR_INVALID,
+                  "dtype %s is not known: float32, bfloat16, float16, or a name of ggml's such as q4_k",
                   luaL_tolstring(L, idx, NULL));
     return dtype;
 }
@@ -84,7 +86,8 @@ bool ulua_flag(lua_State *L, int idx, const char *name, bool fallback) {
 }
 
 static int wrong(lua_State *L, const char *what, const ulua_option *o, const char *wanted) {
-    return ulua_fail(L, USL_ERR_INVALID, "%s: %s must be %s, not %s", what, o->name, wanted, luaL_tolstring(L, -1, NULL));
+    return ulua_fail(L, USL_ERR_INVALID, "%s: %s must be %s, not %s", what, o->name, wanted,
+                     luaL_tolstring(L, -1, NULL));
 }
 
 /* The value is on top. `false` stands for Python's None: the default stays. */
@@ -129,12 +132,14 @@ static const ulua_option *find_option(const ulua_option *list, size_t count, con
     return NULL;
 }
 
-static int unknown(lua_State *L, const char *what, const ulua_option *list, size_t count, const char *const *also, const char *name) {
+static int unknown(lua_State *L, const char *what, const ulua_option *list, size_t count, const char *const *also,
+                   const char *name) {
     nearest_word best = { NULL, 0 };
     for (size_t i = 0; i < count; i++) consider(&best, name, list[i].name);
     for (; also && *also; also++) consider(&best, name, *also);
     if (is_near(&best, name))
-        return ulua_fail(L, USL_ERR_INVALID, "%s does not know the option \"%s\": did you mean \"%s\"?", what, name, best.name);
+        return ulua_fail(L, USL_ERR_INVALID, "%s does not know the option \"%s\": did you mean \"%s\"?", what, name,
+                         best.name);
     return ulua_fail(L, USL_ERR_INVALID, "%s does not know the option \"%s\"", what, name);
 }
 
@@ -144,11 +149,12 @@ static bool is_listed(const char *const *list, const char *name) {
     return false;
 }
 
-void ulua_options(lua_State *L, int idx, const char *what, const ulua_option *list, size_t count, const char *const *also,
-                  void *opts) {
+void ulua_options(lua_State *L, int idx, const char *what, const ulua_option *list, size_t count,
+                  const char *const *also, void *opts) {
     if (lua_isnoneornil(L, idx)) return;
     idx = lua_absindex(L, idx);
-    if (!lua_istable(L, idx)) ulua_fail(L, USL_ERR_INVALID, "%s takes a table of options, not %s", what, luaL_typename(L, idx));
+    if (!lua_istable(L, idx))
+        ulua_fail(L, USL_ERR_INVALID, "%s takes a table of options, not %s", what, luaL_typename(L, idx));
     for (lua_pushnil(L); lua_next(L, idx); lua_pop(L, 1)) {
         if (lua_type(L, -2) != LUA_TSTRING)
             ulua_fail(L, USL_ERR_INVALID, "%s: options have names; %s is none", what, luaL_tolstring(L, -2, NULL));
@@ -163,7 +169,8 @@ void ulua_options(lua_State *L, int idx, const char *what, const ulua_option *li
 
 int32_t *ulua_ids(lua_State *L, int idx, size_t *count) {
     idx = lua_absindex(L, idx);
-    if (!lua_istable(L, idx)) ulua_fail(L, USL_ERR_INVALID, "token ids are an array of integers, not %s", luaL_typename(L, idx));
+    if (!lua_istable(L, idx))
+        ulua_fail(L, USL_ERR_INVALID, "token ids are an array of integers, not %s", luaL_typename(L, idx));
     size_t n = (size_t)lua_rawlen(L, idx);
     int32_t *ids = ulua_buffer(L, n * sizeof *ids);
     for (size_t i = 0; i < n; i++) {

@@ -8,7 +8,7 @@ typedef struct named_list {
     struct named {
         char *name;
         usl_tensor *tensor;
-    } *items;
+    } * items;
     size_t count, cap;
 } named_list;
 
@@ -80,7 +80,8 @@ static int safetensors_save(lua_State *L) {
     lua_settop(L, 3);
     size_t count = 0, pairs = 0;
     for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1), count++) {
-        if (lua_type(L, -2) != LUA_TSTRING) return ulua_fail(L, USL_ERR_INVALID, "safetensors.save takes { name = tensor }");
+        if (lua_type(L, -2) != LUA_TSTRING)
+            return ulua_fail(L, USL_ERR_INVALID, "safetensors.save takes { name = tensor }");
         ulua_ptr(L, -1, &ulua_tensor);
     }
     if (!lua_isnil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);

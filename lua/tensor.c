@@ -53,7 +53,8 @@ static void push_number(lua_State *L, usl_tensor *numbers, int64_t i) {
 static int tensor_item(lua_State *L) {
     usl_tensor *t = check_tensor(L, 1);
     if (usl_tensor_elements(t) != 1)
-        return ulua_fail(L, USL_ERR_SHAPE, "item() wants a tensor of one value; this one has %I", (LUAI_UACINT)usl_tensor_elements(t));
+        return ulua_fail(L, USL_ERR_SHAPE, "item() wants a tensor of one value; this one has %I",
+                         (LUAI_UACINT)usl_tensor_elements(t));
     push_number(L, push_numbers(L, t), 0);
     return 1;
 }
@@ -75,9 +76,9 @@ static bool tensor_get(lua_State *L, void *ptr, const char *key) {
         static const struct {
             usl_dtype dtype;
             const char *name;
-        } TORCH[] = { { USL_F32, "float32" }, { USL_F16, "float16" }, { USL_BF16, "bfloat16" }, { USL_F64, "float64" },
-                      { USL_I32, "int32" },   { USL_I64, "int64" },   { USL_I16, "int16" },     { USL_I8, "int8" },
-                      { USL_U8, "uint8" } };
+        } TORCH[] = { { USL_F32, "float32" }, { USL_F16, "float16" }, { USL_BF16, "bfloat16" },
+                      { USL_F64, "float64" }, { USL_I32, "int32" },   { USL_I64, "int64" },
+                      { USL_I16, "int16" },   { USL_I8, "int8" },     { USL_U8, "uint8" } };
         const char *name = usl_dtype_name(usl_tensor_dtype(t));
         for (size_t i = 0; i < sizeof TORCH / sizeof *TORCH; i++)
             if (TORCH[i].dtype == usl_tensor_dtype(t)) name = TORCH[i].name;
@@ -99,7 +100,8 @@ static bool tensor_get(lua_State *L, void *ptr, const char *key) {
 
 static int tensor_len(lua_State *L) {
     const usl_tensor *t = check_tensor(L, 1);
-    if (usl_tensor_ndim(t) == 0) return ulua_fail(L, USL_ERR_SHAPE, "a tensor without dimensions has no length: use item()");
+    if (usl_tensor_ndim(t) == 0)
+        return ulua_fail(L, USL_ERR_SHAPE, "a tensor without dimensions has no length: use item()");
     lua_pushinteger(L, usl_tensor_dim(t, 0));
     return 1;
 }
@@ -120,10 +122,11 @@ static int tensor_narrow(lua_State *L) {
             length = ulua_integer(L, 4, "narrow: the length");
     if (dim < 1 || dim > usl_tensor_ndim(t) || start < 1 || length < 0 || start - 1 > usl_tensor_dim(t, (int)dim - 1) ||
         length > usl_tensor_dim(t, (int)dim - 1) - (start - 1))
-        return ulua_fail(L, USL_ERR_INVALID, "narrow(%I, %I, %I) reaches outside the tensor", (LUAI_UACINT)dim, (LUAI_UACINT)start,
-                         (LUAI_UACINT)length);
+        return ulua_fail(L, USL_ERR_INVALID, "narrow(%I, %I, %I) reaches outside the tensor", (LUAI_UACINT)dim,
+                         (LUAI_UACINT)start, (LUAI_UACINT)length);
     ulua_handle *h = ulua_new(L, &ulua_tensor);
-    ULUA_TRY(L, usl_tensor_narrow(unsloth_lua_ctx(L), t, (int)dim - 1, start - 1, start - 1 + length, (usl_tensor **)&h->ptr));
+    ULUA_TRY(L, usl_tensor_narrow(unsloth_lua_ctx(L), t, (int)dim - 1, start - 1, start - 1 + length,
+                                  (usl_tensor **)&h->ptr));
     return 1;
 }
 
@@ -157,7 +160,8 @@ static int tensor_totable(lua_State *L) {
     return 1;
 }
 
-/* The position of the largest value of each last-dimension row, from 0: token ids. One id for one row, else an array. */
+/* The position of the largest value of each last-dimension row, from 0: token ids. One id for one row, else an array.
+ */
 static int tensor_argmax_id(lua_State *L) {
     usl_tensor *t = push_converted(L, check_tensor(L, 1), USL_F32);
     int ndim = usl_tensor_ndim(t);
@@ -226,7 +230,8 @@ static int tensor_tostring(lua_State *L) {
     }
     usl_tensor *numbers = push_numbers(L, h->ptr);
     int ndim = usl_tensor_ndim(numbers);
-    int64_t cols = ndim ? usl_tensor_dim(numbers, ndim - 1) : 1, n = usl_tensor_elements(numbers), rows = cols ? n / cols : 0;
+    int64_t cols = ndim ? usl_tensor_dim(numbers, ndim - 1) : 1, n = usl_tensor_elements(numbers),
+            rows = cols ? n / cols : 0;
     luaL_Buffer b;
     luaL_buffinit(L, &b);
     for (int64_t r = 0; r < rows; r++) {
@@ -266,7 +271,8 @@ static int shape_of_table(lua_State *L, int idx, int64_t shape[MAX_DIMS]) {
 
 static double *fill_from_table(lua_State *L, int dim, int ndim, const int64_t *shape, double *at) {
     if (dim == ndim) {
-        if (lua_type(L, -1) != LUA_TNUMBER) ulua_fail(L, USL_ERR_INVALID, "a tensor holds numbers, not %s", luaL_typename(L, -1));
+        if (lua_type(L, -1) != LUA_TNUMBER)
+            ulua_fail(L, USL_ERR_INVALID, "a tensor holds numbers, not %s", luaL_typename(L, -1));
         *at = lua_tonumber(L, -1);
         return at + 1;
     }
@@ -337,9 +343,11 @@ static int dequantize(lua_State *L) {
 
 /* ---- The class ---- */
 
-static const luaL_Reg METHODS[] = { { "totable", tensor_totable },     { "item", tensor_item },         { "select", tensor_select },
-                                    { "narrow", tensor_narrow },       { "to", tensor_to },             { "argmax_id", tensor_argmax_id },
-                                    { "distance", tensor_distance },   { NULL, NULL } };
+static const luaL_Reg METHODS[] = {
+    { "totable", tensor_totable },   { "item", tensor_item }, { "select", tensor_select },
+    { "narrow", tensor_narrow },     { "to", tensor_to },     { "argmax_id", tensor_argmax_id },
+    { "distance", tensor_distance }, { NULL, NULL }
+};
 static const luaL_Reg META[] = {
     { "__len", tensor_len }, { "__tostring", tensor_tostring }, { "__newindex", tensor_readonly }, { NULL, NULL }
 };
@@ -348,9 +356,8 @@ const ulua_class ulua_tensor = { "unsloth.Tensor", release_tensor, METHODS, META
 void ulua_tensor_open(lua_State *L) {
     ulua_define(L, &ulua_tensor);
     lua_setfield(L, -2, "Tensor");
-    static const luaL_Reg FUNCTIONS[] = { { "tensor", tensor_new },
-                                          { "quantize", quantize },
-                                          { "dequantize", dequantize },
-                                          { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = {
+        { "tensor", tensor_new }, { "quantize", quantize }, { "dequantize", dequantize }, { NULL, NULL }
+    };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -117,12 +117,9 @@ static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
     return template != NULL;
 }
 
-static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
-                                    { "decode", tokenizer_decode },
-                                    { "token_to_id", tokenizer_token_to_id },
-                                    { "id_to_token", tokenizer_id_to_token },
-                                    { "save_pretrained", tokenizer_save },
-                                    { NULL, NULL } };
+static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },           { "decode", tokenizer_decode },
+                                    { "token_to_id", tokenizer_token_to_id }, { "id_to_token", tokenizer_id_to_token },
+                                    { "save_pretrained", tokenizer_save },    { NULL, NULL } };
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
 

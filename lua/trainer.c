@@ -185,7 +185,8 @@ static int trainer_evaluate(lua_State *L) {
 /* trainer:gradients(first, count): of rows counted from 1; then get_grad */
 static int trainer_gradients(lua_State *L) {
     usl_trainer *t = ulua_ptr(L, 1, &ulua_trainer);
-    int64_t first = ulua_integer(L, 2, "gradients: the first row"), count = ulua_integer(L, 3, "gradients: the number of rows");
+    int64_t first = ulua_integer(L, 2, "gradients: the first row"),
+            count = ulua_integer(L, 3, "gradients: the number of rows");
     usl_step_stats stats;
     memset(&stats, 0, sizeof stats);
     stats.size = sizeof stats;

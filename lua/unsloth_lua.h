@@ -1,7 +1,8 @@
-/* unsloth_lua.h: the `unsloth` module for a host with its own lua_State (link libunsloth-lua), and for `require` from a stock
- * lua5.4 (unsloth.so).
+/* unsloth_lua.h: the `unsloth` module for a host with its own lua_State (link libunsloth-lua), and for `require` from a
+ * stock lua5.4 (unsloth.so).
  *
- *     luaL_requiref(L, "unsloth", luaopen_unsloth, 0);   // needs the standard libraries `package`, `string`, `table`, ...
+ *     luaL_requiref(L, "unsloth", luaopen_unsloth, 0);   // needs the standard libraries `package`, `string`, `table`,
+ * ...
  *
  * One state has one usl_ctx, made at the first use and closed with the state. */
 #ifndef UNSLOTH_LUA_H

@@ -20,7 +20,8 @@ static int visit_event(const usli_json_reader *r, const usl_json_visitor *v, voi
     return 0;
 }
 
-usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size_t len, const usl_json_visitor *v, void *ud) {
+usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size_t len, const usl_json_visitor *v,
+                          void *ud) {
     usl_json_visitor visitor;
     memset(&visitor, 0, sizeof visitor);
     memcpy(&visitor, v, v->size < sizeof visitor ? v->size : sizeof visitor);
@@ -29,7 +30,8 @@ usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size
     usl_status st;
     do {
         st = usli_json_next(&r);
-        if (st == USL_OK && visit_event(&r, &visitor, ud)) st = usli_fail(ctx, USL_ERR_CALLBACK, "%s: the caller stopped", name);
+        if (st == USL_OK && visit_event(&r, &visitor, ud))
+            st = usli_fail(ctx, USL_ERR_CALLBACK, "%s: the caller stopped", name);
     } while (st == USL_OK && r.kind != USLI_JSON_END);
     usli_json_done(&r);
     return st;

@@ -13,3 +13,30 @@ uint64_t usl_peak_memory(void) {
 double usl_clock(void) {
     return usli_now();
 }
+
+usl_path_kind usl_path_look(const char *path) {
+    return usli_is_dir(path) ? USL_PATH_DIR : usli_is_file(path) ? USL_PATH_FILE : USL_PATH_NONE;
+}
+
+usl_status usl_dir_list(usl_ctx *ctx, const char *path, int (*fn)(void *ud, const char *name), void *ud) {
+    char **names;
+    size_t count;
+    USLI_TRY(usli_list_dir(ctx, path, &names, &count));
+    usl_status st = USL_OK;
+    for (size_t i = 0; i < count && st == USL_OK; i++)
+        if (fn(ud, names[i])) st = usli_fail(ctx, USL_ERR_CALLBACK, "%s: the caller stopped at %s", path, names[i]);
+    usli_free_names(ctx, names, count);
+    return st;
+}
+
+usl_status usl_dir_make(usl_ctx *ctx, const char *path) {
+    return usli_make_dirs(ctx, path);
+}
+
+usl_status usl_path_remove(usl_ctx *ctx, const char *path) {
+    return usli_remove_tree(ctx, path);
+}
+
+int usl_is_terminal(int stream) {
+    return usli_is_terminal(stream);
+}

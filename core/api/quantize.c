@@ -21,7 +21,8 @@ static usl_status check(usl_ctx *ctx, usl_dtype dtype, int64_t n, size_t *bytes)
     const usli_traits *t = usli_traits_of(dtype);
     *bytes = usl_quant_bytes(dtype, n);
     if (n < 0 || (n > 0 && *bytes == 0))
-        return usli_fail(ctx, USL_ERR_SHAPE, "%lld values do not fill blocks of %s: their number must be a multiple of %d", (long long)n,
+        return usli_fail(ctx, USL_ERR_SHAPE,
+                         "%lld values do not fill blocks of %s: their number must be a multiple of %d", (long long)n,
                          usl_dtype_name(dtype), t ? t->block : 1);
     return USL_OK;
 }
@@ -59,7 +60,8 @@ usl_status usl_quantize(usl_ctx *ctx, usl_dtype dtype, const float *src, int64_t
         return USL_OK;
     }
     const usli_traits *t = usli_traits_of(dtype);
-    if (!t || !t->encode) return usli_fail(ctx, USL_ERR_UNSUPPORTED, "quantising to %s is not possible here", usl_dtype_name(dtype));
+    if (!t || !t->encode)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "quantising to %s is not possible here", usl_dtype_name(dtype));
     if (n > 0) t->encode(src, NULL, dst, n);
     return USL_OK;
 }
@@ -68,8 +70,8 @@ usl_status usl_dequantize(usl_ctx *ctx, usl_dtype dtype, const void *src, size_t
     size_t want;
     USLI_TRY(check(ctx, dtype, n, &want));
     if (bytes != want)
-        return usli_fail(ctx, USL_ERR_SHAPE, "%lld values of %s take %zu bytes; %zu were given", (long long)n, usl_dtype_name(dtype), want,
-                         bytes);
+        return usli_fail(ctx, USL_ERR_SHAPE, "%lld values of %s take %zu bytes; %zu were given", (long long)n,
+                         usl_dtype_name(dtype), want, bytes);
     const usli_traits *t = usli_traits_of(dtype);
     if (dtype != USL_NF4 && (!t || !t->decode))
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "decoding %s is not possible here", usl_dtype_name(dtype));

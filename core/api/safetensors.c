@@ -41,7 +41,8 @@ usl_status usl_safetensors_load(usl_ctx *ctx, const char *path, usl_named_tensor
         usl_tensor *t;
         st = aligned_tensor(ctx, &file->tensors[i], &t);
         if (st == USL_OK && fn(ud, file->tensors[i].name, t))
-            st = usli_fail(ctx, USL_ERR_CALLBACK, "%s: the caller stopped at tensor \"%s\"", path, file->tensors[i].name);
+            st = usli_fail(ctx, USL_ERR_CALLBACK, "%s: the caller stopped at tensor \"%s\"", path,
+                           file->tensors[i].name);
     }
     usli_safetensors_close(file);
     return st;

@@ -14,7 +14,9 @@ static void strides_of(usl_tensor *t) {
 usl_status usl_tensor_new(usl_ctx *ctx, usl_dtype dtype, int ndim, const int64_t *shape, usl_tensor **out) {
     *out = NULL;
     size_t elem = usli_dtype_bytes(dtype);
-    if (!elem) return usli_fail(ctx, USL_ERR_INVALID, "%s is no plain type: a tensor holds floats or integers", usl_dtype_name(dtype));
+    if (!elem)
+        return usli_fail(ctx, USL_ERR_INVALID, "%s is no plain type: a tensor holds floats or integers",
+                         usl_dtype_name(dtype));
     if (ndim < 0 || ndim > USLI_TENSOR_DIMS)
         return usli_fail(ctx, USL_ERR_SHAPE, "a tensor has 0 to %d dimensions, not %d", USLI_TENSOR_DIMS, ndim);
     int64_t n = usli_shape_elements(ndim, shape, elem);
@@ -86,7 +88,8 @@ usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index, usl_ten
     *out = NULL;
     if (t->ndim == 0) return usli_fail(ctx, USL_ERR_SHAPE, "a scalar has no dimension to select from");
     if (index < 0 || index >= t->shape[0])
-        return usli_fail(ctx, USL_ERR_INVALID, "index %lld is outside a dimension of %lld", (long long)index, (long long)t->shape[0]);
+        return usli_fail(ctx, USL_ERR_INVALID, "index %lld is outside a dimension of %lld", (long long)index,
+                         (long long)t->shape[0]);
     usl_tensor *v = NULL;
     USLI_TRY(view_of(ctx, t, &v));
     v->offset += index * v->stride[0];
@@ -102,8 +105,8 @@ usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start
     if (dim < 0 || dim >= t->ndim)
         return usli_fail(ctx, USL_ERR_SHAPE, "dimension %d of a tensor that has %d", dim, t->ndim);
     if (start < 0 || stop < start || stop > t->shape[dim])
-        return usli_fail(ctx, USL_ERR_INVALID, "%lld to %lld is outside a dimension of %lld", (long long)start, (long long)stop,
-                         (long long)t->shape[dim]);
+        return usli_fail(ctx, USL_ERR_INVALID, "%lld to %lld is outside a dimension of %lld", (long long)start,
+                         (long long)stop, (long long)t->shape[dim]);
     usl_tensor *v = NULL;
     USLI_TRY(view_of(ctx, t, &v));
     v->offset += start * v->stride[dim];
@@ -175,7 +178,8 @@ usl_status usl_tensor_to(usl_ctx *ctx, const usl_tensor *t, usl_dtype dtype, usl
     *out = NULL;
     bool fp8 = t->dtype == USL_F8_E4M3 || t->dtype == USL_F8_E5M2 || dtype == USL_F8_E4M3 || dtype == USL_F8_E5M2;
     if (fp8 && t->dtype != dtype)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s cannot be converted to %s here", usl_dtype_name(t->dtype), usl_dtype_name(dtype));
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s cannot be converted to %s here", usl_dtype_name(t->dtype),
+                         usl_dtype_name(dtype));
     USLI_TRY(usl_tensor_new(ctx, dtype, t->ndim, t->shape, out));
     size_t from = usli_dtype_bytes(t->dtype), to = usli_dtype_bytes(dtype);
     int64_t n = usl_tensor_elements(t), index[USLI_TENSOR_DIMS] = { 0 }, at = 0;

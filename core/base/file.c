@@ -314,6 +314,33 @@ void usli_free_names(usl_ctx *ctx, char **names, size_t count) {
     usli_free(ctx, names);
 }
 
+static usl_status remove_tree(usl_ctx *ctx, const char *path, int depth) {
+    struct stat sb;
+    if (lstat(path, &sb) != 0) return errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be looked at");
+    if (!S_ISDIR(sb.st_mode)) return unlink(path) == 0 ? USL_OK : io_fail(ctx, path, "the file cannot be removed");
+    if (depth == 0) return usli_fail(ctx, USL_ERR_IO, "%s: folders nest too deeply to be removed", path);
+    char **names;
+    size_t count;
+    USLI_TRY(usli_list_dir(ctx, path, &names, &count));
+    usl_status st = USL_OK;
+    for (size_t i = 0; i < count && st == USL_OK; i++) {
+        char *child = usli_path_join(ctx, path, names[i]);
+        st = child ? remove_tree(ctx, child, depth - 1) : usli_nomem(ctx, strlen(path));
+        usli_free(ctx, child);
+    }
+    usli_free_names(ctx, names, count);
+    if (st == USL_OK && rmdir(path) != 0) st = io_fail(ctx, path, "the folder cannot be removed");
+    return st;
+}
+
+usl_status usli_remove_tree(usl_ctx *ctx, const char *path) {
+    return remove_tree(ctx, path, 64);
+}
+
+bool usli_is_terminal(int stream) {
+    return isatty(stream) == 1;
+}
+
 double usli_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -46,6 +46,11 @@ char *usli_path_join(usl_ctx *ctx, const char *dir, const char *name);
 usl_status usli_list_dir(usl_ctx *ctx, const char *path, char ***names, size_t *count);
 void usli_free_names(usl_ctx *ctx, char **names, size_t count);
 
+/* Removes a file, or a folder with all in it; links are removed, not followed. Fine when nothing is there. */
+usl_status usli_remove_tree(usl_ctx *ctx, const char *path);
+/* stream: 0, 1 or 2. */
+bool usli_is_terminal(int stream);
+
 /* Seconds of a clock that only goes forward. */
 double usli_now(void);
 /* Peak and current bytes of this process in memory, from the operating system; 0 when unknown. */

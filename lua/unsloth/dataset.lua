@@ -1,0 +1,171 @@
+--- Data sets: rows from files, with Hugging Face's words. A row is a table; JSON null is nil.
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+local options = require "unsloth.options"
+
+local M = {}
+local Dataset = core.Dataset
+
+local LOAD = {
+  data_files = { "string|table" },
+  split = { "string" },
+  streaming = { "boolean", default = false, refuse = "files are read whole; leave it out" },
+  num_proc = { "integer", note = "one thread reads the file" },
+  cache_dir = { "string", note = "nothing is cached" },
+  token = { "string|boolean", refuse = "data sets are not downloaded; give data_files" },
+}
+
+local KIND_OF = { json = "json", jsonl = "json", txt = "text", text = "text", csv = "csv" }
+
+local function file_list(files)
+  if type(files) == "string" then return { files } end
+  if type(files.train) == "string" or type(files.train) == "table" then return file_list(files.train) end
+  for _, path in ipairs(files) do
+    if type(path) ~= "string" then errors.invalid("data_files is a path, an array of paths, or { train = path }") end
+  end
+  if #files == 0 then errors.invalid "data_files names no file" end
+  return files
+end
+
+-- "train", "train[:100]", "train[10:20]", "train[:10%]"
+local function apply_split(ds, split)
+  local range = split:match "^%w+(.*)$"
+  if not range then errors.invalid('split is %q; "train" or "train[:100]" is wanted', split) end
+  if range == "" then return ds end
+  local from, from_percent, to, to_percent = range:match "^%[(%d*)(%%?):(%d*)(%%?)%]$"
+  if not from then errors.invalid('split is %q; a range is written "train[:100]" or "train[:10%%]"', split) end
+  local n = #ds
+  local function position(text, percent, default)
+    local value = tonumber(text)
+    if not value then return default end
+    return math.min(n, percent == "%" and n * value // 100 or value)
+  end
+  local first, last, index = position(from, from_percent, 0), position(to, to_percent, n), {}
+  for i = first + 1, last do index[#index + 1] = i end
+  return ds:pick(index)
+end
+
+--- Opens a data set.
+---
+---     local ds = unsloth.load_dataset("json", { data_files = "alpaca.json", split = "train" })
+---@param kind string "json" (an array or JSON lines), "text", "csv"; or the path of a file
+---@param opts table|nil data_files, split
+function M.load_dataset(kind, opts)
+  if type(kind) ~= "string" then errors.invalid('load_dataset wants "json", "text" or "csv", or a file\'s path') end
+  local o = options.check("load_dataset", opts, LOAD)
+  if not o.data_files and core.path_kind(kind) == "file" then
+    o.data_files, kind = kind, KIND_OF[(kind:match "%.(%w+)$" or ""):lower()] or "json"
+  end
+  if not KIND_OF[kind] then
+    errors.unsupported('load_dataset cannot fetch "%s": download it and write load_dataset("json", { data_files = path })', kind)
+  end
+  if not o.data_files then errors.invalid('load_dataset("%s") needs data_files, the path of a file', kind) end
+  local ds = core.dataset_load(KIND_OF[kind], file_list(o.data_files))
+  return o.split and apply_split(ds, o.split) or ds
+end
+
+--- A data set from an array of rows.
+function M.from_list(rows)
+  local ds = core.dataset_new()
+  for _, row in ipairs(rows) do ds:append(row) end
+  return ds
+end
+
+--- Iterates over the rows in order: `for row in ds:rows() do`.
+function Dataset:rows()
+  local i, n = 0, #self
+  return function()
+    i = i + 1
+    if i <= n then return self[i] end
+  end
+end
+
+--- The keys of the first row, in file order.
+function Dataset:column_names()
+  local names = {}
+  for name in pairs(self[1] or {}) do names[#names + 1] = name end
+  return names
+end
+
+local MAP = {
+  batched = { "boolean", default = false, refuse = "the function gets one row at a time; leave it out" },
+  remove_columns = { "table|string" },
+  num_proc = { "integer", note = "Lua functions run on one thread" },
+  desc = { "string", note = "no progress bar is drawn here" },
+  load_from_cache_file = { "boolean", note = "nothing is cached" },
+  batch_size = { "integer", note = "the function gets one row at a time" },
+}
+
+local function set_of(names)
+  local set = {}
+  for _, name in ipairs(type(names) == "string" and { names } or names or {}) do set[name] = true end
+  return set
+end
+
+--- A new data set whose rows are the old ones updated with what fn(row, i) returns, as in Hugging Face datasets: a column that the
+--- returned table names is replaced or added, the others stay. false in it removes a column. nil keeps the row.
+function Dataset:map(fn, opts)
+  local o = options.check("map", opts, MAP)
+  local removed, out = set_of(o.remove_columns), core.dataset_new()
+  for i = 1, #self do
+    local row = self[i]
+    local result = fn(row, i)
+    if result ~= nil and type(result) ~= "table" then
+      errors.invalid("map: the function returned a %s for %s; a table of columns is wanted", type(result), self:where(i))
+    end
+    for name in pairs(removed) do row[name] = nil end
+    for name, value in pairs(result or {}) do row[name] = value end
+    out:append(row)
+  end
+  return out
+end
+
+--- The rows for which fn(row, i) is true.
+function Dataset:filter(fn, opts)
+  options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
+  local index = {}
+  for i = 1, #self do
+    if fn(self[i], i) then index[#index + 1] = i end
+  end
+  return self:pick(index)
+end
+
+--- The rows in another order: shuffle { seed = 3407 }.
+function Dataset:shuffle(opts)
+  return self:permute(options.check("shuffle", opts, { seed = { "integer", default = 3407, check = options.at_least(0) } }).seed)
+end
+
+--- The rows with these numbers, counted from 1.
+function Dataset:select(index)
+  return self:pick(index)
+end
+
+local SPLIT = {
+  test_size = { "number", default = 0.25, check = options.at_least(0) },
+  seed = { "integer", default = 3407, check = options.at_least(0) },
+  shuffle = { "boolean", default = true },
+}
+
+--- Returns { train = , test = }. test_size below 1 is a share, else a number of rows.
+function Dataset:train_test_split(opts)
+  if type(opts) == "number" then opts = { test_size = opts } end
+  local o = options.check("train_test_split", opts, SPLIT)
+  local n = #self
+  local test = o.test_size < 1 and math.ceil(n * o.test_size) or math.tointeger(o.test_size)
+  if not test or test < 1 or test >= n then
+    errors.invalid("train_test_split: test_size %s of %d rows leaves one side empty", o.test_size, n)
+  end
+  local all, sides = o.shuffle and self:permute(o.seed) or self, { train = {}, test = {} }
+  for i = 1, n do
+    local side = (o.shuffle and i <= test or not o.shuffle and i > n - test) and sides.test or sides.train
+    side[#side + 1] = i
+  end
+  return { train = all:pick(sides.train), test = all:pick(sides.test) }
+end
+
+--- Rows of alpaca, ShareGPT, OpenAI messages, DPO or KTO shape -> `messages`.
+function M.standardize_data_formats(ds)
+  return ds:standardize()
+end
+
+return M

@@ -1,0 +1,159 @@
+--- Text from a model: generate, stream, generate_ids.
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+local options = require "unsloth.options"
+
+local M = {}
+local Model = core.Model
+
+local SPEC = {
+  max_new_tokens = { "integer", default = 128, check = options.at_least(1) },
+  temperature = { "number", check = options.at_least(0) },
+  do_sample = { "boolean" },
+  top_k = { "integer", default = 0, check = options.at_least(0) },
+  top_p = { "number", default = 1.0, check = options.between(0, 1) },
+  min_p = { "number", default = 0.0, check = options.between(0, 1) },
+  repetition_penalty = { "number", default = 1.0, check = options.at_least(0) },
+  seed = { "integer", default = 3407, check = options.at_least(0) },
+  stop = { "string|table" },
+  stop_strings = { "string|table", alias = "stop" },
+  eos_token_id = { "integer|table" },
+  tokenizer = { "userdata" },
+  skip_special_tokens = { "boolean", default = true },
+  use_cache = { "boolean", default = true, refuse = "keys and values are always kept; leave it out" },
+  num_beams = { "integer", default = 1, refuse = "there is no beam search; sample with temperature or leave it at 1" },
+  num_return_sequences = { "integer", default = 1, refuse = "call generate once for each text" },
+  max_length = { "integer", refuse = "give max_new_tokens, which does not count the prompt" },
+  streamer = { "any", refuse = "write for piece in model:stream(prompt) do io.write(piece) end" },
+  pad_token_id = { "integer", note = "nothing is padded" },
+}
+M.defaults = options.defaults(SPEC)
+
+local function core_options(o)
+  local temperature = o.temperature or (o.do_sample and 1.0 or 0.0)
+  if o.do_sample == false then temperature = 0.0 end
+  local stop_ids = o.eos_token_id
+  if type(stop_ids) == "number" then stop_ids = { stop_ids } end
+  return { max_new_tokens = o.max_new_tokens, temperature = temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
+    repetition_penalty = o.repetition_penalty, seed = o.seed, stop_ids = stop_ids }
+end
+
+--- New ids only, as an array. ids must hold BOS if it is wanted. Stops after an end-of-text id or max_new_tokens.
+function Model:generate_ids(ids, opts)
+  local o = options.check("generate_ids", opts, SPEC)
+  if o.stop then errors.invalid "generate_ids knows no text: stop strings are for generate" end
+  local generator <close> = self:generator(ids, core_options(o))
+  local out = {}
+  for id in generator.next, generator do out[#out + 1] = id end
+  return out
+end
+
+-- True when the text ends inside a UTF-8 character, or with the mark that a decoder puts there.
+local function is_cut(text)
+  if text:sub(-3) == "\u{FFFD}" then return true end
+  for back = 1, math.min(3, #text) do
+    local byte = text:byte(-back)
+    if byte >= 0xC0 then return (byte >= 0xF0 and 4 or byte >= 0xE0 and 3 or 2) > back end
+    if byte < 0x80 then return false end
+  end
+  return false
+end
+
+-- Decoders may treat the first token of a text differently, so new ids are decoded behind a few known ones and the known part
+-- is taken off. Returns a function: next id (nil at the end) -> new text, possibly "".
+local function text_decoder(tokenizer, prompt, skip)
+  local ids, known = {}, 0
+  for i = math.max(1, #prompt - 7), #prompt do ids[#ids + 1] = prompt[i] end
+  known = #ids
+  local function decode(count)
+    return tokenizer:decode(table.move(ids, 1, count, 1, {}), { skip_special_tokens = skip })
+  end
+  local done = decode(known)
+  return function(id)
+    if id then ids[#ids + 1] = id end
+    if #ids == known then return "" end
+    local all = decode(#ids)
+    if id and is_cut(all) then return "" end
+    local piece = all:sub(#done + 1)
+    -- What was just shown is the context of what comes: a window that does not grow.
+    ids = table.move(ids, math.max(1, #ids - 7), #ids, 1, {})
+    known = #ids
+    done = decode(known)
+    return piece
+  end
+end
+
+-- Where the first of the stop strings begins in text, and how much of its end might be the beginning of one.
+local function find_stop(text, stops)
+  local first
+  for _, stop in ipairs(stops) do
+    local at = text:find(stop, 1, true)
+    if at and (not first or at < first) then first = at end
+  end
+  if first then return first, 0 end
+  local held = 0
+  for _, stop in ipairs(stops) do
+    for n = math.min(#stop - 1, #text), held + 1, -1 do
+      if text:sub(-n) == stop:sub(1, n) then
+        held = n
+        break
+      end
+    end
+  end
+  return nil, held
+end
+
+local function stop_list(stop)
+  local list = type(stop) == "string" and { stop } or stop or {}
+  for _, text in ipairs(list) do
+    if type(text) ~= "string" or text == "" then errors.invalid "stop is a text or an array of texts, none of them empty" end
+  end
+  return list
+end
+
+local function prompt_ids(model, prompt, tokenizer)
+  if type(prompt) == "string" then return tokenizer:encode_once(prompt) end
+  if type(prompt) == "table" then return prompt end
+  errors.invalid("the prompt is a text or an array of token ids, not a %s", type(prompt))
+end
+
+--- Iterates over pieces of the answer as they come; leaving the loop early frees everything.
+---
+---     for piece in model:stream("Once upon a time", { max_new_tokens = 32 }) do io.write(piece) end
+function Model:stream(prompt, opts)
+  local o = options.check("generate", opts, SPEC)
+  local tokenizer = o.tokenizer or self.tokenizer
+  if not tokenizer then errors.invalid "this model came without a tokenizer: give one as the option tokenizer, or use generate_ids" end
+  local ids, stops = prompt_ids(self, prompt, tokenizer), stop_list(o.stop)
+  local generator = self:generator(ids, core_options(o))
+  local decode, pending, ended = text_decoder(tokenizer, ids, o.skip_special_tokens), "", false
+  local function next_piece()
+    while not ended do
+      local id = generator:next()
+      ended = id == nil
+      pending = pending .. decode(id)
+      local at, held = find_stop(pending, stops)
+      if at then
+        ended = true
+        pending = pending:sub(1, at - 1)
+      end
+      local ready = ended and #pending or #pending - held
+      local piece = pending:sub(1, ready)
+      pending = pending:sub(ready + 1)
+      if ended then generator:close() end
+      if piece ~= "" then return piece end
+    end
+  end
+  return next_piece, nil, nil, generator
+end
+
+--- The answer: new text only. Greedy unless temperature or do_sample says otherwise.
+---
+---     print(model:generate("### Instruction:\nName a colour.\n\n### Response:\n", { max_new_tokens = 16 }))
+function Model:generate(prompt, opts)
+  local pieces = {}
+  for piece in self:stream(prompt, opts) do pieces[#pieces + 1] = piece end
+  return table.concat(pieces)
+end
+
+return M

@@ -1,0 +1,405 @@
+--- Supervised fine-tuning: SFTTrainer, train_on_responses_only.
+local arguments = require "unsloth.arguments"
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+local options = require "unsloth.options"
+local progress = require "unsloth.progress"
+
+local M = {}
+local json = core.json
+
+local Trainer = { __name = "unsloth.SFTTrainer" }
+Trainer.__index = Trainer
+
+-- ---- Rows -----------------------------------------------------------------------------------------------------------
+
+local function at_row(ds, i, format, ...)
+  errors.raise("USL_ERR_FORMAT", "%s: " .. format, ds:where(i), ...)
+end
+
+local function add_text(self, rows, ds, i, text)
+  if type(text) ~= "string" then
+    at_row(ds, i, 'column "%s" is %s; a text is wanted (dataset_text_field or formatting_func says where it is)',
+      self.args.dataset_text_field, text == nil and "missing" or "a " .. type(text))
+  end
+  local ids = self.tokenizer:encode_once(text)
+  if ids[#ids] == self.tokenizer.eos_token_id then self.with_eos = self.with_eos + 1 end
+  rows:add(ids)
+end
+
+-- The prompt does not count unless completion_only_loss is false. The completion ends with EOS, as TRL writes it.
+local function add_completion(self, rows, ds, i, row)
+  local prompt, completion = row.prompt, row.completion
+  if type(prompt) ~= "string" or type(completion) ~= "string" then
+    at_row(ds, i, 'columns "prompt" and "completion" must be texts; messages need a chat template, which is not built in yet')
+  end
+  local eos = self.tokenizer.eos_token
+  if eos and completion:sub(-#eos) ~= eos then completion = completion .. eos end
+  self.with_eos = self.with_eos + 1
+  local ids, labels = self.tokenizer:encode_once(prompt .. completion), nil
+  if self.args.completion_only_loss ~= false then
+    labels = table.move(ids, 1, #ids, 1, {})
+    for k = 1, math.min(#self.tokenizer:encode_once(prompt), #ids) do labels[k] = -100 end
+  end
+  rows:add(ids, labels)
+end
+
+local function tokenized(self, ds, formatting_func)
+  local rows = core.rows_new(self.max_seq_length)
+  local field = self.args.dataset_text_field
+  for i = 1, #ds do
+    local row = ds[i]
+    if formatting_func then
+      local text = formatting_func(row)
+      for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one) end
+    elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
+      add_completion(self, rows, ds, i, row)
+    elseif row[field] == nil and row.messages ~= nil then
+      at_row(ds, i, 'the column "messages" needs a chat template, which is not built in yet: write the text in map or formatting_func')
+    else
+      add_text(self, rows, ds, i, row[field])
+    end
+  end
+  return rows
+end
+
+-- ---- Construction ---------------------------------------------------------------------------------------------------
+
+local ARGS = arguments.SPEC
+local SPEC = {
+  model = { "userdata" },
+  tokenizer = { "userdata" },
+  processing_class = { "userdata", alias = "tokenizer" },
+  train_dataset = { "userdata" },
+  eval_dataset = { "userdata" },
+  args = { "table" },
+  formatting_func = { "function" },
+  callbacks = { "table" },
+  dataset_text_field = ARGS.dataset_text_field,
+  max_seq_length = ARGS.max_seq_length,
+  dataset_num_proc = ARGS.dataset_num_proc,
+  packing = ARGS.packing,
+  dataset_kwargs = ARGS.dataset_kwargs,
+  dataset_batch_size = ARGS.dataset_batch_size,
+  eval_packing = ARGS.eval_packing,
+  data_collator = { "any", note = "rows are packed here; train_on_responses_only masks labels" },
+  peft_config = { "table", refuse = "call FastLanguageModel.get_peft_model first" },
+  model_init = { "function", refuse = "give the model itself" },
+  compute_metrics = { "function", refuse = "logits are never kept; evaluate in callbacks with model:generate" },
+  preprocess_logits_for_metrics = { "function", refuse = "logits are never kept; evaluate in callbacks with model:generate" },
+  compute_loss_func = { "function", refuse = "the loss is cross-entropy over counted labels" },
+  optimizers = { "table", refuse = "args.optim names the optimiser" },
+}
+SPEC.dataset_text_field = { "string" }
+SPEC.packing = { "boolean", note = ARGS.packing.note }
+
+local CALLBACKS = { on_train_begin = true, on_step = true, on_log = true, on_evaluate = true, on_save = true, on_train_end = true }
+local CALLBACK_ALIAS = { on_step_end = "on_step" }
+
+local function callback_list(callbacks)
+  if not callbacks then return {} end
+  local list = #callbacks > 0 and callbacks or { callbacks }
+  local names, out = {}, {}
+  for name in pairs(CALLBACKS) do names[#names + 1] = name end
+  for i, one in ipairs(list) do
+    out[i] = {}
+    for name, fn in pairs(one) do
+      local target = CALLBACK_ALIAS[name] or name
+      if not CALLBACKS[target] then
+        local nearest = core.nearest(tostring(name), names)
+        errors.invalid('callbacks: "%s" is not known%s', name, nearest and (': did you mean "%s"?'):format(nearest) or "")
+      end
+      if type(fn) ~= "function" then errors.invalid("callbacks: %s must be a function, not a %s", name, type(fn)) end
+      out[i][target] = fn
+    end
+  end
+  return out
+end
+
+local function require_class(what, value, name)
+  if value == nil then errors.invalid("SFTTrainer needs %s", what) end
+  local meta = debug.getmetatable(value)
+  if not meta or meta.__name ~= name then errors.invalid("SFTTrainer: %s is no %s", what, name) end
+end
+
+--- Makes a trainer; rows are tokenised here.
+---
+---     local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = dataset,
+---       args = unsloth.TrainingArguments { max_steps = 60, learning_rate = 2e-4, output_dir = "outputs" } }
+function M.SFTTrainer(opts)
+  local o = options.check("SFTTrainer", opts, SPEC)
+  require_class("model", o.model, "unsloth.Model")
+  require_class("train_dataset", o.train_dataset, "unsloth.Dataset")
+  local tokenizer = o.tokenizer or o.model.tokenizer
+  require_class("tokenizer", tokenizer, "unsloth.Tokenizer")
+  local given = {}
+  for name, value in pairs(o.args or {}) do given[name] = value end
+  for _, name in ipairs { "dataset_text_field", "max_seq_length" } do
+    if o[name] ~= nil then given[name] = o[name] end
+  end
+  local self = setmetatable({ model = o.model, tokenizer = tokenizer, args = arguments.new(given), callbacks = callback_list(o.callbacks),
+    with_eos = 0, log_history = {}, history = {} }, Trainer)
+  self.max_seq_length = math.min(self.args.max_seq_length or math.maxinteger, o.model:info().context)
+  self.rows = tokenized(self, o.train_dataset, o.formatting_func)
+  if #o.train_dataset > 0 and self.with_eos == 0 and tokenizer.eos_token then
+    errors.note("no training row ends with %s, so the model will not learn to stop; append tokenizer.eos_token to each text",
+      tokenizer.eos_token)
+  end
+  if o.eval_dataset then
+    require_class("eval_dataset", o.eval_dataset, "unsloth.Dataset")
+    self.eval_rows = tokenized(self, o.eval_dataset, o.formatting_func)
+  elseif self.args.eval_strategy ~= "no" then
+    errors.invalid('SFTTrainer: eval_strategy = "%s" needs eval_dataset', self.args.eval_strategy)
+  end
+  self.state = { global_step = 0, epoch = 0, log_history = self.log_history }
+  return self
+end
+
+local RESPONSES = {
+  instruction_part = { "string" },
+  response_part = { "string" },
+  force_match = { "boolean", default = true, note = "markers are matched as token ids" },
+  last_response_only = { "boolean", default = false },
+  num_proc = { "integer", note = "rows are masked in this process" },
+}
+
+--- Lets only answers count: labels between a response marker and the next instruction marker. Returns the trainer.
+---
+---     unsloth.train_on_responses_only(trainer, { instruction_part = "### Instruction:\n", response_part = "### Response:\n" })
+function M.train_on_responses_only(trainer, opts)
+  local o = options.check("train_on_responses_only", opts, RESPONSES)
+  if not o.instruction_part or not o.response_part then
+    errors.invalid "train_on_responses_only needs instruction_part and response_part, the texts that begin each"
+  end
+  if trainer.handle then errors.invalid "train_on_responses_only: the trainer has begun; call it before train" end
+  local bare = { add_special_tokens = false }
+  local instruction, response = trainer.tokenizer:encode(o.instruction_part, bare), trainer.tokenizer:encode(o.response_part, bare)
+  trainer.rows = trainer.rows:mask_responses(instruction, response, o.last_response_only)
+  if trainer.eval_rows then trainer.eval_rows = trainer.eval_rows:mask_responses(instruction, response, o.last_response_only) end
+  return trainer
+end
+
+-- ---- The loop -------------------------------------------------------------------------------------------------------
+
+local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "full", [true] = "full", [false] = "none" }
+
+--- The core's trainer, made at the first use, when the rows are final.
+function Trainer:core()
+  if not self.handle then
+    local recompute = GRADIENT_CHECKPOINTING[self.args.gradient_checkpointing] or self.model.recompute or "auto"
+    local o, rate = arguments.core_options(self.args, recompute)
+    self.handle = core.trainer_new(self.model, self.rows, self.eval_rows, o, rate)
+    self.state.global_step, self.state.max_steps = self.handle:position()
+  end
+  return self.handle
+end
+
+local function call_back(self, name, ...)
+  for _, callbacks in ipairs(self.callbacks) do
+    if callbacks[name] then callbacks[name](self, ...) end
+  end
+end
+
+local function log(self, entry, stats)
+  self.log_history[#self.log_history + 1] = entry
+  if self.bar then self.bar:log(entry, stats) end
+  call_back(self, "on_log", entry)
+end
+
+local function log_update(self, stats)
+  local h, args = self.history, self.args
+  h.loss, h.count, h.grad_norm = (h.loss or 0) + stats.loss, (h.count or 0) + 1, stats.grad_norm
+  local first, last = args.logging_first_step and stats.step == 1, stats.step == stats.total
+  local due = args.logging_strategy == "steps" and (stats.step % args.logging_steps == 0 or first)
+    or args.logging_strategy == "epoch" and (stats.epoch // 1 > (h.epoch or 0) or last)
+  h.epoch = stats.epoch // 1
+  if not due then return end
+  log(self, { step = stats.step, epoch = stats.epoch, loss = h.loss / h.count, grad_norm = h.grad_norm,
+    learning_rate = stats.learning_rate }, stats)
+  h.loss, h.count = 0, 0
+end
+
+--- The mean loss over the counted labels of eval_dataset: { eval_loss, eval_runtime, epoch, step }.
+function Trainer:evaluate()
+  if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
+  local start = core.clock()
+  local stats = self:core():evaluate()
+  local entry = { step = self.state.global_step, epoch = self.state.epoch, eval_loss = stats.loss, eval_runtime = core.clock() - start }
+  log(self, entry, stats)
+  call_back(self, "on_evaluate", entry)
+  return entry
+end
+
+local function crossed_epoch(self, stats)
+  return stats.epoch // 1 > self.state.epoch // 1
+end
+
+local function is_due(strategy, steps, stats, new_epoch)
+  return strategy == "steps" and stats.step % steps == 0 or strategy == "epoch" and new_epoch
+end
+
+local function checkpoint_steps(dir)
+  local steps = {}
+  for _, name in ipairs(core.path_kind(dir) == "folder" and core.list_dir(dir) or {}) do
+    local step = math.tointeger(tonumber(name:match "^checkpoint%-(%d+)$"))
+    if step then steps[#steps + 1] = step end
+  end
+  table.sort(steps)
+  return steps
+end
+
+local function checkpoint_dir(dir, step)
+  return ("%s/checkpoint-%d"):format(dir, step)
+end
+
+--- Writes output_dir/checkpoint-N and removes the oldest ones beyond save_total_limit.
+function Trainer:save_checkpoint()
+  local args, step = self.args, self.state.global_step
+  local dir = checkpoint_dir(args.output_dir, step)
+  core.make_dir(args.output_dir)
+  self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history })
+  if args.save_total_limit then
+    local steps = checkpoint_steps(args.output_dir)
+    for i = 1, #steps - args.save_total_limit do
+      if steps[i] ~= step then core.remove_path(checkpoint_dir(args.output_dir, steps[i])) end
+    end
+  end
+  call_back(self, "on_save", dir)
+  return dir
+end
+
+--- The rate from the next update on; nil is the schedule again.
+function Trainer:set_learning_rate(rate)
+  self:core():set_learning_rate(rate)
+end
+
+--- Ends the loop after this update.
+function Trainer:stop()
+  self.stopping = true
+end
+
+local function one_update(self)
+  if self.stopping then return nil end
+  local args, stats = self.args, self:core():step()
+  if not stats then return nil end
+  local new_epoch = crossed_epoch(self, stats)
+  self.state.global_step, self.state.epoch = stats.step, stats.epoch
+  if stats.skipped then errors.note("update %d had a gradient that is not finite and was skipped", stats.step) end
+  if self.bar then self.bar:add(stats) end
+  log_update(self, stats)
+  local last = stats.step == stats.total
+  if is_due(args.eval_strategy, args.eval_steps or args.logging_steps, stats, new_epoch or last) and stats.step > args.eval_delay then
+    self:evaluate()
+  end
+  if is_due(args.save_strategy, args.save_steps, stats, new_epoch or last) or (args.save_strategy == "steps" and last) then
+    self:save_checkpoint()
+  end
+  call_back(self, "on_step", stats)
+  return stats
+end
+
+--- The loop by hand: `for step, stats in trainer:steps() do`. Leaving it early is fine; train() or another loop goes on from there.
+function Trainer:steps()
+  self.stopping = false
+  self:core()
+  return function()
+    local stats = one_update(self)
+    if stats then return stats.step, stats end
+  end
+end
+
+-- ---- Resuming -------------------------------------------------------------------------------------------------------
+
+local function resume_from(self, dir)
+  local extra = self:core():resume(dir)
+  local kept = extra and json.decode(extra, dir) or {}
+  self.state.global_step, self.state.max_steps = self.handle:position()
+  self.state.epoch, self.history = kept.epoch or 0, kept.history or {}
+  for i in ipairs(self.log_history) do self.log_history[i] = nil end
+  for i, entry in ipairs(kept.log_history or {}) do self.log_history[i] = entry end
+end
+
+-- The newest whole checkpoint: one that a crash has cut is passed over, and said.
+local function resume_newest(self)
+  local dir = self.args.output_dir
+  local steps = checkpoint_steps(dir)
+  for i = #steps, 1, -1 do
+    local ok, err = pcall(resume_from, self, checkpoint_dir(dir, steps[i]))
+    if ok then return end
+    if type(err) ~= "table" or (err.code ~= "USL_ERR_FORMAT" and err.code ~= "USL_ERR_NOT_FOUND") or i == 1 then error(err, 0) end
+    errors.note("%s is passed over: %s", checkpoint_dir(dir, steps[i]), err.message)
+  end
+  errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from: leave resume_from_checkpoint out to begin anew", dir)
+end
+
+local function resume(self, from)
+  if not from then return end
+  if from == true then
+    resume_newest(self)
+  elseif type(from) == "string" then
+    resume_from(self, from)
+  else
+    errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
+  end
+end
+
+-- ---- train ----------------------------------------------------------------------------------------------------------
+
+local function introduce(self)
+  local s, info, plan = self.rows:stats(), self.model:info(), self:core():plan()
+  local args = self.args
+  print(("%d rows, %d tokens, %d counted, longest %d; %d cut to max_seq_length %d, %d left out since no label counts"):format(
+    s.rows, s.tokens, s.counted, s.longest, s.truncated, self.max_seq_length, s.dropped))
+  print(("%d updates of %d x %d rows; %d of %d parameters trained; memory planned %s of %s; %d of %d layers computed again"):format(
+    self.state.max_steps, args.per_device_train_batch_size, args.gradient_accumulation_steps, info.trainable, info.parameters,
+    progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers))
+end
+
+local function summary(self, losses, count, start, rows, tokens)
+  local seconds = core.clock() - start
+  local per = function(n) return seconds > 0 and n / seconds or 0 end
+  local metrics = { train_runtime = seconds, train_loss = count > 0 and losses / count or 0, train_samples_per_second = per(rows),
+    train_steps_per_second = per(count), train_tokens_per_second = per(tokens), epoch = self.state.epoch, peak_memory = core.peak_memory() }
+  return { training_loss = metrics.train_loss, global_step = self.state.global_step, metrics = metrics, log_history = self.log_history }
+end
+
+--- Runs all updates. Returns { training_loss, global_step, metrics, log_history }.
+---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
+function Trainer:train(opts)
+  local o = options.check("train", opts, { resume_from_checkpoint = { "string|boolean" } })
+  self.stopping = false
+  self:core()
+  resume(self, o.resume_from_checkpoint or self.args.resume_from_checkpoint)
+  introduce(self)
+  local bar <close> = setmetatable({ bar = progress.new(self.state.max_steps, self.args.disable_tqdm) }, {
+    __close = function(held)
+      self.bar = nil
+      held.bar:close()
+    end })
+  self.bar = bar.bar
+  call_back(self, "on_train_begin")
+  if self.args.eval_on_start then self:evaluate() end
+  local start, losses, count, rows, tokens = core.clock(), 0, 0, 0, 0
+  for _, stats in self:steps() do
+    losses, count, rows, tokens = losses + stats.loss, count + 1, rows + stats.rows, tokens + stats.tokens
+  end
+  local result = summary(self, losses, count, start, rows, tokens)
+  call_back(self, "on_train_end", result)
+  return result
+end
+
+--- Writes the model's adapter, or its weights, and the tokenizer.
+function Trainer:save_model(dir)
+  dir = dir or self.args.output_dir
+  self.model:save_pretrained(dir)
+  self.tokenizer:save_pretrained(dir)
+end
+
+--- Frees the optimiser and the memory of the passes now; the model stays.
+function Trainer:close()
+  if self.handle then self.handle:close() end
+  self.handle = nil
+end
+Trainer.__close = Trainer.close
+
+return M
