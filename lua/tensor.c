@@ -1,4 +1,5 @@
 /* Tensors for Lua: 1-based, views, readable; and quantised strings. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -181,7 +182,7 @@ static int tensor_argmax_id(lua_State *L) {
     return 1;
 }
 
-/* t:distance(reference): ||t - reference|| / ||reference||, in double; the norm of the difference when that is zero. */
+/* t:distance(reference) -> ||t - reference|| / ||reference||, ||t - reference||, ||reference||, in double. */
 static int tensor_distance(lua_State *L) {
     usl_tensor *a = push_converted(L, check_tensor(L, 1), USL_F64), *b = push_converted(L, check_tensor(L, 2), USL_F64);
     int64_t n = usl_tensor_elements(a);
@@ -192,11 +193,10 @@ static int tensor_distance(lua_State *L) {
         diff += (x[i] - y[i]) * (x[i] - y[i]);
         norm += y[i] * y[i];
     }
-    lua_getglobal(L, "math");
-    lua_getfield(L, -1, "sqrt");
-    lua_pushnumber(L, norm > 0 ? diff / norm : diff);
-    lua_call(L, 1, 1);
-    return 1;
+    lua_pushnumber(L, sqrt(norm > 0 ? diff / norm : diff));
+    lua_pushnumber(L, sqrt(diff));
+    lua_pushnumber(L, sqrt(norm));
+    return 3;
 }
 
 /* ---- As text ---- */

@@ -62,9 +62,9 @@ end
 -- Decoders may treat the first token of a text differently, so new ids are decoded behind a few known ones and the known part
 -- is taken off. Returns a function: next id (nil at the end) -> new text, possibly "".
 local function text_decoder(tokenizer, prompt, skip)
-  local ids, known = {}, 0
+  local ids = {}
   for i = math.max(1, #prompt - 7), #prompt do ids[#ids + 1] = prompt[i] end
-  known = #ids
+  local known = #ids
   local function decode(count)
     return tokenizer:decode(table.move(ids, 1, count, 1, {}), { skip_special_tokens = skip })
   end
@@ -111,7 +111,7 @@ local function stop_list(stop)
   return list
 end
 
-local function prompt_ids(model, prompt, tokenizer)
+local function prompt_ids(prompt, tokenizer)
   if type(prompt) == "string" then return tokenizer:encode_once(prompt) end
   if type(prompt) == "table" then return prompt end
   errors.invalid("the prompt is a text or an array of token ids, not a %s", type(prompt))
@@ -124,7 +124,7 @@ function Model:stream(prompt, opts)
   local o = options.check("generate", opts, SPEC)
   local tokenizer = o.tokenizer or self.tokenizer
   if not tokenizer then errors.invalid "this model came without a tokenizer: give one as the option tokenizer, or use generate_ids" end
-  local ids, stops = prompt_ids(self, prompt, tokenizer), stop_list(o.stop)
+  local ids, stops = prompt_ids(prompt, tokenizer), stop_list(o.stop)
   local generator = self:generator(ids, core_options(o))
   local decode, pending, ended = text_decoder(tokenizer, ids, o.skip_special_tokens), "", false
   local function next_piece()

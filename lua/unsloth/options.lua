@@ -86,13 +86,13 @@ end
 --- Rules for numbers in a range.
 function M.at_least(low)
   return function(value)
-    if not (value >= low) then return ("%s or more is wanted"):format(low) end
+    if value < low or value ~= value then return ("%s or more is wanted"):format(low) end
   end
 end
 
 function M.between(low, high)
   return function(value)
-    if not (value >= low and value <= high) then return ("%s to %s is wanted"):format(low, high) end
+    if value < low or value > high or value ~= value then return ("%s to %s is wanted"):format(low, high) end
   end
 end
 

@@ -30,7 +30,7 @@ end
 
 local TEMPLATES = "chat templates are not built in yet: write the prompt in map or formatting_func, as recipes/llama3_alpaca.lua does"
 
-function Tokenizer:apply_chat_template()
+function Tokenizer.apply_chat_template()
   errors.unsupported(TEMPLATES)
 end
 

@@ -1,0 +1,73 @@
+--- Command lines of recipes and verbs.
+---
+---     local o = args.parse(arg, { name = "llama3_alpaca.lua", about = "Fine-tunes ...", options = {
+---       { "model", "PATH", "folder or .gguf" }, { "max-steps", "N", "updates", 60 }, { "merge", nil, "also write merged weights" } } })
+---     o.model, o.max_steps, o.merge, o[1] (words that are no options)
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+
+local M = {}
+
+local function usage(spec)
+  local lines = { ("usage: unsloth-lua %s [options]%s"):format(spec.name, spec.words and " " .. spec.words or ""), spec.about, "" }
+  for _, option in ipairs(spec.options) do
+    local left = "--" .. option[1] .. (option[2] and " " .. option[2] or "")
+    local default = option[4] ~= nil and (" (default %s)"):format(option[4]) or ""
+    lines[#lines + 1] = ("  %-26s %s%s"):format(left, option[3], default)
+  end
+  lines[#lines + 1] = ("  %-26s %s"):format("--help", "show this help")
+  return table.concat(lines, "\n") .. "\n"
+end
+
+local function convert(spec, option, text)
+  if type(option[4]) ~= "number" and option[2] ~= "N" and option[2] ~= "X" then return text end
+  local number = tonumber(text)
+  if not number then errors.invalid("%s: --%s wants a number, not %s", spec.name, option[1], text) end
+  return math.tointeger(number) or number
+end
+
+local function key(name)
+  return (name:gsub("-", "_"))
+end
+
+local function find(spec, name)
+  local names = {}
+  for i, option in ipairs(spec.options) do
+    if option[1] == name then return option end
+    names[i] = option[1]
+  end
+  local nearest = core.nearest(name, names)
+  errors.invalid("%s does not know --%s%s", spec.name, name, nearest and (": did you mean --%s?"):format(nearest) or "; --help lists what it knows")
+end
+
+--- Reads the words; --help prints and exits 0.
+function M.parse(words, spec)
+  local out, i = {}, 1
+  for _, option in ipairs(spec.options) do out[key(option[1])] = option[4] end
+  while i <= #words do
+    local name, value = words[i]:match "^%-%-([^=]+)=?(.*)$"
+    if words[i] == "--help" or words[i] == "-h" then
+      io.write(usage(spec))
+      os.exit(true, true)
+    elseif not name then
+      out[#out + 1] = words[i]
+    else
+      local option = find(spec, name)
+      if not option[2] then
+        out[key(name)] = true
+      else
+        if not words[i]:find("=", 1, true) then
+          i = i + 1
+          value = words[i]
+        end
+        if value == nil then errors.invalid("%s: --%s wants %s behind it", spec.name, name, option[2]) end
+        out[key(name)] = convert(spec, option, value)
+      end
+    end
+    i = i + 1
+  end
+  if #out > 0 and not spec.words then errors.invalid('%s does not know what to do with "%s"; --help shows the options', spec.name, out[1]) end
+  return out
+end
+
+return M
