@@ -248,7 +248,7 @@ typedef struct usl_model_opts {
     usl_dtype dtype;        /* of computing: USL_DTYPE_AUTO, USL_F32, USL_BF16, USL_F16 */
     int load_in_4bit;       /* quantise 16- and 32-bit linear weights to NF4 with double quantisation */
     int full_finetuning;    /* every weight is trained, held in float32 */
-    int64_t max_seq_length; /* 0: the config's */
+    int64_t max_seq_length; /* 0: 2048, or the config's limit when that is less; beyond the limit rope is stretched linearly */
     const char *rope_scaling; /* JSON object that replaces the config's, or NULL */
 } usl_model_opts;
 #define USL_MODEL_OPTS_INIT { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL }
@@ -270,6 +270,11 @@ typedef struct usl_model_info {
     int tied;
 } usl_model_info;
 USL_API void usl_model_get_info(const usl_model *model, usl_model_info *info);
+
+/* Describes what lies at path without reading a weight: a model folder, a .gguf or a bare .safetensors. The whole structure
+ * is checked (offsets, overlaps, holes, sizes, names and shapes against the architecture). Visits one JSON object:
+ * { "format", "files", "tensors": [{ "name", "dtype", "shape", "bytes" }], "metadata": {...}, "config": {...} or null }. */
+USL_API usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud);
 
 typedef struct usl_lora_opts {
     size_t size;

@@ -54,6 +54,16 @@ static int model_random(lua_State *L) {
     return 1;
 }
 
+/* inspect(path) -> what lies there, as usl_inspect describes it */
+static int inspect(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    ulua_tape *tape = ulua_tape_new(L);
+    usl_status st = usl_inspect(unsloth_lua_ctx(L), path, &ulua_tape_visitor, tape);
+    if (st != USL_OK) return ulua_tape_raise(L, tape, st);
+    ulua_tape_push(L, tape, true);
+    return 1;
+}
+
 static int model_info(lua_State *L) {
     usl_model_info m;
     memset(&m, 0, sizeof m);
@@ -235,6 +245,7 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Generator");
     static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
                                           { "model_random", model_random },
+                                          { "inspect", inspect },
                                           { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -82,6 +82,18 @@ static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot sl
     return USL_OK;
 }
 
+usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *src, const usli_config *config) {
+    usl_model m = { .ctx = ctx, .path = (char *)(uintptr_t)path, .config = *config };
+    const usli_file_tensor *t;
+    int64_t rows, cols;
+    for (int64_t l = 0; l < config->layers; l++)
+        for (int s = 0; s < USLI_LAYER_SLOTS; s++)
+            if (usli_slot_shape(config, (usli_slot)s, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, l, &t));
+    for (int s = USLI_EMBED; s < USLI_SLOTS; s++)
+        if (usli_slot_shape(config, (usli_slot)s, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, 0, &t));
+    return USL_OK;
+}
+
 static void set_plain(usli_weight *w, usl_dtype dtype, int64_t rows, int64_t cols) {
     w->m = (usli_matrix){ .dtype = dtype, .rows = rows, .cols = cols, .data = w->storage->data };
 }

@@ -12,6 +12,8 @@ typedef struct usli_source {
 
 usl_status usli_source_open(usl_ctx *ctx, const char *path, usli_source *src, usli_config *config);
 void usli_source_close(usli_source *src);
+/* Every tensor that the config wants is there with its shape and a type that can be decoded. path is for errors. */
+usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *src, const usli_config *config);
 usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_4bit);
 /* dtype: of the linear weights and the embedding (AUTO: BF16, or F32 when trained). */
 usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype);

@@ -77,15 +77,27 @@ static usl_status finish(usl_model *m, const usl_model_opts *opts) {
     const usli_config *c = &m->config;
     m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(c, m->full) : opts->dtype;
     m->res_dtype = m->dtype;
-    m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 8192 ? c->context : 8192;
+    m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 2048 ? c->context : 2048;
     return make_rope(m);
 }
 
+/* What was changed at loading must stand in what is exported: the old spelling, which old and new transformers read. */
+static usl_status record_rope(usl_ctx *ctx, usli_config *c, json_t *scaling) {
+    json_object_del(c->source, "rope_parameters");
+    int bad = json_object_set_new(c->source, "rope_theta", json_real(c->rope.theta));
+    bad |= json_object_set(c->source, "rope_scaling", scaling);
+    return bad ? usli_nomem(ctx, 0) : USL_OK;
+}
+
 /* A length beyond the config's stretches rope linearly, as Unsloth does. */
-static void stretch(usli_config *c, const usl_model_opts *opts) {
-    if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT) return;
+static usl_status stretch(usl_ctx *ctx, usli_config *c, const usl_model_opts *opts) {
+    if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT) return USL_OK;
     c->rope.kind = USLI_ROPE_LINEAR;
     c->rope.factor = (double)opts->max_seq_length / (double)c->context;
+    json_t *scaling = json_pack("{s:s,s:f}", "rope_type", "linear", "factor", c->rope.factor);
+    usl_status st = scaling ? record_rope(ctx, c, scaling) : usli_nomem(ctx, 0);
+    if (scaling) json_decref(scaling);
+    return st;
 }
 
 static usl_status override_rope(usl_ctx *ctx, usli_config *c, const char *text) {
@@ -94,7 +106,7 @@ static usl_status override_rope(usl_ctx *ctx, usli_config *c, const char *text) 
     USLI_TRY(usli_json_parse(ctx, "rope_scaling", text, strlen(text), &json));
     usl_status st = json_is_object(json) ? usli_config_set_rope(ctx, "rope_scaling", json, c)
                                          : usli_fail(ctx, USL_ERR_INVALID, "rope_scaling is not a JSON object");
-    if (st == USL_OK && json_object_set(c->source, "rope_scaling", json) != 0) st = usli_nomem(ctx, 0);
+    if (st == USL_OK) st = record_rope(ctx, c, json);
     json_decref(json);
     return st;
 }
@@ -118,7 +130,7 @@ usl_status usli_model_open(usl_ctx *ctx, const char *path, const usl_model_opts 
     }
     USLI_TRYGO(usli_source_open(ctx, path, &src, &m->config));
     USLI_TRYGO(override_rope(ctx, &m->config, opts.rope_scaling));
-    stretch(&m->config, &opts);
+    USLI_TRYGO(stretch(ctx, &m->config, &opts));
     USLI_TRYGO(usli_load_weights(m, &src, opts.load_in_4bit));
     USLI_TRYGO(finish(m, &opts));
 done:
@@ -140,7 +152,7 @@ usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t see
     USLI_TRY(begin(ctx, &opts, &m));
     USLI_TRYGO(usli_json_parse(ctx, "config", config_json, strlen(config_json), &json));
     USLI_TRYGO(usli_config_from_json(ctx, "config", json, NULL, &m->config));
-    stretch(&m->config, &opts);
+    USLI_TRYGO(stretch(ctx, &m->config, &opts));
     USLI_TRYGO(usli_random_weights(m, seed, opts.load_in_4bit, opts.dtype));
     USLI_TRYGO(finish(m, &opts));
 done:

@@ -13,7 +13,7 @@ local json = core.json
 local NO_DOWNLOAD = "nothing is downloaded"
 local OPEN = {
   model_name = { "string" },
-  max_seq_length = { "integer", default = 2048, check = options.at_least(1) },
+  max_seq_length = { "integer", default = 0, check = options.at_least(0) }, -- 0: 2048, or the model's limit when that is less
   dtype = { "string", only = { float32 = true, bfloat16 = true, float16 = true } },
   load_in_4bit = { "boolean", default = true },
   load_in_8bit = { "boolean", default = false, refuse = "use load_in_4bit or load_in_16bit" },

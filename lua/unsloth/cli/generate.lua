@@ -1,0 +1,33 @@
+--- unsloth-lua generate MODEL --prompt TEXT: one answer, shown as it comes.
+local args = require "unsloth.args"
+local unsloth = require "unsloth"
+
+local o = args.parse(arg, {
+  name = "generate", words = "MODEL", about = "Continues a prompt with a model folder, an adapter folder or a .gguf.",
+  options = {
+    { "prompt", "TEXT", "the text to continue" },
+    { "adapter", "DIR", "a PEFT folder to put on the model" },
+    { "max-new-tokens", "N", "tokens at most", 128 },
+    { "temperature", "X", "0 is greedy", 0 },
+    { "top-k", "N", "draw from the K likeliest; 0: all", 0 },
+    { "top-p", "X", "draw from the likeliest that reach P together", 1.0 },
+    { "min-p", "X", "leave out what is less likely than P times the likeliest", 0.0 },
+    { "repetition-penalty", "X", "above 1 makes repeats less likely", 1.0 },
+    { "seed", "N", "of the draw", 3407 },
+    { "stop", "TEXT", "end before this text" },
+    { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
+    { "load-in-4bit", nil, "quantise 16-bit weights to 4 bits" },
+    { "device", "NAME", "cpu" },
+  },
+})
+if not o[1] or not o.prompt then error "generate wants a model and --prompt TEXT" end
+local model, tokenizer = unsloth.FastLanguageModel.from_pretrained {
+  model_name = o[1], load_in_4bit = o.load_in_4bit or false, dtype = o.dtype, device = o.device }
+if not tokenizer then error(o[1] .. " has no tokenizer, so it cannot read a text") end
+if o.adapter then model:load_adapter(o.adapter) end
+for piece in model:stream(o.prompt, { max_new_tokens = o.max_new_tokens, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
+  min_p = o.min_p, repetition_penalty = o.repetition_penalty, seed = o.seed, stop = o.stop }) do
+  io.write(piece)
+  io.flush()
+end
+print()

@@ -1,0 +1,15 @@
+--- unsloth-lua plan: the memory plan of a training run, made by a dry run of the very code that would run.
+local args = require "unsloth.args"
+local progress = require "unsloth.progress"
+local run = require "unsloth.cli.run"
+
+local o = args.parse(arg, { name = "plan", words = "[MODEL]", about = "Prints where memory goes in a training run, and what the plan decides.",
+  options = run.options })
+local model = run.model(o)
+local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, 1), 1)
+local plan = trainer:plan()
+print(("%-30s %12s"):format("memory", "bytes"))
+for _, item in ipairs(plan.items) do print(("%-30s %12s"):format(item.name, progress.bytes(item.bytes))) end
+print(("%-30s %12s of %s"):format("total", progress.bytes(plan.total), progress.bytes(plan.limit)))
+print(("one pass holds %d tokens in %d rows; %d of %d layers are recomputed"):format(plan.capacity_tokens, plan.capacity_rows,
+  plan.recomputed_layers, plan.layers))

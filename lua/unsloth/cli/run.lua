@@ -1,0 +1,85 @@
+--- What bench and plan share: a model, rows of random tokens, a trainer.
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+local shapes = require "unsloth.cli.shapes"
+local unsloth = require "unsloth"
+
+local M = {}
+
+M.options = {
+  { "shape", "NAME", "random weights of a published shape: smollm2-135m, tinyllama-1.1b, llama3.2-1b, llama3-8b, tiny" },
+  { "method", "NAME", "lora, qlora or full", "lora" },
+  { "batch", "N", "rows of an update", 4 },
+  { "seq", "N", "tokens of a row", 512 },
+  { "rows", "NAME", "full, or alpaca: row lengths like Alpaca's", "full" },
+  { "rank", "N", "of the adapter", 16 },
+  { "recompute", "NAME", "auto, none or full", "auto" },
+  { "memory", "SIZE", "the most to use, as 24GiB (default: what is free)" },
+  { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
+  { "device", "NAME", "cpu", "cpu" },
+  { "seed", "N", "of weights and tokens", 3407 },
+}
+
+local UNITS = { [""] = 1, B = 1, KIB = 1 << 10, MIB = 1 << 20, GIB = 1 << 30, KB = 1000, MB = 10 ^ 6, GB = 10 ^ 9 }
+
+function M.bytes(text)
+  if not text then return 0 end
+  local number, unit = tostring(text):match "^([%d.]+)%s*(%a*)$"
+  local factor = number and UNITS[unit:upper()]
+  if not factor then errors.invalid('--memory wants a size like 24GiB, not "%s"', text) end
+  return math.tointeger(tonumber(number) * factor // 1)
+end
+
+function M.model(o)
+  local method = o.method
+  if method ~= "lora" and method ~= "qlora" and method ~= "full" then errors.invalid('--method is lora, qlora or full, not "%s"', method) end
+  local model
+  if o[1] then
+    model = unsloth.FastLanguageModel.from_pretrained { model_name = o[1], load_in_4bit = method == "qlora",
+      full_finetuning = method == "full", dtype = o.dtype, device = o.device, max_seq_length = o.seq }
+  else
+    if not o.shape then errors.invalid "give a model's path, or --shape NAME" end
+    local shape = shapes[o.shape]
+    if not shape then
+      local names = {}
+      for name in pairs(shapes) do names[#names + 1] = name end
+      table.sort(names)
+      errors.invalid('there is no shape "%s"; there are %s', o.shape, table.concat(names, ", "))
+    end
+    model = unsloth.FastLanguageModel.from_config(shape, { random_state = o.seed, full_finetuning = method == "full",
+      load_in_4bit = method == "qlora", dtype = o.dtype, device = o.device, max_seq_length = o.seq })
+  end
+  if method ~= "full" then
+    unsloth.FastLanguageModel.get_peft_model(model, { r = o.rank, lora_alpha = o.rank, random_state = o.seed })
+  end
+  return model
+end
+
+-- Lengths with Alpaca's mean and spread (about 200 tokens with Llama 3's tokenizer): a fixed sample, log-normal.
+local function alpaca_length(random, most)
+  local normal = math.sqrt(-2 * math.log(1 - random())) * math.cos(2 * math.pi * random())
+  return math.max(40, math.min(most, math.exp(5.16 + 0.5 * normal) // 1 | 0))
+end
+
+function M.rows(o, vocab, updates)
+  local state = o.seed
+  local function random()
+    state = (state * 6364136223846793005 + 1442695040888963407) & 0x7fffffffffffffff
+    return (state >> 11) / (1 << 52)
+  end
+  local rows = core.rows_new(0)
+  for _ = 1, o.batch * updates do
+    local n = o.rows == "alpaca" and alpaca_length(random, o.seq) or o.seq
+    local ids = {}
+    for i = 1, n do ids[i] = random() * vocab // 1 | 0 end
+    rows:add(ids)
+  end
+  return rows
+end
+
+function M.trainer(o, model, rows, steps)
+  return core.trainer_new(model, rows, nil, { batch = o.batch, accumulation = 1, max_steps = steps, learning_rate = 1e-4, schedule = "constant",
+    optimizer = "adamw_8bit", seed = o.seed, shuffle = false, recompute = o.recompute, memory_limit = M.bytes(o.memory) })
+end
+
+return M
