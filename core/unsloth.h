@@ -377,6 +377,7 @@ typedef struct usl_step_stats {
     int64_t tokens, counted, rows, passes;
     double seconds;
     int skipped; /* the gradient was not finite: weights are as before */
+    double flops; /* of matrix products, recomputed ones included */
 } usl_step_stats;
 /* One update. USL_ERR_NOT_FOUND when all are done; USL_ERR_CANCELLED leaves weights and position as before the update. */
 USL_API usl_status usl_trainer_step(usl_trainer *trainer, usl_step_stats *stats);
@@ -423,6 +424,9 @@ USL_API usl_status usl_export_gguf(usl_model *model, const usl_tokenizer *tok, c
 USL_API uint64_t usl_peak_memory(void);
 /* Seconds of a clock that only goes forward. */
 USL_API double usl_clock(void);
+/* What this machine does in matrix products of the model's widths and type, alone: floating-point operations a second, the
+ * best of several. For benchmarks. */
+USL_API usl_status usl_model_gemm_rate(usl_model *model, double *flops);
 
 /* What scripts need of the file system, since C and Lua have no word for folders. */
 typedef enum usl_path_kind { USL_PATH_NONE, USL_PATH_FILE, USL_PATH_DIR } usl_path_kind;

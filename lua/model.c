@@ -54,6 +54,14 @@ static int model_random(lua_State *L) {
     return 1;
 }
 
+/* gemm_rate(model) -> floating-point operations a second */
+static int gemm_rate(lua_State *L) {
+    double rate;
+    ULUA_TRY(L, usl_model_gemm_rate(check_model(L, 1), &rate));
+    lua_pushnumber(L, rate);
+    return 1;
+}
+
 /* inspect(path) -> what lies there, as usl_inspect describes it */
 static int inspect(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
@@ -246,6 +254,7 @@ void ulua_model_open(lua_State *L) {
     static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
                                           { "model_random", model_random },
                                           { "inspect", inspect },
+                                          { "gemm_rate", gemm_rate },
                                           { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -134,3 +134,7 @@ void usl_generator_free(usl_generator *generator) {
 usl_status usl_generator_next(usl_generator *generator, int32_t *id) {
     return usli_generator_next(generator, id);
 }
+
+usl_status usl_model_gemm_rate(usl_model *model, double *flops) {
+    return usli_model_gemm_rate(model, flops);
+}

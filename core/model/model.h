@@ -101,6 +101,8 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
  * (W + scale B A in float32). dst: (count, cols). For export: a piece of a tensor at a time. */
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count, float *dst);
 uint64_t usli_model_weight_bytes(const usl_model *m);
+/* As usl_model_gemm_rate (probe.c). */
+usl_status usli_model_gemm_rate(usl_model *m, double *flops);
 
 /* ---- Adapters ------------------------------------------------------------------------------------------------------------------------ */
 

@@ -203,7 +203,7 @@ void usli_trainer_free(usl_trainer *t) {
 
 /* ---- One window ----------------------------------------------------------------------------------------------------------------------- */
 
-static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradient) {
+static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradient, double *flops) {
     usli_arena arena;
     usli_arena_init(&arena, t->arena_base, t->arena_bytes);
     usli_exec x = t->model->exec;
@@ -220,7 +220,10 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
                      .longest = w->longest, .row_of_token = t->row_of_token, .update = &t->dropout_update,
                      .dropout_seed = t->opts.seed };
     usli_pass_state s = { .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks };
-    return usli_loss_pass(&s, &targets, &t->update, with_gradient);
+    x.matmul_flops = 0;
+    usl_status st = usli_loss_pass(&s, &targets, &t->update, with_gradient);
+    *flops += (double)x.matmul_flops;
+    return st;
 }
 
 /* Loss (and gradients) of the rows in pick, normalised by their own counted labels. */
@@ -236,11 +239,12 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
     stats->counted = w->counted;
     stats->rows = w->rows;
     stats->passes = 0;
+    stats->flops = 0;
     for (int64_t first = 0; first < w->rows;) {
         USLI_TRYGO(usli_window_part(t->ctx, w, first, t->capacity.tokens, t->capacity.rows, &part));
         first += part->rows;
         stats->passes++;
-        st = run_pass(t, part, with_gradient);
+        st = run_pass(t, part, with_gradient, &stats->flops);
         usli_window_free(part);
         if (st != USL_OK) goto done;
     }
