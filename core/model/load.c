@@ -2,6 +2,7 @@
  * everything that is trained (float32), q and k of a GGUF whose rows are in interleaved order, what becomes NF4. */
 #include "core/model/load.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
@@ -252,6 +253,33 @@ usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_
     return load_in_4bit ? quantize(m) : USL_OK;
 }
 
+typedef struct random_job {
+    usli_weight *w;
+    uint64_t key;
+    double deviation;
+} random_job;
+
+/* Values come in pairs from one Philox block each, by their place alone. */
+static void random_row(void *arg, int64_t row, int worker) {
+    const random_job *j = arg;
+    (void)worker;
+    int64_t cols = j->w->m.cols;
+    size_t e = usli_dtype_bytes(j->w->m.dtype);
+    char *dst = (char *)j->w->storage->data + (size_t)(row * cols) * e;
+    for (int64_t i = 0; i < cols; i += 4) {
+        uint32_t word[4];
+        float v[4];
+        usli_philox(j->key, (uint64_t)i, (uint64_t)row, word);
+        for (int k = 0; k < 4; k += 2) {
+            float u = ((float)(word[k] >> 8) + 0.5f) * 0x1p-24f, angle = (float)(word[k + 1] >> 8) * (6.2831853f * 0x1p-24f);
+            float radius = sqrtf(-2.0f * logf(u)) * (float)j->deviation;
+            v[k] = radius * cosf(angle);
+            v[k + 1] = radius * sinf(angle);
+        }
+        usli_from_f32(v, dst + (size_t)i * e, j->w->m.dtype, cols - i < 4 ? cols - i : 4);
+    }
+}
+
 static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64_t seed, usl_dtype dtype) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, &rows, &cols)) return USL_OK;
@@ -265,12 +293,8 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
     }
     USLI_TRY(usli_storage_new(m->ctx, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));
     set_plain(w, dtype, rows, cols);
-    usli_rng rng;
-    usli_rng_seed(&rng, seed ^ ((uint64_t)slot << 48) ^ ((uint64_t)layer << 32));
-    for (int64_t i = 0; i < rows * cols; i++) {
-        float v = (float)(usli_rng_normal(&rng) * m->config.init_range);
-        usli_from_f32(&v, (char *)w->storage->data + (size_t)i * usli_dtype_bytes(dtype), dtype, 1);
-    }
+    random_job job = { w, seed ^ ((uint64_t)slot << 56) ^ ((uint64_t)layer << 40), m->config.init_range };
+    usli_pool_run(m->ctx->pool, rows, random_row, &job);
     return USL_OK;
 }
 
