@@ -1,9 +1,9 @@
 /* Rows from files: JSON lists, JSON lines, text, CSV. */
 #include <stdio.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "core/base/file.h"
+#include "core/base/utf8.h"
 #include "core/data/dataset.h"
 #include "core/io/json.h"
 
@@ -167,10 +167,9 @@ static usl_status bad_line(const reading *in, const char *at, const char *what) 
 
 static usl_status check_text(const reading *in) {
     for (const char *p = in->text; p < in->end;) {
-        utf8proc_int32_t c;
-        utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)p, in->end - p, &c);
-        if (n <= 0) return bad_line(in, p, "not valid UTF-8; save the file as UTF-8");
-        if (c == 0) return bad_line(in, p, "a NUL byte, so this is no text; take it out");
+        int n = usli_utf8_length(p, in->end);
+        if (!n) return bad_line(in, p, "not valid UTF-8; save the file as UTF-8");
+        if (!*p) return bad_line(in, p, "a NUL byte, so this is no text; take it out");
         p += n;
     }
     return USL_OK;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/utf8.h"
 
 enum { MAX_DEPTH = 512, BEFORE_VALUE = 0, AFTER_VALUE, FIRST_IN_ARRAY, FIRST_IN_OBJECT, BEFORE_KEY, AFTER_KEY, DONE };
 
@@ -32,18 +33,6 @@ static usl_status bad(usli_json_reader *r, const char *at, const char *what) {
 }
 
 /* ---- Strings ------------------------------------------------------------------------------------------------------------------ */
-
-/* Length of the UTF-8 sequence at p, 0 when it is not one (overlong, surrogate, too large, cut). */
-static int utf8_length(const unsigned char *p, const unsigned char *end) {
-    unsigned c = *p;
-    if (c < 0x80) return 1;
-    int n = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
-    if (c < 0xC2 || c > 0xF4 || end - p < n) return 0;
-    for (int i = 1; i < n; i++)
-        if ((p[i] & 0xC0) != 0x80) return 0;
-    if ((c == 0xE0 && p[1] < 0xA0) || (c == 0xED && p[1] > 0x9F) || (c == 0xF0 && p[1] < 0x90) || (c == 0xF4 && p[1] > 0x8F)) return 0;
-    return n;
-}
 
 static int hex4(const char *p, const char *end) {
     int v = 0;
@@ -131,7 +120,7 @@ static usl_status read_string(usli_json_reader *r) {
         const char *run = p;
         while (p < r->end && plain((unsigned char)*p)) p++;
         if (p == run) {
-            int len = utf8_length((const unsigned char *)p, (const unsigned char *)r->end);
+            int len = usli_utf8_length(p, r->end);
             if (!len) return bad(r, p, "a string is not valid UTF-8; save the file as UTF-8");
             p += len;
         }
