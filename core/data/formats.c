@@ -12,9 +12,10 @@ static const char *const FORMAT_TEXT[] = { "no known format",
                                            "DPO (columns \"chosen\", \"rejected\")",
                                            "KTO (column \"label\", true or false)" };
 
-/* Where a conversation stands; the pair of keys of its messages. */
+/* Where a conversation stands, questions first; the last two make a DPO row. */
 static const char *const TALK[] = { "conversations", "messages", "prompt", "completion", "chosen", "rejected" };
-enum { TALKS = 6 };
+enum { QUESTIONS = 3, REQUIRED = 4, TALKS = 6 };
+/* How a message spells its role and its content. */
 static const char *const KEYS[2][2] = { { "from", "value" }, { "role", "content" } };
 
 typedef struct work {
@@ -278,22 +279,22 @@ static usl_status convert_talk(work *w, json_t *row, const char *column, bool an
 }
 
 static usl_status convert_columns(work *w, json_t *row) {
-    const json_t *label = json_object_get(row, "label");
+    const json_t *label = json_object_get(row, "label"),
+                 *answers = json_object_get(row, w->format == DPO ? "chosen" : "completion");
     const char *asked = NULL;
     if (w->format == KTO && !json_is_boolean(label)) return fail_type(w, "label", label, "true or false");
-    for (size_t i = 0; i < TALKS; i++) {
-        const json_t *value = json_object_get(row, TALK[i]);
-        bool answer = i >= 3, required = answer && (w->format == DPO ? i >= 4 : value != NULL);
-        if (!value && !required) continue;
-        USLI_TRY(convert_talk(w, row, TALK[i], answer));
-        if (!answer) asked = TALK[i];
-    }
-    if (!asked && !json_is_array(json_object_get(row, w->format == DPO ? "chosen" : "completion")))
+    for (size_t i = 0; i < QUESTIONS; i++)
+        if (json_object_get(row, TALK[i])) asked = TALK[i];
+    /* A list of messages may hold the question too. */
+    if (!asked && !json_is_array(answers))
         return fail_at(w, "column \"prompt\" is missing; give the question there, as a string or a list of messages");
-    json_t *system;
+    for (size_t i = 0; i < TALKS; i++) {
+        bool required = w->format == DPO && i >= REQUIRED;
+        if (required || json_object_get(row, TALK[i])) USLI_TRY(convert_talk(w, row, TALK[i], i >= QUESTIONS));
+    }
+    json_t *system, *list = asked ? json_object_get(row, asked) : NULL;
     USLI_TRY(optional_text(w, row, "system", &system));
     if (!system || !asked) return USL_OK;
-    json_t *list = json_object_get(row, asked);
     if (!json_is_array(list)) return fail_type(w, asked, list, "a list of messages");
     USLI_TRY(put_system(w, row, list));
     json_object_del(row, "system");
@@ -301,9 +302,14 @@ static usl_status convert_columns(work *w, json_t *row) {
 }
 
 static usl_status convert_preference(work *w, const json_t *row, json_t **out) {
-    json_t *fresh = *out = json_copy((json_t *)(uintptr_t)row);
-    if (!fresh) return usli_nomem(w->ctx, 0);
-    usl_status st = convert_columns(w, fresh);
+    json_t *fresh = *out = json_object(), *value;
+    const char *key;
+    usl_status st = fresh ? USL_OK : usli_nomem(w->ctx, 0);
+    /* Not json_copy: it leaves out what it finds no memory for. */
+    json_object_foreach((json_t *)(uintptr_t)row, key, value) {
+        if (st == USL_OK && json_object_set_nocheck(fresh, key, value) != 0) st = usli_nomem(w->ctx, 0);
+    }
+    if (st == USL_OK) st = convert_columns(w, fresh);
     if (st == USL_OK) return USL_OK;
     json_decref(fresh);
     *out = NULL;
