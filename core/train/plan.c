@@ -43,8 +43,8 @@ static usl_status fewest_recomputed(usl_trainer *t, usli_capacity *c, size_t roo
 
 static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
     double gib = 1.0 / (1 << 30);
-    return usli_fail(t->ctx, USL_ERR_NOMEM, "the plan does not fit: a single row of %lld tokens needs %.2f GiB beside %.2f GiB of "
-                     "weights and optimiser, and %.2f GiB are left of %.2f GiB; lower max_seq_length or r, or raise the memory limit",
+    return usli_fail(t->ctx, USL_ERR_NOMEM, "the plan does not fit: a single row of %lld tokens needs %.4g GiB beside %.4g GiB of "
+                     "weights and optimiser, and %.4g GiB are left of %.4g GiB; lower max_seq_length or r, or raise the memory limit",
                      (long long)t->capacity.longest, (double)need * gib, (double)t->fixed_bytes * gib, (double)room * gib,
                      (double)t->limit * gib);
 }
