@@ -4,7 +4,17 @@
 
 #include "core/text/parts.h"
 
+enum { WORDS_MIN = 32, WORDS_MAX = 16384 };
+
+usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len) {
+    w->word_count = WORDS_MIN;
+    while (w->word_count < WORDS_MAX && w->word_count < len / 8) w->word_count *= 2;
+    w->words = usli_calloc(ctx, w->word_count, sizeof *w->words);
+    return w->words ? USL_OK : usli_nomem(ctx, w->word_count * sizeof *w->words);
+}
+
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w) {
+    usli_free(ctx, w->words);
     usli_free(ctx, w->symbols);
     usli_free(ctx, w->heap);
     usli_free(ctx, w->affixed.data);
@@ -158,8 +168,8 @@ static usl_status add_bytes(usl_ctx *ctx, const usli_tokenizer *tok, const char 
     return USL_OK;
 }
 
-usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
-                           usli_ids *out) {
+static usl_status encode_anew(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                              usli_ids *out) {
     if (tok->ignore_merges) {
         int32_t id = usli_vocab_find(&tok->vocab, text, len);
         if (id >= 0) return usli_ids_add(ctx, out, id);
@@ -173,6 +183,70 @@ usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wor
             USLI_TRY(usli_ids_add(ctx, out, s->id));
         else if (tok->model == USLI_MODEL_SPM)
             USLI_TRY(add_bytes(ctx, tok, text + s->start, s->len, out));
+    }
+    return USL_OK;
+}
+
+/* ---- Words
+ * -------------------------------------------------------------------------------------------------------------------- */
+
+/* Texts repeat their words: the ids of a short one are copied from where they were put out last. */
+static usl_status encode_word(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                              usli_ids *out) {
+    if (len > sizeof w->words->text || len == 0) return encode_anew(ctx, tok, w, text, len, out);
+    usli_word *known = &w->words[usli_hash_bytes(text, len) & (w->word_count - 1)];
+    size_t at = out->count;
+    if (known->len == len && memcmp(known->text, text, len) == 0) {
+        USLI_TRY(usli_grow(ctx, &out->items, &out->cap, at + known->ids_count, sizeof *out->items));
+        for (size_t i = 0; i < known->ids_count; i++) out->items[at + i] = out->items[known->ids_at + i];
+        out->count += known->ids_count;
+        return USL_OK;
+    }
+    USLI_TRY(encode_anew(ctx, tok, w, text, len, out));
+    known->ids_at = (uint32_t)at;
+    known->ids_count = (uint16_t)(out->count - at);
+    known->len = (uint8_t)len;
+    memcpy(known->text, text, len);
+    return USL_OK;
+}
+
+enum { SIGN = sizeof USLI_SPACE_SIGN - 1 };
+
+static bool is_sign(const char *text, size_t len) {
+    return len >= SIGN && memcmp(text, USLI_SPACE_SIGN, SIGN) == 0;
+}
+
+/* The next place after a character that is no space sign where one begins; len when there is none. */
+static size_t word_end(const char *text, size_t len) {
+    size_t i = 0;
+    while (is_sign(text + i, len - i)) i += SIGN;
+    while (i < len) {
+        const char *hit = memchr(text + i, USLI_SPACE_SIGN[0], len - i);
+        if (!hit) return len;
+        i = (size_t)(hit - text);
+        if (is_sign(hit, len - i)) return i;
+        i++;
+    }
+    return len;
+}
+
+bool usli_bpe_words_part(const usli_tokenizer *tok) {
+    /* These look at where a piece begins and ends. */
+    if (tok->prefix || tok->suffix || tok->ignore_merges) return false;
+    bool spm = tok->model == USLI_MODEL_SPM;
+    for (size_t i = 0; i < (spm ? tok->vocab.count : tok->merges.count); i++) {
+        const usli_entry *e = &tok->vocab.entries[spm ? (int32_t)i : tok->merges.pairs[3 * i + 2]];
+        if (e->used && word_end(tok->vocab.blob.data + e->at, e->len) < e->len) return false;
+    }
+    /* Unknown characters on both sides may become one token. */
+    return usli_vocab_find(&tok->vocab, USLI_SPACE_SIGN, SIGN) >= 0;
+}
+
+usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                           usli_ids *out) {
+    for (size_t n; len; text += n, len -= n) {
+        n = tok->words_part ? word_end(text, len) : len;
+        USLI_TRY(encode_word(ctx, tok, w, text, n, out));
     }
     return USL_OK;
 }

@@ -44,6 +44,9 @@ void usli_work_free(usl_ctx *ctx, usli_work *w);
 /* ---- Characters -----------------------------------------------------------------------------------------------------
  */
 
+/* What SentencePiece writes for a space. */
+#define USLI_SPACE_SIGN "\xE2\x96\x81"
+
 /* Length of the sequence that starts with this byte of valid UTF-8. */
 static inline size_t usli_utf8_step(char lead) {
     unsigned char c = (unsigned char)lead;
@@ -160,9 +163,10 @@ typedef struct usli_vocab {
     usli_buf blob;
     usli_entry *entries; /* by id */
     size_t count, cap;
-    uint32_t *slots; /* open addressing: id and one, 0 free */
+    uint32_t *slots; /* open addressing, pairs: id and one (0: free), the hash's upper half */
     size_t slot_count, used;
 } usli_vocab;
+uint64_t usli_hash_bytes(const char *text, size_t len);
 void usli_vocab_free(usl_ctx *ctx, usli_vocab *v);
 /* An id or a spelling that is there already is an error, unless last_wins: then the spelling finds the newer id. */
 usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins);
@@ -237,14 +241,27 @@ typedef struct usli_bigram {
     uint32_t rank, left, len;
     int32_t id;
 } usli_bigram;
+/* A short word that was encoded before; its ids stand in what was put out. */
+typedef struct usli_word {
+    uint32_t ids_at;
+    uint16_t ids_count;
+    uint8_t len; /* 0: free */
+    char text[57];
+} usli_word;
 /* One for each call. */
 typedef struct usli_bpe_work {
+    usli_word *words; /* each at the place its hash gives; a newer one takes it over */
+    size_t word_count;
     usli_symbol *symbols;
     usli_bigram *heap;
     size_t symbol_cap, heap_cap, heap_count, symbol_count;
     usli_buf affixed;
 } usli_bpe_work;
+/* len: of the whole text, so that short ones pay for little. */
+usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len);
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
+/* True when no token can come to lie across the place where a word ends and USLI_SPACE_SIGN begins. */
+bool usli_bpe_words_part(const usli_tokenizer *tok);
 /* Appends the ids of one piece. */
 usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                            usli_ids *out);
@@ -260,6 +277,7 @@ struct usl_tokenizer {
     uint32_t *score_rank; /* SPM: by id */
     usli_model_kind model;
     bool byte_fallback, ignore_merges, fuse_unk;
+    bool words_part;       /* a piece may be cut before each run of USLI_SPACE_SIGN */
     bool keep_unknown;     /* a character without a token stays between its neighbours, as in llama.cpp */
     char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
     size_t prefix_len, suffix_len;

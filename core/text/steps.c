@@ -188,14 +188,32 @@ static usl_status prefix_spaces(usl_ctx *ctx, usli_work *w) {
 }
 
 static usl_status spell_bytes(usl_ctx *ctx, usli_work *w) {
-    for (size_t i = 0; i < w->now.spans.count; i++) {
-        usli_span s = w->now.spans.items[i];
-        size_t start = w->next.text.len;
-        for (size_t k = s.start; k < s.end; k++)
-            USLI_TRY(usli_buf_code(ctx, &w->next.text, usli_byte_char((unsigned char)w->now.text.data[k])));
-        USLI_TRY(usli_spans_add(ctx, &w->next.spans, start, w->next.text.len, false));
+    char spelled[256][2];
+    size_t bytes = 0;
+    for (int c = 0; c < 256; c++) {
+        int32_t code = usli_byte_char((unsigned char)c);
+        spelled[c][0] = (char)(code < 0x80 ? code : 0xC0 | code >> 6);
+        spelled[c][1] = (char)(0x80 | (code & 63));
     }
-    swap(w);
+    for (size_t i = 0; i < w->now.spans.count; i++) bytes += w->now.spans.items[i].end - w->now.spans.items[i].start;
+    USLI_TRY(usli_grow(ctx, &w->next.text.data, &w->next.text.cap, 2 * bytes + 1, 1));
+    char *out = w->next.text.data;
+    for (size_t i = 0; i < w->now.spans.count; i++) {
+        usli_span *s = &w->now.spans.items[i];
+        size_t start = (size_t)(out - w->next.text.data);
+        for (size_t k = s->start; k < s->end; k++) {
+            const char *c = spelled[(unsigned char)w->now.text.data[k]];
+            *out++ = c[0];
+            if ((unsigned char)c[0] >= 0x80) *out++ = c[1];
+        }
+        *s = (usli_span){ start, (size_t)(out - w->next.text.data), false };
+    }
+    *out = 0;
+    w->next.text.len = (size_t)(out - w->next.text.data);
+    usli_buf t = w->now.text;
+    w->now.text = w->next.text;
+    w->next.text = t;
+    w->next.text.len = 0;
     return USL_OK;
 }
 

@@ -88,6 +88,7 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
     }
     if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
     if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
+    tok->words_part = usli_bpe_words_part(tok);
     /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
     for (int k = 0; k < 2; k++) {
@@ -175,6 +176,7 @@ usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const 
     size_t broken, valid = usli_utf8_valid(text, len, &broken);
     if (broken)
         return usli_fail(ctx, USL_ERR_INVALID, "the text is not valid UTF-8 at byte %zu; convert it first", valid + 1);
+    USLI_TRYGO(usli_bpe_work_new(ctx, &e.bpe, len));
     USLI_TRYGO(usli_grow(ctx, &e.ids.items, &e.ids.cap, len / 3 + 8, sizeof *e.ids.items));
     USLI_TRYGO(add_template(&e, &tok->template_before, flags));
     USLI_TRYGO(usli_added_split(ctx, &tok->raw, text, len, &e.outer));

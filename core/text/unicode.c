@@ -33,6 +33,11 @@ size_t usli_utf8_valid(const char *text, size_t len, size_t *bad_len) {
     size_t i = 0;
     *bad_len = 0;
     while (i < len) {
+        uint64_t eight;
+        if (i + 8 <= len && (memcpy(&eight, p + i, 8), (eight & 0x8080808080808080u) == 0)) {
+            i += 8;
+            continue;
+        }
         size_t bad, n = sequence(p + i, len - i, &bad);
         if (!n) {
             *bad_len = bad;

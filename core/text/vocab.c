@@ -11,14 +11,25 @@ static uint64_t mix(uint64_t x) {
     return x ^ x >> 32;
 }
 
-static uint64_t hash_bytes(const char *text, size_t len) {
-    uint64_t h = 0x9e3779b97f4a7c15u ^ len, word;
-    for (; len >= 8; text += 8, len -= 8) {
+uint64_t usli_hash_bytes(const char *text, size_t len) {
+    uint64_t h = 0x9e3779b97f4a7c15u ^ len, word = 0;
+    const char *end = text + len;
+    for (; end - text > 8; text += 8) {
         memcpy(&word, text, 8);
         h = mix(h ^ word);
     }
-    word = 0;
-    if (len) memcpy(&word, text, len);
+    /* The last bytes may be read twice: that is quicker than a copy of unknown length. */
+    if (len >= 8) {
+        memcpy(&word, end - 8, 8);
+    } else if (len >= 4) {
+        uint32_t low, high;
+        memcpy(&low, text, 4);
+        memcpy(&high, end - 4, 4);
+        word = (uint64_t)high << 32 | low;
+    } else if (len) {
+        word = (uint64_t)(unsigned char)text[0] << 16 | (uint64_t)(unsigned char)text[len / 2] << 8 |
+               (unsigned char)end[-1];
+    }
     return mix(h ^ word);
 }
 
@@ -31,24 +42,32 @@ void usli_vocab_free(usl_ctx *ctx, usli_vocab *v) {
 
 /* The slot where this spelling is or would be. */
 static size_t vocab_slot(const usli_vocab *v, const char *text, size_t len) {
-    size_t mask = v->slot_count - 1, i = hash_bytes(text, len) & mask;
-    for (; v->slots[i]; i = (i + 1) & mask) {
-        const usli_entry *e = &v->entries[v->slots[i] - 1];
+    uint64_t hash = usli_hash_bytes(text, len);
+    size_t mask = v->slot_count - 1, i = hash & mask;
+    for (; v->slots[2 * i]; i = (i + 1) & mask) {
+        if (v->slots[2 * i + 1] != (uint32_t)(hash >> 32)) continue;
+        const usli_entry *e = &v->entries[v->slots[2 * i] - 1];
         if (e->len == len && memcmp(v->blob.data + e->at, text, len) == 0) break;
     }
     return i;
 }
 
+static void vocab_put(usli_vocab *v, size_t slot, const char *text, size_t len, uint32_t id) {
+    v->slots[2 * slot] = id + 1;
+    v->slots[2 * slot + 1] = (uint32_t)(usli_hash_bytes(text, len) >> 32);
+}
+
 static usl_status vocab_widen(usl_ctx *ctx, usli_vocab *v) {
     size_t old_count = v->slot_count, count = old_count ? old_count * 2 : 1024;
-    uint32_t *old = v->slots, *slots = usli_calloc(ctx, count, sizeof *slots);
-    if (!slots) return usli_nomem(ctx, count * sizeof *slots);
+    uint32_t *old = v->slots, *slots = usli_calloc(ctx, count, 2 * sizeof *slots);
+    if (!slots) return usli_nomem(ctx, count * 2 * sizeof *slots);
     v->slots = slots;
     v->slot_count = count;
     for (size_t i = 0; i < old_count; i++)
-        if (old[i]) {
-            const usli_entry *e = &v->entries[old[i] - 1];
-            slots[vocab_slot(v, v->blob.data + e->at, e->len)] = old[i];
+        if (old[2 * i]) {
+            const usli_entry *e = &v->entries[old[2 * i] - 1];
+            const char *text = v->blob.data + e->at;
+            vocab_put(v, vocab_slot(v, text, e->len), text, e->len, old[2 * i] - 1);
         }
     usli_free(ctx, old);
     return USL_OK;
@@ -62,7 +81,7 @@ usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t 
                          (long long)id);
     if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
     size_t slot = vocab_slot(v, text, len);
-    if (v->slots[slot] && !last_wins)
+    if (v->slots[2 * slot] && !last_wins)
         return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" stands in the vocabulary twice", shown, text);
     size_t need = (size_t)id + 1;
     if (need > v->count) {
@@ -80,13 +99,13 @@ usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t 
     if (len) memcpy(v->blob.data + v->blob.len, text, len);
     v->blob.data[v->blob.len + len] = 0;
     v->blob.len += len + 1;
-    v->slots[slot] = (uint32_t)id + 1;
+    vocab_put(v, slot, text, len, (uint32_t)id);
     v->used++;
     return USL_OK;
 }
 
 int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len) {
-    return v->slot_count ? (int32_t)v->slots[vocab_slot(v, text, len)] - 1 : -1;
+    return v->slot_count ? (int32_t)v->slots[2 * vocab_slot(v, text, len)] - 1 : -1;
 }
 
 /* ---- Merges
