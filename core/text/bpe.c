@@ -230,22 +230,38 @@ static size_t word_end(const char *text, size_t len) {
     return len;
 }
 
-bool usli_bpe_words_part(const usli_tokenizer *tok) {
+/* Notes the bytes before which a token that can come to be lies across the beginning of a word. */
+static void note_joints(usli_tokenizer *tok, int32_t id) {
+    const char *text = usli_vocab_text(&tok->vocab, id);
+    size_t len = tok->vocab.entries[id].len;
+    for (size_t at = 0; (at += word_end(text + at, len - at)) < len;) tok->joint[(unsigned char)text[at - 1]] = true;
+}
+
+static bool spells_itself(const usli_tokenizer *tok, int32_t id) {
+    uint8_t kind = tok->vocab.entries[id].kind;
+    return kind != USLI_TOKEN_BYTE && kind != USLI_TOKEN_UNKNOWN;
+}
+
+void usli_bpe_find_words(usli_tokenizer *tok) {
     /* These look at where a piece begins and ends. */
-    if (tok->prefix || tok->suffix || tok->ignore_merges) return false;
-    bool spm = tok->model == USLI_MODEL_SPM;
-    for (size_t i = 0; i < (spm ? tok->vocab.count : tok->merges.count); i++) {
-        const usli_entry *e = &tok->vocab.entries[spm ? (int32_t)i : tok->merges.pairs[3 * i + 2]];
-        if (e->used && word_end(tok->vocab.blob.data + e->at, e->len) < e->len) return false;
-    }
+    if (tok->prefix || tok->suffix || tok->ignore_merges) return;
     /* Unknown characters on both sides may become one token. */
-    return usli_vocab_find(&tok->vocab, USLI_SPACE_SIGN, SIGN) >= 0;
+    if (usli_vocab_find(&tok->vocab, USLI_SPACE_SIGN, SIGN) < 0) return;
+    if (tok->model == USLI_MODEL_SPM)
+        for (size_t i = 0; i < tok->vocab.count; i++) note_joints(tok, (int32_t)i);
+    for (size_t i = 0; i < tok->merges.count; i++) {
+        const int32_t *pair = tok->merges.pairs + 3 * i;
+        if (!spells_itself(tok, pair[0]) || !spells_itself(tok, pair[1])) return;
+        note_joints(tok, pair[2]);
+    }
+    tok->words_part = true;
 }
 
 usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                            usli_ids *out) {
     for (size_t n; len; text += n, len -= n) {
         n = tok->words_part ? word_end(text, len) : len;
+        while (n < len && tok->joint[(unsigned char)text[n - 1]]) n += word_end(text + n, len - n);
         USLI_TRY(encode_word(ctx, tok, w, text, n, out));
     }
     return USL_OK;

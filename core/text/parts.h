@@ -260,8 +260,8 @@ typedef struct usli_bpe_work {
 /* len: of the whole text, so that short ones pay for little. */
 usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len);
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
-/* True when no token can come to lie across the place where a word ends and USLI_SPACE_SIGN begins. */
-bool usli_bpe_words_part(const usli_tokenizer *tok);
+/* Sets words_part and joint. */
+void usli_bpe_find_words(usli_tokenizer *tok);
 /* Appends the ids of one piece. */
 usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                            usli_ids *out);
@@ -277,7 +277,8 @@ struct usl_tokenizer {
     uint32_t *score_rank; /* SPM: by id */
     usli_model_kind model;
     bool byte_fallback, ignore_merges, fuse_unk;
-    bool words_part;       /* a piece may be cut before each run of USLI_SPACE_SIGN */
+    bool words_part;       /* a piece may be cut before each run of USLI_SPACE_SIGN... */
+    bool joint[256];       /* ...that does not come after this byte: no token can lie across the cut */
     bool keep_unknown;     /* a character without a token stays between its neighbours, as in llama.cpp */
     char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
     size_t prefix_len, suffix_len;

@@ -88,7 +88,7 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
     }
     if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
     if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
-    tok->words_part = usli_bpe_words_part(tok);
+    usli_bpe_find_words(tok);
     /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
     for (int k = 0; k < 2; k++) {

@@ -39,6 +39,7 @@ def model(**options):
             vocab["<0x%02X>" % b] = len(vocab)
     for c in alphabet:
         vocab.setdefault(c, len(vocab))
+    joint = options.pop("joint", False)
     prefix, suffix = options.get("continuing_subword_prefix") or "", options.get("end_of_word_suffix") or ""
     if prefix or suffix:
         for c in "abcdefghijklmnopqrstuvwxyz":
@@ -47,6 +48,9 @@ def model(**options):
     space = "\u0120" if kind == "bytes" else SPACE
     merges = [("t", "h"), ("th", "e"), ("a", "t"), ("h", "at"), ("c", "at"), ("l", "l"), ("h", "e"), ("he", "ll"), ("hell", "o"), (space, "the"), (space, "t"), (space + "t", "he"),
               (space, space), ("4", "2"), ("-", "-"), ("1", "2"), ("12", "3")]
+    if joint:
+        # Tokens that lie across the beginning of a word.
+        merges += [("e", SPACE), ("-", SPACE), ("-" + SPACE, "c"), ("the", SPACE), ("the" + SPACE, SPACE + "the"), ("o", SPACE + "the")]
     if prefix:
         merges = [("t", prefix + "h"), ("th", prefix + "e"), (prefix + "a", prefix + "t"), ("c", prefix + "at")]
     if suffix:
@@ -98,6 +102,10 @@ def all_tokenizers():
         yield form, tokenizer(model(byte_fallback=True), normalizer={"type": form})
     yield "lowercase_strip", tokenizer(model(byte_fallback=True), normalizer={"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "Strip", "strip_left": True, "strip_right": True}]})
     yield "strip_left", tokenizer(plain, normalizer={"type": "Strip", "strip_left": True, "strip_right": False})
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    yield "one_piece", tokenizer(model(byte_fallback=True, fuse_unk=True), normalizer=spaces)
+    yield "one_piece_unk", tokenizer(model(fuse_unk=True), normalizer=spaces)
+    yield "one_piece_joint", tokenizer(model(byte_fallback=True, fuse_unk=True, joint=True), normalizer=spaces)
     yield "replace_regex", tokenizer(plain, normalizer={"type": "Replace", "pattern": {"Regex": "[ \\t]{2,}"}, "content": "-"})
     for behavior in ("Removed", "Isolated", "Contiguous", "MergedWithPrevious", "MergedWithNext"):
         yield "split_" + behavior, tokenizer(plain, pre_tokenizer=split("-", behavior, regex=False))
