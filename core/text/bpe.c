@@ -188,7 +188,8 @@ static usl_status encode_anew(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_
 }
 
 /* ---- Words
- * -------------------------------------------------------------------------------------------------------------------- */
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Texts repeat their words: the ids of a short one are copied from where they were put out last. */
 static usl_status encode_word(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
