@@ -183,6 +183,15 @@ USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, 
 /* *text is new: usl_free; 0-terminated, len without it. An id outside the vocabulary is an error. */
 USL_API usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
                                         int skip_special, char **text, size_t *len);
+/* Ids to text as a generator gives them: whole characters, together what decode gives behind the text of the ids `before`
+ * (the prompt's; NULL and 0 at the beginning of a text), save beside broken bytes. *out is new: usl_text_stream_free. A
+ * piece is borrowed until the next call, not 0-terminated, often empty; end gives what was held back. */
+typedef struct usl_text_stream usl_text_stream;
+USL_API usl_status usl_text_stream_new(usl_ctx *ctx, usl_tokenizer *tok, const int32_t *before, size_t count, int skip_special,
+                                       usl_text_stream **out);
+USL_API void usl_text_stream_free(usl_text_stream *stream);
+USL_API usl_status usl_text_stream_push(usl_text_stream *stream, int32_t id, const char **piece, size_t *len);
+USL_API usl_status usl_text_stream_end(usl_text_stream *stream, const char **piece, size_t *len);
 USL_API int64_t usl_tokenizer_vocab_size(const usl_tokenizer *tok);
 /* -1 when there is none. which: "bos", "eos", "pad", "unk". */
 USL_API int32_t usl_tokenizer_special(const usl_tokenizer *tok, const char *which);

@@ -24,6 +24,23 @@ usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const in
     return usli_tokenizer_decode(ctx, tok, ids, count, skip_special != 0, text, len);
 }
 
+usl_status usl_text_stream_new(usl_ctx *ctx, usl_tokenizer *tok, const int32_t *before, size_t count, int skip_special,
+                               usl_text_stream **out) {
+    return usli_text_stream_new(ctx, tok, before, count, skip_special != 0, out);
+}
+
+void usl_text_stream_free(usl_text_stream *stream) {
+    usli_text_stream_free(stream);
+}
+
+usl_status usl_text_stream_push(usl_text_stream *stream, int32_t id, const char **piece, size_t *len) {
+    return usli_text_stream_push(stream, id, piece, len);
+}
+
+usl_status usl_text_stream_end(usl_text_stream *stream, const char **piece, size_t *len) {
+    return usli_text_stream_end(stream, piece, len);
+}
+
 int64_t usl_tokenizer_vocab_size(const usl_tokenizer *tok) {
     return usli_tokenizer_size(tok);
 }

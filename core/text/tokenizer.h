@@ -48,6 +48,19 @@ usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const 
 usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count,
                                  bool skip_special, char **text, size_t *len);
 
+/* Ids to text as they come. The pieces are whole characters and together the text that decode gives, behind the text of
+ * the ids `before` (a prompt's; NULL with count 0 at the beginning of a text); only beside broken bytes may they
+ * differ. *out is new: usli_text_stream_free; it keeps the tokenizer alive. */
+typedef struct usl_text_stream usli_text_stream;
+usl_status usli_text_stream_new(usl_ctx *ctx, usli_tokenizer *tok, const int32_t *before, size_t count,
+                                bool skip_special, usli_text_stream **out);
+void usli_text_stream_free(usli_text_stream *s); /* NULL is fine */
+/* *piece is borrowed until the next call, not 0-terminated, often empty. After a failure the id counts as not pushed.
+ */
+usl_status usli_text_stream_push(usli_text_stream *s, int32_t id, const char **piece, size_t *len);
+/* What was held back, when no id will follow. */
+usl_status usli_text_stream_end(usli_text_stream *s, const char **piece, size_t *len);
+
 /* The largest id and one; ids below it may be unused. */
 int64_t usli_tokenizer_size(const usli_tokenizer *tok);
 /* -1 when no token is spelled like this. */

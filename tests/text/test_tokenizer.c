@@ -32,6 +32,43 @@ static void check_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *wh
     usli_free(ctx, ids);
 }
 
+static bool is_utf8(const char *text, size_t len) {
+    json_t *s = json_stringn(text, len);
+    json_decref(s);
+    return s != NULL;
+}
+
+/* The pieces of ids behind the first `before` of them are whole characters and add up to the rest of their text. */
+static void check_stream(usl_ctx *ctx, const usli_tokenizer *tok, const char *what, size_t line, const int32_t *ids,
+                         size_t count, size_t before) {
+    char *head, *all, *got;
+    size_t head_len, all_len, got_len = 0, len;
+    const char *piece;
+    usli_text_stream *s;
+    CHECK_OK(ctx, usli_tokenizer_decode(ctx, tok, ids, before, false, &head, &head_len));
+    CHECK_OK(ctx, usli_tokenizer_decode(ctx, tok, ids, count, false, &all, &all_len));
+    CHECK_OK(ctx, usli_text_stream_new(ctx, (usli_tokenizer *)tok, ids, before, false, &s));
+    got = malloc(4 * all_len + 1);
+    for (size_t i = before; i <= count; i++) {
+        usl_status st =
+            i < count ? usli_text_stream_push(s, ids[i], &piece, &len) : usli_text_stream_end(s, &piece, &len);
+        CHECK(st == USL_OK && is_utf8(piece, len), "%s: line %zu: piece %zu", what, line, i);
+        if (st != USL_OK || got_len + len > 4 * all_len) break;
+        memcpy(got + got_len, piece, len);
+        got_len += len;
+    }
+    /* Where the cut falls into a character there is no such rest. */
+    bool whole = all_len >= head_len && memcmp(all, head, head_len) == 0;
+    if (whole && !strstr(head, "\xEF\xBF\xBD"))
+        CHECK(got_len == all_len - head_len && memcmp(got, all + head_len, got_len) == 0,
+              "%s: line %zu: from id %zu: \"%.*s\", not \"%.60s\"", what, line, before,
+              (int)(got_len < 60 ? got_len : 60), got, all + head_len);
+    usli_text_stream_free(s);
+    usli_free(ctx, head);
+    usli_free(ctx, all);
+    free(got);
+}
+
 static void check_decode(usl_ctx *ctx, const usli_tokenizer *tok, const char *what, size_t line, const json_t *array,
                          const json_t *want) {
     size_t count = json_array_size(array), len;
@@ -44,6 +81,8 @@ static void check_decode(usl_ctx *ctx, const usli_tokenizer *tok, const char *wh
         CHECK(len == json_string_length(want) && memcmp(text, json_string_value(want), len) == 0,
               "%s: line %zu: decoded \"%.60s\"", what, line, text);
         usli_free(ctx, text);
+        check_stream(ctx, tok, what, line, ids, count, 0);
+        check_stream(ctx, tok, what, line, ids, count, count / 2);
     }
     free(ids);
 }
@@ -238,6 +277,58 @@ static void test_wrong_calls(usl_ctx *ctx) {
     usli_tokenizer_release(tok);
 }
 
+/* A long text of more different words than are remembered gives each word the ids that it has alone. */
+static void test_many_words(usl_ctx *ctx) {
+    enum { WORDS = 40000, LETTERS = 14 };
+    static char text[WORDS * (LETTERS + 1)];
+    usli_tokenizer *tok;
+    int32_t *ids, *word;
+    size_t len = 0, count, word_count, at = 0, wrong = 0;
+    uint64_t x = 3407;
+    CHECK_OK(ctx, load_text(ctx, "{\"pre_tokenizer\": {\"type\": \"WhitespaceSplit\"}, " GOOD_MODEL "}", &tok));
+    if (!tok) return;
+    for (int i = 0; i < WORDS; i++, text[len++] = ' ')
+        for (uint64_t n = (x = x * 6364136223846793005u + 1442695040888963407u) >> 33, k = 0; k <= n % LETTERS; k++)
+            text[len++] = n >> (k + 4) & 1 ? 'a' : 'b';
+    CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, text, len, 0, &ids, &count));
+    for (size_t start = 0, end; ids && start < len; start = end + 1) {
+        end = (size_t)((char *)memchr(text + start, ' ', len - start) - text);
+        CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, text + start, end - start, 0, &word, &word_count));
+        wrong += at + word_count > count || memcmp(ids + at, word, word_count * sizeof *word) != 0;
+        at += word_count;
+        usli_free(ctx, word);
+    }
+    CHECK(at == count && wrong == 0, "%zu words are wrong, %zu ids of %zu", wrong, at, count);
+    usli_free(ctx, ids);
+    usli_tokenizer_release(tok);
+}
+
+/* A turn's end in the middle is left out, and what follows it keeps its space. */
+static void test_stream_special(usl_ctx *ctx) {
+    static const char TEXT[] = "{\"added_tokens\": [{\"id\": 3, \"content\": \"<s>\", \"special\": true}], "
+                               "\"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"_\", \"prepend_scheme\": "
+                               "\"always\"}, \"model\": {\"type\": \"BPE\", \"vocab\": {\"_a\": 0, \"_b\": 1}}}";
+    static const int32_t IDS[] = { 3, 0, 3, 1 };
+    usli_tokenizer *tok;
+    usli_text_stream *s;
+    char got[16] = "";
+    const char *piece;
+    size_t len;
+    CHECK_OK(ctx, load_text(ctx, TEXT, &tok));
+    if (!tok) return;
+    CHECK_OK(ctx, usli_text_stream_new(ctx, tok, NULL, 0, true, &s));
+    for (int i = 0; i < 4; i++) {
+        CHECK_OK(ctx, usli_text_stream_push(s, IDS[i], &piece, &len));
+        strncat(got, piece, len);
+    }
+    CHECK(strcmp(got, "a b") == 0, "\"%s\"", got);
+    CHECK(usli_text_stream_push(s, 99, &piece, &len) == USL_ERR_INVALID && len == 0, "%s", usl_ctx_errmsg(ctx));
+    CHECK_OK(ctx, usli_text_stream_push(s, 0, &piece, &len));
+    CHECK(len == 2 && memcmp(piece, " a", 2) == 0, "\"%.*s\"", (int)len, piece);
+    usli_text_stream_free(s);
+    usli_tokenizer_release(tok);
+}
+
 /* ---- What stands beside tokenizer.json
  * --------------------------------------------------------------------------------------- */
 
@@ -302,13 +393,19 @@ static usl_status use(usl_ctx *ctx) {
     int32_t *ids = NULL;
     size_t count, len;
     char *text = NULL, copy[100];
+    usli_text_stream *stream = NULL;
+    const char *piece;
     usl_status st;
     snprintf(copy, sizeof copy, "%s/copy", scratch);
     USLI_TRYGO(usli_tokenizer_load(ctx, scratch, &tok));
     USLI_TRYGO(usli_tokenizer_encode(ctx, tok, TEXT, sizeof TEXT - 1, USLI_ENCODE_SPECIAL, &ids, &count));
     USLI_TRYGO(usli_tokenizer_decode(ctx, tok, ids, count, true, &text, &len));
+    USLI_TRYGO(usli_text_stream_new(ctx, tok, ids, 2, true, &stream));
+    for (size_t i = 2; i < count; i++) USLI_TRYGO(usli_text_stream_push(stream, ids[i], &piece, &len));
+    USLI_TRYGO(usli_text_stream_end(stream, &piece, &len));
     USLI_TRYGO(usli_tokenizer_save(ctx, tok, copy));
 done:
+    usli_text_stream_free(stream);
     usli_free(ctx, ids);
     usli_free(ctx, text);
     usli_tokenizer_release(tok);
@@ -465,6 +562,8 @@ int main(int argc, char **argv) {
         test_components(ctx);
         test_malformed(ctx);
         test_wrong_calls(ctx);
+        test_many_words(ctx);
+        test_stream_special(ctx);
         test_config(ctx);
         test_no_memory();
         for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) test_shared_tokenizer(ctx, NAMES[i]);
