@@ -6,7 +6,8 @@
  *
  * Every function that can fail returns a usl_status; usl_ctx_errmsg(ctx) then holds one sentence that names the thing
  * and the remedy. The library never exits, prints or aborts. One context is used by one thread at a time (several
- * contexts may live on several threads); callbacks run on the calling thread; usl_ctx_cancel may be called from anywhere.
+ * contexts may live on several threads); callbacks run on the calling thread; usl_ctx_cancel may be called from
+ * anywhere.
  *
  * Option structs carry their size first: write `usl_model_opts o = USL_MODEL_OPTS_INIT;` and change what you need.
  * Sizes are bytes, token ids are 0-based int32. */
@@ -30,19 +31,19 @@ extern "C" {
 
 /* ---- Status ------------------------------------------------------------------------------------------------------ */
 
-#define USL_STATUS_MAP(X)                                                 \
-    X(OK, 0, "success")                                                   \
-    X(ERR_INVALID, 1, "an argument or option is not valid")               \
-    X(ERR_NOMEM, 2, "out of memory")                                      \
-    X(ERR_IO, 3, "a file could not be read or written")                   \
-    X(ERR_FORMAT, 4, "a file does not hold what its format promises")     \
-    X(ERR_SHAPE, 5, "shapes do not match")                                \
-    X(ERR_UNSUPPORTED, 6, "not supported here")                           \
-    X(ERR_NOT_FOUND, 7, "not found")                                      \
-    X(ERR_CANCELLED, 8, "cancelled")                                      \
-    X(ERR_NUMERIC, 9, "a number is not finite")                           \
-    X(ERR_DEVICE, 10, "the device failed")                                \
-    X(ERR_CALLBACK, 11, "a callback failed")                              \
+#define USL_STATUS_MAP(X)                                             \
+    X(OK, 0, "success")                                               \
+    X(ERR_INVALID, 1, "an argument or option is not valid")           \
+    X(ERR_NOMEM, 2, "out of memory")                                  \
+    X(ERR_IO, 3, "a file could not be read or written")               \
+    X(ERR_FORMAT, 4, "a file does not hold what its format promises") \
+    X(ERR_SHAPE, 5, "shapes do not match")                            \
+    X(ERR_UNSUPPORTED, 6, "not supported here")                       \
+    X(ERR_NOT_FOUND, 7, "not found")                                  \
+    X(ERR_CANCELLED, 8, "cancelled")                                  \
+    X(ERR_NUMERIC, 9, "a number is not finite")                       \
+    X(ERR_DEVICE, 10, "the device failed")                            \
+    X(ERR_CALLBACK, 11, "a callback failed")                          \
     X(ERR_INTERNAL, 12, "internal error: please report it")
 
 typedef enum usl_status {
@@ -56,22 +57,23 @@ USL_API const char *usl_status_name(usl_status status);
 
 /* ---- Types of numbers: values up to 63 are ggml's own ------------------------------------------------------------ */
 
-#define USL_DTYPE_MAP(X)                                                                                  \
-    X(F32, 0, "f32") X(F16, 1, "f16") X(Q4_0, 2, "q4_0") X(Q4_1, 3, "q4_1") X(Q5_0, 6, "q5_0")            \
-    X(Q5_1, 7, "q5_1") X(Q8_0, 8, "q8_0") X(Q8_1, 9, "q8_1") X(Q2_K, 10, "q2_k") X(Q3_K, 11, "q3_k")      \
-    X(Q4_K, 12, "q4_k") X(Q5_K, 13, "q5_k") X(Q6_K, 14, "q6_k") X(Q8_K, 15, "q8_k")                       \
-    X(IQ2_XXS, 16, "iq2_xxs") X(IQ2_XS, 17, "iq2_xs") X(IQ3_XXS, 18, "iq3_xxs") X(IQ1_S, 19, "iq1_s")     \
-    X(IQ4_NL, 20, "iq4_nl") X(IQ3_S, 21, "iq3_s") X(IQ2_S, 22, "iq2_s") X(IQ4_XS, 23, "iq4_xs")           \
-    X(I8, 24, "i8") X(I16, 25, "i16") X(I32, 26, "i32") X(I64, 27, "i64") X(F64, 28, "f64")               \
-    X(IQ1_M, 29, "iq1_m") X(BF16, 30, "bf16") X(MXFP4, 39, "mxfp4")                                       \
-    X(NF4, 64, "nf4") X(FP4, 65, "fp4") X(F8_E4M3, 66, "f8_e4m3") X(F8_E5M2, 67, "f8_e5m2")               \
-    X(U8, 68, "u8") X(U16, 69, "u16") X(U32, 70, "u32") X(U64, 71, "u64") X(BOOL, 72, "bool")
+#define USL_DTYPE_MAP(X)                                                                                              \
+    X(F32, 0, "f32")                                                                                                  \
+    X(F16, 1, "f16") X(Q4_0, 2, "q4_0") X(Q4_1, 3, "q4_1") X(Q5_0, 6, "q5_0") X(Q5_1, 7, "q5_1") X(Q8_0, 8, "q8_0")   \
+        X(Q8_1, 9, "q8_1") X(Q2_K, 10, "q2_k") X(Q3_K, 11, "q3_k") X(Q4_K, 12, "q4_k") X(Q5_K, 13, "q5_k")            \
+            X(Q6_K, 14, "q6_k") X(Q8_K, 15, "q8_k") X(IQ2_XXS, 16, "iq2_xxs") X(IQ2_XS, 17, "iq2_xs")                 \
+                X(IQ3_XXS, 18, "iq3_xxs") X(IQ1_S, 19, "iq1_s") X(IQ4_NL, 20, "iq4_nl") X(IQ3_S, 21, "iq3_s")         \
+                    X(IQ2_S, 22, "iq2_s") X(IQ4_XS, 23, "iq4_xs") X(I8, 24, "i8") X(I16, 25, "i16") X(I32, 26, "i32") \
+                        X(I64, 27, "i64") X(F64, 28, "f64") X(IQ1_M, 29, "iq1_m") X(BF16, 30, "bf16")                 \
+                            X(MXFP4, 39, "mxfp4") X(NF4, 64, "nf4") X(FP4, 65, "fp4") X(F8_E4M3, 66, "f8_e4m3")       \
+                                X(F8_E5M2, 67, "f8_e5m2") X(U8, 68, "u8") X(U16, 69, "u16") X(U32, 70, "u32")         \
+                                    X(U64, 71, "u64") X(BOOL, 72, "bool")
 
 typedef enum usl_dtype {
 #define X(name, value, text) USL_##name = value,
     USL_DTYPE_MAP(X)
 #undef X
-    USL_DTYPE_AUTO = -1
+        USL_DTYPE_AUTO = -1
 } usl_dtype;
 
 /* Returns ggml's name in lower case ("q4_k"), or "?" for a number that is no type. */
@@ -103,7 +105,8 @@ typedef struct usl_ctx_opts {
     void *progress_ud;
     int threads; /* 0: the processors this process may run on */
 } usl_ctx_opts;
-#define USL_CTX_OPTS_INIT { sizeof(usl_ctx_opts), NULL, NULL, NULL, NULL, NULL, NULL, 0 }
+#define USL_CTX_OPTS_INIT \
+    { sizeof(usl_ctx_opts), NULL, NULL, NULL, NULL, NULL, NULL, 0 }
 
 /* *out is new: free with usl_ctx_free. opts may be NULL. Fails only for want of memory or threads. */
 USL_API usl_status usl_ctx_new(const usl_ctx_opts *opts, usl_ctx **out);
@@ -112,7 +115,8 @@ USL_API void usl_ctx_free(usl_ctx *ctx);
 /* Returns the sentence of the last failed call on ctx, "" before any. Valid until the next call. */
 USL_API const char *usl_ctx_errmsg(const usl_ctx *ctx);
 USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
-/* Asks the running operation to stop at its next safe point with USL_ERR_CANCELLED. Any thread, also a signal handler. */
+/* Asks the running operation to stop at its next safe point with USL_ERR_CANCELLED. Any thread, also a signal handler.
+ */
 USL_API void usl_ctx_cancel(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
@@ -132,7 +136,8 @@ USL_API void *usl_tensor_data(usl_tensor *t);
 /* *out is new and shares the storage: element `index` (from 0) along dimension 0. */
 USL_API usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index, usl_tensor **out);
 /* *out is new and shares the storage: start .. stop - 1 along dim. */
-USL_API usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start, int64_t stop, usl_tensor **out);
+USL_API usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start, int64_t stop,
+                                     usl_tensor **out);
 /* *out is new, dense, of the type wanted (floats and int32/int64 convert into each other). */
 USL_API usl_status usl_tensor_to(usl_ctx *ctx, const usl_tensor *t, usl_dtype dtype, usl_tensor **out);
 
@@ -150,10 +155,11 @@ USL_API size_t usl_quant_bytes(usl_dtype dtype, int64_t n);
 USL_API usl_status usl_quantize(usl_ctx *ctx, usl_dtype dtype, const float *src, int64_t n, void *dst);
 USL_API usl_status usl_dequantize(usl_ctx *ctx, usl_dtype dtype, const void *src, size_t bytes, int64_t n, float *dst);
 
-/* ---- JSON ---------------------------------------------------------------------------------------------------------- */
+/* ---- JSON ----------------------------------------------------------------------------------------------------------
+ */
 
-/* A visitor over a JSON value, in order. A function returns non-zero to stop with USL_ERR_CALLBACK. Strings are UTF-8, not
- * 0-terminated, and may hold NUL. */
+/* A visitor over a JSON value, in order. A function returns non-zero to stop with USL_ERR_CALLBACK. Strings are UTF-8,
+ * not 0-terminated, and may hold NUL. */
 typedef struct usl_json_visitor {
     size_t size;
     int (*null)(void *ud);
@@ -168,9 +174,11 @@ typedef struct usl_json_visitor {
     int (*end_object)(void *ud);
 } usl_json_visitor;
 /* name stands in errors. Any value at the top; strict (no NaN, no invalid UTF-8, depth 512). */
-USL_API usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size_t len, const usl_json_visitor *v, void *ud);
+USL_API usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *text, size_t len,
+                                  const usl_json_visitor *v, void *ud);
 
-/* ---- Tokenizers -------------------------------------------------------------------------------------------------------- */
+/* ---- Tokenizers
+ * -------------------------------------------------------------------------------------------------------- */
 
 typedef struct usl_tokenizer usl_tokenizer;
 
@@ -178,8 +186,8 @@ typedef struct usl_tokenizer usl_tokenizer;
 USL_API usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out);
 USL_API void usl_tokenizer_free(usl_tokenizer *tok);
 /* *ids is new: usl_free(ctx, ids). Special spellings in the text become their ids. */
-USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const char *text, size_t len, int add_special,
-                                        int32_t **ids, size_t *count);
+USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const char *text, size_t len,
+                                        int add_special, int32_t **ids, size_t *count);
 /* *text is new: usl_free; 0-terminated, len without it. An id outside the vocabulary is an error. */
 USL_API usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
                                         int skip_special, char **text, size_t *len);
@@ -207,12 +215,14 @@ USL_API usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, co
 /* Releases memory that a function of this header called new without a _free of its own. */
 USL_API void usl_free(usl_ctx *ctx, void *ptr);
 
-/* ---- Data sets ------------------------------------------------------------------------------------------------------------ */
+/* ---- Data sets
+ * ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct usl_dataset usl_dataset;
 
 /* kind: "json" (an array, or JSON lines), "text", "csv". *out is new: usl_dataset_free. */
-USL_API usl_status usl_dataset_load(usl_ctx *ctx, const char *kind, const char *const *paths, size_t count, usl_dataset **out);
+USL_API usl_status usl_dataset_load(usl_ctx *ctx, const char *kind, const char *const *paths, size_t count,
+                                    usl_dataset **out);
 USL_API usl_status usl_dataset_new(usl_ctx *ctx, usl_dataset **out);
 USL_API void usl_dataset_free(usl_dataset *ds);
 /* One JSON object. Only on a data set made by usl_dataset_new and not shared yet. */
@@ -242,25 +252,31 @@ USL_API void usl_rows_free(usl_rows *rows);
 USL_API usl_status usl_rows_add(usl_rows *rows, const int32_t *ids, const int32_t *labels, size_t count);
 USL_API void usl_rows_get_stats(const usl_rows *rows, usl_rows_stats *stats);
 /* Borrowed until the next add. */
-USL_API usl_status usl_rows_get(const usl_rows *rows, int64_t i, const int32_t **ids, const int32_t **labels, size_t *count);
-/* *out is new: the same rows whose labels count only between response and instruction markers (train_on_responses_only). */
+USL_API usl_status usl_rows_get(const usl_rows *rows, int64_t i, const int32_t **ids, const int32_t **labels,
+                                size_t *count);
+/* *out is new: the same rows whose labels count only between response and instruction markers
+ * (train_on_responses_only). */
 USL_API usl_status usl_rows_mask_responses(const usl_rows *rows, const int32_t *instruction, size_t instruction_count,
-                                           const int32_t *response, size_t response_count, int last_only, usl_rows **out);
+                                           const int32_t *response, size_t response_count, int last_only,
+                                           usl_rows **out);
 
-/* ---- Models ------------------------------------------------------------------------------------------------------------------ */
+/* ---- Models
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct usl_model usl_model;
 
 typedef struct usl_model_opts {
     size_t size;
-    const char *device;     /* NULL: the best there is; "cpu", "cuda", "cuda:1" */
-    usl_dtype dtype;        /* of computing: USL_DTYPE_AUTO, USL_F32, USL_BF16, USL_F16 */
-    int load_in_4bit;       /* quantise 16- and 32-bit linear weights to NF4 with double quantisation */
-    int full_finetuning;    /* every weight is trained, held in float32 */
-    int64_t max_seq_length; /* 0: 2048, or the config's limit when that is less; beyond the limit rope is stretched linearly */
+    const char *device;       /* NULL: the best there is; "cpu", "cuda", "cuda:1" */
+    usl_dtype dtype;          /* of computing: USL_DTYPE_AUTO, USL_F32, USL_BF16, USL_F16 */
+    int load_in_4bit;         /* quantise 16- and 32-bit linear weights to NF4 with double quantisation */
+    int full_finetuning;      /* every weight is trained, held in float32 */
+    int64_t max_seq_length;   /* 0: 2048, or the config's limit when that is less; beyond the limit rope is stretched
+                                 linearly */
     const char *rope_scaling; /* JSON object that replaces the config's, or NULL */
 } usl_model_opts;
-#define USL_MODEL_OPTS_INIT { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL }
+#define USL_MODEL_OPTS_INIT \
+    { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL }
 
 /* path: a Hugging Face folder or a .gguf file. *out is new: usl_model_free. */
 USL_API usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);
@@ -273,16 +289,18 @@ typedef struct usl_model_info {
     size_t size;
     const char *architecture, *device; /* "LlamaForCausalLM", "cpu"; live as long as the model */
     usl_dtype dtype;
-    int64_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context; /* context: max_seq_length in force */
+    int64_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab,
+        context;                   /* context: max_seq_length in force */
     int64_t parameters, trainable; /* numbers, adapters included */
     uint64_t weight_bytes;         /* frozen weights as stored, embeddings included */
     int tied;
 } usl_model_info;
 USL_API void usl_model_get_info(const usl_model *model, usl_model_info *info);
 
-/* Describes what lies at path without reading a weight: a model folder, a .gguf or a bare .safetensors. The whole structure
- * is checked (offsets, overlaps, holes, sizes, names and shapes against the architecture). Visits one JSON object:
- * { "format", "files", "tensors": [{ "name", "dtype", "shape", "bytes" }], "metadata": {...}, "config": {...} or null }. */
+/* Describes what lies at path without reading a weight: a model folder, a .gguf or a bare .safetensors. The whole
+ * structure is checked (offsets, overlaps, holes, sizes, names and shapes against the architecture). Visits one JSON
+ * object: { "format", "files", "tensors": [{ "name", "dtype", "shape", "bytes" }], "metadata": {...}, "config": {...}
+ * or null }. */
 USL_API usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud);
 
 typedef struct usl_lora_opts {
@@ -296,7 +314,8 @@ typedef struct usl_lora_opts {
     const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
     uint64_t seed;
 } usl_lora_opts;
-#define USL_LORA_OPTS_INIT { sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407 }
+#define USL_LORA_OPTS_INIT \
+    { sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407 }
 /* Adds an adapter and makes it the active one. */
 USL_API usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts);
 /* Reads a PEFT folder as adapter `name` (NULL: "default") and makes it active. */
@@ -305,7 +324,8 @@ USL_API usl_status usl_model_load_adapter(usl_model *model, const char *dir, con
 USL_API usl_status usl_model_set_adapter(usl_model *model, const char *name);
 /* The active adapter's name, NULL when none is. */
 USL_API const char *usl_model_adapter(const usl_model *model);
-/* Writes adapter_config.json and adapter_model.safetensors. base: what to name as base_model_name_or_path, may be NULL. */
+/* Writes adapter_config.json and adapter_model.safetensors. base: what to name as base_model_name_or_path, may be NULL.
+ */
 USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
 
 /* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
@@ -333,12 +353,14 @@ typedef struct usl_generate_opts {
     int (*on_token)(void *ud, int32_t id);
     void *ud;
 } usl_generate_opts;
-#define USL_GENERATE_OPTS_INIT { sizeof(usl_generate_opts), 128, 0.0, 0, 1.0, 0.0, 1.0, 3407, NULL, -1, NULL, NULL }
+#define USL_GENERATE_OPTS_INIT \
+    { sizeof(usl_generate_opts), 128, 0.0, 0, 1.0, 0.0, 1.0, 3407, NULL, -1, NULL, NULL }
 /* *out is new: usl_free. New ids only; an end-of-text id ends the text and is not part of it. */
 USL_API usl_status usl_model_generate(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
                                       int32_t **out, size_t *out_count);
 
-/* The same token by token, for hosts that show text as it comes. Everything is copied, the model kept alive. *out is new. */
+/* The same token by token, for hosts that show text as it comes. Everything is copied, the model kept alive. *out is
+ * new. */
 typedef struct usl_generator usl_generator;
 USL_API usl_status usl_generator_new(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
                                      usl_generator **out);
@@ -346,7 +368,9 @@ USL_API void usl_generator_free(usl_generator *generator);
 /* *id: the next token, -1 when the text has ended. */
 USL_API usl_status usl_generator_next(usl_generator *generator, int32_t *id);
 
-/* ---- Training --------------------------------------------------------------------------------------------------------------------- */
+/* ---- Training
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct usl_trainer usl_trainer;
 
@@ -354,27 +378,29 @@ typedef struct usl_train_opts {
     size_t size;
     int64_t batch, accumulation; /* rows of a micro-batch, micro-batches of an update */
     double epochs;
-    int64_t max_steps; /* 0: by epochs */
+    int64_t max_steps;                             /* 0: by epochs */
     double learning_rate, embedding_learning_rate; /* embedding 0: learning_rate */
-    const char *schedule; /* "linear", "cosine", "constant", "constant_with_warmup" */
+    const char *schedule;                          /* "linear", "cosine", "constant", "constant_with_warmup" */
     int64_t warmup_steps;
     double warmup_ratio; /* used when warmup_steps is 0 */
     /* Replaces schedule: the rate of update `step` (from 0) of `total`. Runs on the calling thread. */
     double (*lr_fn)(void *ud, int64_t step, int64_t total);
     void *lr_ud;
     double weight_decay, beta1, beta2, epsilon, max_grad_norm; /* max_grad_norm 0: no clipping */
-    const char *optimizer; /* "adamw_8bit", "adamw" */
+    const char *optimizer;                                     /* "adamw_8bit", "adamw" */
     uint64_t seed;
     int shuffle;
     const char *recompute; /* "auto", "none", "full" */
     uint64_t memory_limit; /* bytes; 0: what is free */
 } usl_train_opts;
-#define USL_TRAIN_OPTS_INIT \
-    { sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
-      "adamw_8bit", 3407, 1, "auto", 0 }
+#define USL_TRAIN_OPTS_INIT                                                                                        \
+    {                                                                                                              \
+        sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
+            "adamw_8bit", 3407, 1, "auto", 0                                                                       \
+    }
 
-/* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval may be
- * NULL. The model, its active adapter and the rows stay in use until usl_trainer_free. *out is new. */
+/* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval
+ * may be NULL. The model, its active adapter and the rows stay in use until usl_trainer_free. *out is new. */
 USL_API usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts,
                                    usl_trainer **out);
 USL_API void usl_trainer_free(usl_trainer *trainer);
@@ -385,10 +411,11 @@ typedef struct usl_step_stats {
     double epoch, loss, learning_rate, grad_norm;
     int64_t tokens, counted, rows, passes;
     double seconds;
-    int skipped; /* the gradient was not finite: weights are as before */
+    int skipped;  /* the gradient was not finite: weights are as before */
     double flops; /* of matrix products, recomputed ones included */
 } usl_step_stats;
-/* One update. USL_ERR_NOT_FOUND when all are done; USL_ERR_CANCELLED leaves weights and position as before the update. */
+/* One update. USL_ERR_NOT_FOUND when all are done; USL_ERR_CANCELLED leaves weights and position as before the update.
+ */
 USL_API usl_status usl_trainer_step(usl_trainer *trainer, usl_step_stats *stats);
 /* Mean loss over the counted labels of the evaluation rows. */
 USL_API usl_status usl_trainer_evaluate(usl_trainer *trainer, usl_step_stats *stats);
@@ -420,21 +447,25 @@ typedef struct usl_plan {
 } usl_plan;
 USL_API void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan);
 
-/* ---- Export ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Export
+ * -------------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Merges the active adapter into the weights, tensor by tensor; dtype USL_F32, USL_BF16 or USL_F16. tok may be NULL. */
 USL_API usl_status usl_export_merged(usl_model *model, const usl_tokenizer *tok, const char *dir, usl_dtype dtype);
 /* method: "f32", "f16", "bf16", "q8_0", "q4_k_m". Merged like the above; path is the .gguf file. */
 USL_API usl_status usl_export_gguf(usl_model *model, const usl_tokenizer *tok, const char *path, const char *method);
 
-/* ---- Machine --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Machine
+ * ---------------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Peak bytes of this process in memory, from the operating system. */
 USL_API uint64_t usl_peak_memory(void);
 /* Seconds of a clock that only goes forward. */
 USL_API double usl_clock(void);
-/* What this machine does in matrix products of the model's widths and type, alone: floating-point operations a second, the
- * best of several. For benchmarks. */
+/* What this machine does in matrix products of the model's widths and type, alone: floating-point operations a second,
+ * the best of several. For benchmarks. */
 USL_API usl_status usl_model_gemm_rate(usl_model *model, double *flops);
 
 /* What scripts need of the file system, since C and Lua have no word for folders. */

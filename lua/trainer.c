@@ -137,12 +137,8 @@ static void push_stats(lua_State *L, const usl_step_stats *s) {
     const struct {
         const char *name;
         double value;
-    } numbers[] = { { "epoch", s->epoch },
-                    { "loss", s->loss },
-                    { "learning_rate", s->learning_rate },
-                    { "grad_norm", s->grad_norm },
-                    { "seconds", s->seconds },
-                    { "flops", s->flops } };
+    } numbers[] = { { "epoch", s->epoch },         { "loss", s->loss },       { "learning_rate", s->learning_rate },
+                    { "grad_norm", s->grad_norm }, { "seconds", s->seconds }, { "flops", s->flops } };
     lua_createtable(L, 0, 12);
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++) {
         lua_pushinteger(L, integers[i].value);

@@ -12,19 +12,19 @@
 
 static int test_checks, test_failures, test_skips;
 
-#define CHECK(cond, ...)                                            \
-    do {                                                            \
-        test_checks++;                                              \
-        if (!(cond)) {                                              \
-            test_failures++;                                        \
+#define CHECK(cond, ...)                                           \
+    do {                                                           \
+        test_checks++;                                             \
+        if (!(cond)) {                                             \
+            test_failures++;                                       \
             printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #cond); \
-            printf(__VA_ARGS__);                                    \
-            printf("\n");                                           \
-        }                                                           \
+            printf(__VA_ARGS__);                                   \
+            printf("\n");                                          \
+        }                                                          \
     } while (0)
-#define CHECK_OK(ctx, expr)                                                                          \
-    do {                                                                                             \
-        usl_status check_st_ = (expr);                                                               \
+#define CHECK_OK(ctx, expr)                                                                    \
+    do {                                                                                       \
+        usl_status check_st_ = (expr);                                                         \
         CHECK(check_st_ == USL_OK, "%s: %s", usl_status_name(check_st_), usl_ctx_errmsg(ctx)); \
     } while (0)
 #define SKIP(...)                    \

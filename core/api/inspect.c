@@ -10,8 +10,8 @@ static json_t *describe_tensors(const usli_file_tensor *tensors, size_t count) {
         const usli_file_tensor *t = &tensors[i];
         json_t *shape = json_array();
         for (int d = 0; d < t->ndim; d++) json_array_append_new(shape, json_integer(t->shape[d]));
-        json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:I}", "name", t->name, "dtype", usl_dtype_name(t->dtype), "shape", shape,
-                                              "bytes", (json_int_t)t->bytes));
+        json_array_append_new(list, json_pack("{s:s,s:s,s:o,s:I}", "name", t->name, "dtype", usl_dtype_name(t->dtype),
+                                              "shape", shape, "bytes", (json_int_t)t->bytes));
     }
     return list;
 }
@@ -36,10 +36,11 @@ static json_t *describe_metadata(const usli_gguf *g) {
 }
 
 static json_t *describe_config(const usli_config *c) {
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "architecture", c->arch->name, "layers", (json_int_t)c->layers, "hidden",
-                     (json_int_t)c->hidden, "intermediate", (json_int_t)c->inter, "heads", (json_int_t)c->heads, "kv_heads",
-                     (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "context",
-                     (json_int_t)c->context, "tied", c->tied);
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "architecture", c->arch->name, "layers",
+                     (json_int_t)c->layers, "hidden", (json_int_t)c->hidden, "intermediate", (json_int_t)c->inter,
+                     "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads, "head_dim",
+                     (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "context", (json_int_t)c->context, "tied",
+                     c->tied);
 }
 
 typedef struct found {
@@ -79,9 +80,10 @@ static json_t *describe(const found *f) {
     json_t *meta = g ? describe_metadata(g) : json_object();
     for (size_t i = 0; s && i < s->meta_count; i++)
         json_object_set_new(meta, s->meta[2 * i], json_string(s->meta[2 * i + 1] ? s->meta[2 * i + 1] : ""));
-    return json_pack("{s:s,s:I,s:o,s:o,s:o}", "format", f->format, "files", (json_int_t)(s ? s->map_count : 1), "tensors",
-                     g ? describe_tensors(g->tensors, g->tensor_count) : describe_tensors(s->tensors, s->count), "metadata", meta,
-                     "config", f->has_config ? describe_config(&f->config) : json_null());
+    return json_pack("{s:s,s:I,s:o,s:o,s:o}", "format", f->format, "files", (json_int_t)(s ? s->map_count : 1),
+                     "tensors",
+                     g ? describe_tensors(g->tensors, g->tensor_count) : describe_tensors(s->tensors, s->count),
+                     "metadata", meta, "config", f->has_config ? describe_config(&f->config) : json_null());
 }
 
 usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud) {

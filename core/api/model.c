@@ -7,7 +7,8 @@ usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *
     return usli_model_open(ctx, path, opts, out);
 }
 
-usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts, usl_model **out) {
+usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
+                            usl_model **out) {
     return usli_model_random(ctx, config_json, seed, opts, out);
 }
 
@@ -88,7 +89,8 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
 usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor *value) {
     usli_param_ref p;
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
-    if (!p.trainable) return usli_fail(m->ctx, USL_ERR_INVALID, "parameter \"%s\" is frozen; only trained ones can be set", name);
+    if (!p.trainable)
+        return usli_fail(m->ctx, USL_ERR_INVALID, "parameter \"%s\" is frozen; only trained ones can be set", name);
     if (usl_tensor_elements(value) != p.shape[0] * p.shape[1])
         return usli_fail(m->ctx, USL_ERR_SHAPE, "parameter \"%s\" has %lld numbers; the tensor has %lld", name,
                          (long long)(p.shape[0] * p.shape[1]), (long long)usl_tensor_elements(value));
@@ -110,8 +112,8 @@ usl_status usl_model_logits(usl_model *m, const int32_t *ids, size_t count, usl_
     return st;
 }
 
-usl_status usl_model_generate(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts, int32_t **out,
-                              size_t *out_count) {
+usl_status usl_model_generate(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts,
+                              int32_t **out, size_t *out_count) {
     usli_prompt prompt = { ids, (int64_t)count };
     usli_generated row;
     *out = NULL;
@@ -122,7 +124,8 @@ usl_status usl_model_generate(usl_model *m, const int32_t *ids, size_t count, co
     return USL_OK;
 }
 
-usl_status usl_generator_new(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts, usl_generator **out) {
+usl_status usl_generator_new(usl_model *m, const int32_t *ids, size_t count, const usl_generate_opts *opts,
+                             usl_generator **out) {
     usli_prompt prompt = { ids, (int64_t)count };
     return usli_generator_new(m, &prompt, 1, opts, out);
 }

@@ -27,5 +27,6 @@ usl_status usl_rows_get(const usl_rows *rows, int64_t i, const int32_t **ids, co
 
 usl_status usl_rows_mask_responses(const usl_rows *rows, const int32_t *instruction, size_t instruction_count,
                                    const int32_t *response, size_t response_count, int last_only, usl_rows **out) {
-    return usli_rows_mask_responses(rows, instruction, (int64_t)instruction_count, response, (int64_t)response_count, last_only, out);
+    return usli_rows_mask_responses(rows, instruction, (int64_t)instruction_count, response, (int64_t)response_count,
+                                    last_only, out);
 }

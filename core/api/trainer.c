@@ -3,7 +3,8 @@
 
 #include "core/train/checkpoint.h"
 
-usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
+usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts,
+                           usl_trainer **out) {
     return usli_trainer_new(model, rows, eval, opts, out);
 }
 

@@ -73,8 +73,7 @@ int usl_ctx_threads(const usl_ctx *ctx) {
 const char *usl_status_name(usl_status status) {
     switch (status) {
 #define X(name, value, text) \
-    case value:              \
-        return "USL_" #name;
+    case value: return "USL_" #name;
         USL_STATUS_MAP(X)
 #undef X
     }
@@ -104,8 +103,10 @@ usl_status usli_fail_prefix(usl_ctx *ctx, const char *fmt, ...) {
 }
 
 usl_status usli_nomem(usl_ctx *ctx, size_t bytes) {
-    return usli_fail(ctx, USL_ERR_NOMEM, "out of memory: %zu bytes could not be had; close other programs or use a smaller "
-                     "batch, sequence length or model", bytes);
+    return usli_fail(ctx, USL_ERR_NOMEM,
+                     "out of memory: %zu bytes could not be had; close other programs or use a smaller "
+                     "batch, sequence length or model",
+                     bytes);
 }
 
 void usli_log(usl_ctx *ctx, usl_log_level level, const char *fmt, ...) {

@@ -30,23 +30,26 @@ struct usl_ctx {
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-usl_status usli_fail(usl_ctx *ctx, usl_status code, const char *fmt, ...);
-/* Puts "prefix: " before the sentence that is already there; returns its code. For adding the file to a parser's error. */
+usl_status
+usli_fail(usl_ctx *ctx, usl_status code, const char *fmt, ...);
+/* Puts "prefix: " before the sentence that is already there; returns its code. For adding the file to a parser's error.
+ */
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-usl_status usli_fail_prefix(usl_ctx *ctx, const char *fmt, ...);
+usl_status
+usli_fail_prefix(usl_ctx *ctx, const char *fmt, ...);
 usl_status usli_nomem(usl_ctx *ctx, size_t bytes);
 
 /* Forwards a failure to the caller. */
-#define USLI_TRY(expr)                        \
-    do {                                      \
-        usl_status usli_try_ = (expr);        \
+#define USLI_TRY(expr)                             \
+    do {                                           \
+        usl_status usli_try_ = (expr);             \
         if (usli_try_ != USL_OK) return usli_try_; \
     } while (0)
 /* Forwards a failure through the function's `done:` label, where it cleans up; needs `usl_status st`. */
-#define USLI_TRYGO(expr)                  \
-    do {                                  \
+#define USLI_TRYGO(expr)                        \
+    do {                                        \
         if ((st = (expr)) != USL_OK) goto done; \
     } while (0)
 

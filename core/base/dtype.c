@@ -12,9 +12,18 @@ static const struct {
     USL_DTYPE_MAP(X)
 #undef X
     /* torch's and safetensors' spellings */
-    { USL_F32, "float32" },   { USL_F16, "float16" }, { USL_BF16, "bfloat16" }, { USL_F64, "float64" },
-    { USL_F32, "float" },     { USL_F16, "half" },    { USL_I32, "int32" },     { USL_I64, "int64" },
-    { USL_I16, "int16" },     { USL_I8, "int8" },     { USL_U8, "uint8" },      { USL_F8_E4M3, "float8_e4m3fn" },
+    { USL_F32, "float32" },
+    { USL_F16, "float16" },
+    { USL_BF16, "bfloat16" },
+    { USL_F64, "float64" },
+    { USL_F32, "float" },
+    { USL_F16, "half" },
+    { USL_I32, "int32" },
+    { USL_I64, "int64" },
+    { USL_I16, "int16" },
+    { USL_I8, "int8" },
+    { USL_U8, "uint8" },
+    { USL_F8_E4M3, "float8_e4m3fn" },
     { USL_F8_E5M2, "float8_e5m2" },
 };
 
@@ -32,10 +41,21 @@ usl_dtype usl_dtype_parse(const char *name) {
 
 size_t usli_dtype_bytes(usl_dtype dtype) {
     switch (dtype) {
-    case USL_F64: case USL_I64: case USL_U64: return 8;
-    case USL_F32: case USL_I32: case USL_U32: return 4;
-    case USL_F16: case USL_BF16: case USL_I16: case USL_U16: return 2;
-    case USL_I8: case USL_U8: case USL_BOOL: case USL_F8_E4M3: case USL_F8_E5M2: return 1;
+    case USL_F64:
+    case USL_I64:
+    case USL_U64: return 8;
+    case USL_F32:
+    case USL_I32:
+    case USL_U32: return 4;
+    case USL_F16:
+    case USL_BF16:
+    case USL_I16:
+    case USL_U16: return 2;
+    case USL_I8:
+    case USL_U8:
+    case USL_BOOL:
+    case USL_F8_E4M3:
+    case USL_F8_E5M2: return 1;
     default: return 0;
     }
 }

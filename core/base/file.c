@@ -16,10 +16,11 @@
 
 static usl_status io_fail(usl_ctx *ctx, const char *path, const char *what) {
     int e = errno;
-    const char *remedy = e == ENOSPC || e == EDQUOT ? "; free some disk space or choose another folder"
-                       : e == EACCES || e == EPERM  ? "; check the permissions"
-                                                    : "";
-    return usli_fail(ctx, e == ENOENT ? USL_ERR_NOT_FOUND : USL_ERR_IO, "%s: %s: %s%s", path, what, strerror(e), remedy);
+    const char *remedy = e == ENOSPC || e == EDQUOT  ? "; free some disk space or choose another folder"
+                         : e == EACCES || e == EPERM ? "; check the permissions"
+                                                     : "";
+    return usli_fail(ctx, e == ENOENT ? USL_ERR_NOT_FOUND : USL_ERR_IO, "%s: %s: %s%s", path, what, strerror(e),
+                     remedy);
 }
 
 usl_status usli_map_open(usl_ctx *ctx, const char *path, usli_map **out) {
@@ -246,7 +247,8 @@ usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
         if (!c) break;
     }
     usli_free(ctx, copy);
-    if (st == USL_OK && !usli_is_dir(path)) return usli_fail(ctx, USL_ERR_IO, "%s: is a file where a folder is wanted", path);
+    if (st == USL_OK && !usli_is_dir(path))
+        return usli_fail(ctx, USL_ERR_IO, "%s: is a file where a folder is wanted", path);
     return st;
 }
 

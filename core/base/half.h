@@ -49,7 +49,8 @@ static inline uint16_t usli_f32_to_f16(float f) {
     else if (mag >= 0x477ff000u)
         out = 0x7c00u; /* 65520 and more round to infinity */
     else if (mag < 0x38800000u)
-        out = usli_float_as_u32(usli_u32_as_float(mag) + 0.5f) - 0x3f000000u; /* adding 0.5 aligns and rounds a subnormal */
+        out = usli_float_as_u32(usli_u32_as_float(mag) + 0.5f) -
+              0x3f000000u; /* adding 0.5 aligns and rounds a subnormal */
     else
         out = (mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13;
     return (uint16_t)(sign | out);

@@ -44,7 +44,8 @@ static void *worker_main(void *arg) {
     int worker = atomic_fetch_add(&p->started, 1);
     unsigned seen = 0;
     for (;;) {
-        /* Spin a moment, since ops follow each other closely, then sleep: a spinner would cost another process a core. */
+        /* Spin a moment, since ops follow each other closely, then sleep: a spinner would cost another process a core.
+         */
         for (int i = 0; i < SPINS && atomic_load_explicit(&p->generation, memory_order_acquire) == seen; i++) relax();
         pthread_mutex_lock(&p->lock);
         while (atomic_load(&p->generation) == seen && !p->quit) pthread_cond_wait(&p->wake, &p->lock);

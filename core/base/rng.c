@@ -43,8 +43,7 @@ double usli_rng_normal(usli_rng *rng) {
 
 void usli_mt19937_seed(usli_mt19937 *mt, uint32_t seed) {
     mt->state[0] = seed;
-    for (uint32_t i = 1; i < 624; i++)
-        mt->state[i] = 1812433253u * (mt->state[i - 1] ^ (mt->state[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < 624; i++) mt->state[i] = 1812433253u * (mt->state[i - 1] ^ (mt->state[i - 1] >> 30)) + i;
     mt->index = 624;
 }
 

@@ -18,7 +18,8 @@ usl_status usli_cursor_window(usl_ctx *ctx, usli_cursor *c, int64_t window, int6
     }
     int64_t left = c->rows - c->position, n = left < window ? left : window, *order = NULL;
     if (c->shuffle) {
-        if (!(order = usli_malloc(ctx, (size_t)c->rows * sizeof *order))) return usli_nomem(ctx, (size_t)c->rows * sizeof *order);
+        if (!(order = usli_malloc(ctx, (size_t)c->rows * sizeof *order)))
+            return usli_nomem(ctx, (size_t)c->rows * sizeof *order);
         usli_randperm(c->seed + (uint32_t)c->epoch, c->rows, order);
     }
     for (int64_t i = 0; i < n; i++) pick[i] = order ? order[c->position + i] : c->position + i;

@@ -1,5 +1,5 @@
-/* Which rows come next. Plain data, so a checkpoint can hold it. Per epoch e the order is torch.randperm with seed + e, as
- * transformers' Trainer has it through accelerate; an update never crosses the end of an epoch. */
+/* Which rows come next. Plain data, so a checkpoint can hold it. Per epoch e the order is torch.randperm with seed + e,
+ * as transformers' Trainer has it through accelerate; an update never crosses the end of an epoch. */
 #ifndef USLI_DATA_CURSOR_H
 #define USLI_DATA_CURSOR_H
 

@@ -16,7 +16,9 @@ struct usl_rows {
 
 usl_status usli_rows_new(usl_ctx *ctx, int64_t max_length, usli_rows **out) {
     *out = NULL;
-    if (max_length < 0) return usli_fail(ctx, USL_ERR_INVALID, "max_length is %lld; 0 (no limit) or more is wanted", (long long)max_length);
+    if (max_length < 0)
+        return usli_fail(ctx, USL_ERR_INVALID, "max_length is %lld; 0 (no limit) or more is wanted",
+                         (long long)max_length);
     usli_rows *r = usli_calloc(ctx, 1, sizeof *r);
     if (!r) return usli_nomem(ctx, sizeof *r);
     usl_status st = usli_grow(ctx, &r->start, &r->start_cap, 1, sizeof *r->start);
@@ -104,8 +106,8 @@ static bool starts_with(const int32_t *ids, int64_t left, const int32_t *marker,
 }
 
 /* Copies into labels what counts: from response marker to instruction marker. */
-static void mask_row(const int32_t *ids, const int32_t *old, int64_t n, const int32_t *ins, int64_t n_ins, const int32_t *res,
-                     int64_t n_res, bool last_only, int32_t *labels) {
+static void mask_row(const int32_t *ids, const int32_t *old, int64_t n, const int32_t *ins, int64_t n_ins,
+                     const int32_t *res, int64_t n_res, bool last_only, int32_t *labels) {
     bool inside = false;
     for (int64_t i = 0; i < n; i++) labels[i] = USLI_IGNORE;
     for (int64_t i = 0; i < n;) {
@@ -124,8 +126,8 @@ static void mask_row(const int32_t *ids, const int32_t *old, int64_t n, const in
     }
 }
 
-usl_status usli_rows_mask_responses(const usli_rows *r, const int32_t *ins, int64_t n_ins, const int32_t *res, int64_t n_res,
-                                    bool last_only, usli_rows **out) {
+usl_status usli_rows_mask_responses(const usli_rows *r, const int32_t *ins, int64_t n_ins, const int32_t *res,
+                                    int64_t n_res, bool last_only, usli_rows **out) {
     usl_ctx *ctx = r->ctx;
     *out = NULL;
     if (n_res < 1 || n_ins < 1)

@@ -6,7 +6,8 @@ static usl_status window_new(usl_ctx *ctx, int64_t tokens, int64_t rows, usli_wi
     size_t t = (size_t)tokens, r = (size_t)rows;
     *out = NULL;
     if (tokens > INT32_MAX)
-        return usli_fail(ctx, USL_ERR_INVALID, "an update of %lld tokens is too long; use a smaller batch", (long long)tokens);
+        return usli_fail(ctx, USL_ERR_INVALID, "an update of %lld tokens is too long; use a smaller batch",
+                         (long long)tokens);
     size_t bytes = sizeof **out + r * sizeof(int64_t) + (3 * t + 2 * r + 1) * sizeof(int32_t);
     usli_window *w = usli_calloc(ctx, 1, bytes);
     if (!w) return usli_nomem(ctx, bytes);
@@ -33,8 +34,8 @@ static void note(usli_window *w, int64_t row) {
     for (int64_t i = w->cu[row]; i < w->cu[row + 1]; i++) w->counted += w->targets[i] != USLI_IGNORE;
 }
 
-usl_status usli_window_build(usl_ctx *ctx, const usli_rows *rows, const int64_t *pick, int64_t count, int64_t micro_batch,
-                             usli_window **out) {
+usl_status usli_window_build(usl_ctx *ctx, const usli_rows *rows, const int64_t *pick, int64_t count,
+                             int64_t micro_batch, usli_window **out) {
     int64_t tokens = 0;
     for (int64_t r = 0; r < count; r++) tokens += usli_rows_length(rows, pick[r]);
     usli_window *w;
@@ -57,14 +58,15 @@ usl_status usli_window_build(usl_ctx *ctx, const usli_rows *rows, const int64_t 
     return USL_OK;
 }
 
-usl_status usli_window_part(usl_ctx *ctx, const usli_window *w, int64_t first, int64_t capacity_tokens, int64_t capacity_rows,
-                            usli_window **out) {
+usl_status usli_window_part(usl_ctx *ctx, const usli_window *w, int64_t first, int64_t capacity_tokens,
+                            int64_t capacity_rows, usli_window **out) {
     int64_t last = first, base = w->cu[first];
     while (last < w->rows && last - first < capacity_rows && w->cu[last + 1] - base <= capacity_tokens) last++;
     *out = NULL;
     if (last == first)
         return usli_fail(ctx, USL_ERR_NOMEM, "row %lld has %lld tokens; a pass has room for %lld; lower max_seq_length",
-                         (long long)w->row_id[first] + 1, (long long)(w->cu[first + 1] - base), (long long)capacity_tokens);
+                         (long long)w->row_id[first] + 1, (long long)(w->cu[first + 1] - base),
+                         (long long)capacity_tokens);
     usli_window *p;
     USLI_TRY(window_new(ctx, w->cu[last] - base, last - first, out));
     p = *out;

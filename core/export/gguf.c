@@ -1,5 +1,5 @@
-/* GGUF as llama.cpp reads it: metadata keys, tensor names, the order of q and k rows and the mix of k-quant types are those
- * of its converter and of its quantiser. */
+/* GGUF as llama.cpp reads it: metadata keys, tensor names, the order of q and k rows and the mix of k-quant types are
+ * those of its converter and of its quantiser. */
 #include <math.h>
 #include <string.h>
 
@@ -13,7 +13,7 @@ static const struct {
     uint32_t file_type;
     bool mixed; /* some matrices get more bits */
 } METHODS[] = {
-    { "f32", USL_F32, 0, false },   { "f16", USL_F16, 1, false },    { "bf16", USL_BF16, 32, false },
+    { "f32", USL_F32, 0, false },   { "f16", USL_F16, 1, false },     { "bf16", USL_BF16, 32, false },
     { "q8_0", USL_Q8_0, 7, false }, { "q4_k_m", USL_Q4_K, 15, true },
 };
 enum { METHOD_COUNT = sizeof METHODS / sizeof *METHODS, PAD_NAME = 32 };
@@ -38,7 +38,9 @@ static usl_dtype type_of(const usl_model *m, int method, usli_slot slot, int64_t
     return t;
 }
 
-/* ---- Metadata ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Metadata
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct meta {
     usli_gguf_writer *w;
@@ -68,10 +70,16 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
         const char *key;
         int64_t value;
     } sizes[] = {
-        { "vocab_size", c->vocab }, { "context_length", c->context }, { "embedding_length", c->hidden },
-        { "block_count", c->layers }, { "feed_forward_length", c->inter }, { "attention.head_count", c->heads },
-        { "attention.head_count_kv", c->kv_heads }, { "rope.dimension_count", c->head_dim },
-        { "attention.key_length", c->head_dim }, { "attention.value_length", c->head_dim },
+        { "vocab_size", c->vocab },
+        { "context_length", c->context },
+        { "embedding_length", c->hidden },
+        { "block_count", c->layers },
+        { "feed_forward_length", c->inter },
+        { "attention.head_count", c->heads },
+        { "attention.head_count_kv", c->kv_heads },
+        { "rope.dimension_count", c->head_dim },
+        { "attention.key_length", c->head_dim },
+        { "attention.value_length", c->head_dim },
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         USLI_TRY(usli_gguf_put_u32(w, arch_key(k, sizes[i].key), (uint32_t)sizes[i].value));
@@ -80,7 +88,8 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
     if (c->rope.kind != USLI_ROPE_LINEAR && c->rope.kind != USLI_ROPE_YARN) return USL_OK;
     USLI_TRY(put_text(w, arch_key(k, "rope.scaling.type"), c->rope.kind == USLI_ROPE_YARN ? "yarn" : "linear"));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "rope.scaling.factor"), (float)c->rope.factor));
-    return usli_gguf_put_u32(w, arch_key(k, "rope.scaling.original_context_length"), (uint32_t)c->rope.original_context);
+    return usli_gguf_put_u32(w, arch_key(k, "rope.scaling.original_context_length"),
+                             (uint32_t)c->rope.original_context);
 }
 
 static usl_status put_tokens(usl_ctx *ctx, usli_gguf_writer *w, const usli_tokenizer *tok, int64_t n) {
@@ -162,7 +171,8 @@ static usl_status put_tokenizer(const usl_model *m, const usli_tokenizer *tok, u
     USLI_TRY(put_tokens(ctx, w, tok, m->config.vocab));
     if (gpt2) USLI_TRY(put_merges(ctx, w, tok));
     static const char *const KEYS[USLI_SPECIALS] = { "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
-                                                     "tokenizer.ggml.padding_token_id", "tokenizer.ggml.unknown_token_id" };
+                                                     "tokenizer.ggml.padding_token_id",
+                                                     "tokenizer.ggml.unknown_token_id" };
     int32_t ids[USLI_SPECIALS];
     for (int i = 0; i < USLI_SPECIALS; i++) ids[i] = usli_tokenizer_special(tok, (usli_special)i);
     if (ids[USLI_BOS] < 0) ids[USLI_BOS] = m->config.bos;
@@ -172,19 +182,23 @@ static usl_status put_tokenizer(const usl_model *m, const usli_tokenizer *tok, u
         if (ids[i] >= 0) USLI_TRY(usli_gguf_put_u32(w, KEYS[i], (uint32_t)ids[i]));
     USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", usli_tokenizer_adds_bos(tok)));
     USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_eos_token", usli_tokenizer_adds_eos(tok)));
-    if (!gpt2) USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", usli_tokenizer_adds_space_prefix(tok)));
+    if (!gpt2)
+        USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", usli_tokenizer_adds_space_prefix(tok)));
     const char *template = usli_tokenizer_chat_template(tok);
     return template ? put_text(w, "tokenizer.chat_template", template) : USL_OK;
 }
 
-/* ---- Tensors -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Tensors
+ * --------------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_gguf_write(ud, data, bytes);
 }
 
 static bool permuted(const usl_model *m, usli_slot slot) {
-    return m->config.arch->gguf_permuted && (slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS);
+    return m->config.arch->gguf_permuted &&
+           (slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS);
 }
 
 /* Llama 3.1's scaling is a tensor of frequency divisors in GGUF. */
@@ -238,10 +252,12 @@ usl_status usli_export_gguf(usl_model *m, const usli_tokenizer *tok, const char 
     int method = 0;
     while (method < METHOD_COUNT && strcmp(METHODS[method].name, name) != 0) method++;
     if (method == METHOD_COUNT)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "quantization_method \"%s\" is not supported; use f32, f16, bf16, q8_0 or q4_k_m", name);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "quantization_method \"%s\" is not supported; use f32, f16, bf16, q8_0 or q4_k_m", name);
     if (!tok) return usli_fail(ctx, USL_ERR_INVALID, "%s: a GGUF holds the tokenizer; give it", path);
     if (usli_tokenizer_size(tok) > m->config.vocab)
-        return usli_fail(ctx, USL_ERR_SHAPE, "%s: the tokenizer has %lld tokens and the model %lld; they do not belong together", path,
+        return usli_fail(ctx, USL_ERR_SHAPE,
+                         "%s: the tokenizer has %lld tokens and the model %lld; they do not belong together", path,
                          (long long)usli_tokenizer_size(tok), (long long)m->config.vocab);
     usli_gguf_writer *w;
     uint64_t bytes = 0;

@@ -33,8 +33,8 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_safetensors_write(ud, data, bytes);
 }
 
-static usl_status write_shard(usl_model *m, const char *path, const char *file, int64_t first, int64_t last, usl_dtype dtype,
-                              json_t *weight_map) {
+static usl_status write_shard(usl_model *m, const char *path, const char *file, int64_t first, int64_t last,
+                              usl_dtype dtype, json_t *weight_map) {
     usli_safetensors_writer *w;
     usl_status st;
     USLI_TRY(usli_safetensors_create(m->ctx, path, &w));
@@ -136,7 +136,8 @@ static json_t *generation_json(const usl_model *m) {
 usl_status usli_export_merged(usl_model *m, const usli_tokenizer *tok, const char *dir, usl_dtype dtype) {
     usl_ctx *ctx = m->ctx;
     if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16)
-        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16 or float16, not %s", usl_dtype_name(dtype));
+        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16 or float16, not %s",
+                         usl_dtype_name(dtype));
     USLI_TRY(usli_make_dirs(ctx, dir));
     USLI_TRY(write_weights(m, dir, dtype));
     if (tok) USLI_TRY(usli_tokenizer_save(ctx, tok, dir));

@@ -27,8 +27,10 @@ bool usli_export_slot(const usl_model *m, int64_t i, usli_slot *slot, int64_t *l
 usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes) {
     uint64_t room = usli_free_disk(path);
     if (room >= bytes) return USL_OK;
-    return usli_fail(ctx, USL_ERR_IO, "%s: the export needs %.2f GiB and the disk has %.2f GiB left; free some space or choose another "
-                     "folder", path, (double)bytes / (1 << 30), (double)room / (1 << 30));
+    return usli_fail(ctx, USL_ERR_IO,
+                     "%s: the export needs %.2f GiB and the disk has %.2f GiB left; free some space or choose another "
+                     "folder",
+                     path, (double)bytes / (1 << 30), (double)room / (1 << 30));
 }
 
 typedef struct job {
@@ -54,7 +56,8 @@ static void row_task(void *arg, int64_t task, int worker) {
     int64_t row = source_row(j, j->first + task);
     char *out = j->out + (size_t)task * j->row_bytes;
     if (j->raw) {
-        memcpy(out, (const char *)usli_model_weight(j->m, j->slot, j->layer)->m.data + (size_t)row * j->row_bytes, j->row_bytes);
+        memcpy(out, (const char *)usli_model_weight(j->m, j->slot, j->layer)->m.data + (size_t)row * j->row_bytes,
+               j->row_bytes);
         return;
     }
     float *values = j->scratch + (int64_t)worker * j->cols;
@@ -79,8 +82,8 @@ static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
     return USL_OK;
 }
 
-usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool permuted, usli_sink_fn sink,
-                              void *ud) {
+usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool permuted,
+                              usli_sink_fn sink, void *ud) {
     usl_ctx *ctx = m->ctx;
     job j = { .m = m, .slot = slot, .layer = layer, .dtype = dtype, .permuted = permuted };
     int64_t rows, cols;
@@ -93,7 +96,8 @@ usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_d
     j.row_bytes = usli_row_bytes(dtype, j.cols);
     int64_t slab = SLAB / j.cols > 1 ? SLAB / j.cols : 1;
     if (slab > j.rows) slab = j.rows;
-    size_t scratch = (size_t)usli_pool_threads(ctx->pool) * (size_t)j.cols * sizeof(float), bytes = (size_t)slab * j.row_bytes;
+    size_t scratch = (size_t)usli_pool_threads(ctx->pool) * (size_t)j.cols * sizeof(float),
+           bytes = (size_t)slab * j.row_bytes;
     j.scratch = usli_malloc_aligned(ctx, scratch);
     j.out = usli_malloc_aligned(ctx, bytes);
     usl_status st = j.scratch && j.out ? USL_OK : usli_nomem(ctx, scratch + bytes);

@@ -19,11 +19,11 @@ typedef struct usl_generator {
     bool started;
     int64_t longest; /* tokens a row can come to */
     usli_cache cache;
-    int32_t *numbers; /* one block for all the arrays below */
-    int32_t *ids, *position, *store;                  /* (tokens of a step) */
+    int32_t *numbers;                                     /* one block for all the arrays below */
+    int32_t *ids, *position, *store;                      /* (tokens of a step) */
     int32_t *cu, *begin, *k_lens, *last, *cu_seen, *next; /* (rows + 1) */
-    int32_t *seen;                                    /* (rows * longest) */
-    int *live; /* rows still going, by number */
+    int32_t *seen;                                        /* (rows * longest) */
+    int *live;                                            /* rows still going, by number */
     int live_count;
     uint64_t offset; /* steps sampled: Philox counter */
 } session;
@@ -31,28 +31,37 @@ typedef struct usl_generator {
 static usl_status check_ids(usl_model *m, const int32_t *ids, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= m->config.vocab)
-            return usli_fail(m->ctx, USL_ERR_INVALID, "token id %d at position %lld is outside the vocabulary of %lld", ids[i],
-                             (long long)i + 1, (long long)m->config.vocab);
+            return usli_fail(m->ctx, USL_ERR_INVALID, "token id %d at position %lld is outside the vocabulary of %lld",
+                             ids[i], (long long)i + 1, (long long)m->config.vocab);
     if (count > m->context)
-        return usli_fail(m->ctx, USL_ERR_INVALID, "%lld tokens do not fit max_seq_length %lld; load the model with a larger "
-                         "max_seq_length or shorten the text", (long long)count, (long long)m->context);
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "%lld tokens do not fit max_seq_length %lld; load the model with a larger "
+                         "max_seq_length or shorten the text",
+                         (long long)count, (long long)m->context);
     return USL_OK;
 }
 
 /* Hidden states of a batch, then logits of the tokens in `last`: (count, vocab). */
-static usl_status forward(usli_exec *x, const usl_model *m, const usli_batch *b, const usli_cache *cache, const int32_t *last,
-                          int64_t count, float **logits) {
+static usl_status forward(usli_exec *x, const usl_model *m, const usli_batch *b, const usli_cache *cache,
+                          const int32_t *last, int64_t count, float **logits) {
     void *hidden, *picked;
     USLI_TAKE(*logits, x, false, (size_t)count * (size_t)m->config.vocab * sizeof(float));
     USLI_TRY(usli_pass_infer(x, m, b, cache, &hidden));
     USLI_TAKE(picked, x, false, (size_t)count * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype));
-    usli_gather_args g = { .rows = count, .cols = m->config.hidden, .x_rows = b->tokens, .dtype = m->dtype, .index = last,
-                           .x = hidden, .y = picked };
+    usli_gather_args g = { .rows = count,
+                           .cols = m->config.hidden,
+                           .x_rows = b->tokens,
+                           .dtype = m->dtype,
+                           .index = last,
+                           .x = hidden,
+                           .y = picked };
     USLI_TRY(usli_op_gather(x, &g, USLI_FORWARD));
     return usli_pass_logits(x, m, picked, count, *logits);
 }
 
-/* ---- Logits ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Logits
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
 
 enum { LOGITS_CHUNK = 512 };
 
@@ -95,7 +104,9 @@ done:
     return st;
 }
 
-/* ---- Generation ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- Generation
+ * -----------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status take_memory(session *s, int64_t prompt_tokens) {
     usl_ctx *ctx = s->ctx;
@@ -110,8 +121,14 @@ static usl_status take_memory(session *s, int64_t prompt_tokens) {
     int32_t **short_ones[] = { &s->cu, &s->begin, &s->k_lens, &s->last, &s->cu_seen, &s->next };
     for (int i = 0; i < 6; i++, p += rows) *short_ones[i] = p;
     s->seen = p;
-    s->cache = (usli_cache){ .dtype = s->m->dtype, .layers = c->layers, .slots = s->rows, .length = s->longest,
-                             .width = c->kv_heads * c->head_dim, .store = s->store, .begin = s->begin, .k_lens = s->k_lens };
+    s->cache = (usli_cache){ .dtype = s->m->dtype,
+                             .layers = c->layers,
+                             .slots = s->rows,
+                             .length = s->longest,
+                             .width = c->kv_heads * c->head_dim,
+                             .store = s->store,
+                             .begin = s->begin,
+                             .k_lens = s->k_lens };
     size_t half = (size_t)(c->layers * s->rows * s->longest * s->cache.width) * usli_dtype_bytes(s->m->dtype);
     if (!(s->cache_base = usli_malloc_aligned(ctx, 2 * half))) return usli_nomem(ctx, 2 * half);
     s->cache.k = s->cache_base;
@@ -139,7 +156,9 @@ static void fill(session *s, bool prompts, usli_batch *b) {
         if (have > s->cache.longest) s->cache.longest = have;
     }
     s->cu[s->live_count] = (int32_t)t;
-    *b = (usli_batch){ .tokens = t, .rows = s->live_count, .ids = s->ids, .position = s->position, .cu = s->cu, .longest = longest };
+    *b = (usli_batch){
+        .tokens = t, .rows = s->live_count, .ids = s->ids, .position = s->position, .cu = s->cu, .longest = longest
+    };
 }
 
 static usl_status forward_and_sample(session *s, const usli_batch *b) {
@@ -147,10 +166,18 @@ static usl_status forward_and_sample(session *s, const usli_batch *b) {
     bool penalty = o->repetition_penalty > 0 && o->repetition_penalty != 1.0;
     float *logits;
     USLI_TRY(forward(&s->exec, s->m, b, &s->cache, s->last, s->live_count, &logits));
-    usli_sample_args sample = { .rows = s->live_count, .cols = s->m->config.vocab, .logits = logits,
-                                .temperature = (float)o->temperature, .top_p = (float)o->top_p, .min_p = (float)o->min_p,
-                                .repetition_penalty = penalty ? (float)o->repetition_penalty : 1.0f, .top_k = o->top_k,
-                                .seen = s->seen, .cu_seen = penalty ? s->cu_seen : NULL, .seed = o->seed, .offset = &s->offset,
+    usli_sample_args sample = { .rows = s->live_count,
+                                .cols = s->m->config.vocab,
+                                .logits = logits,
+                                .temperature = (float)o->temperature,
+                                .top_p = (float)o->top_p,
+                                .min_p = (float)o->min_p,
+                                .repetition_penalty = penalty ? (float)o->repetition_penalty : 1.0f,
+                                .top_k = o->top_k,
+                                .seen = s->seen,
+                                .cu_seen = penalty ? s->cu_seen : NULL,
+                                .seed = o->seed,
+                                .offset = &s->offset,
                                 .out = s->next };
     USLI_TRY(usli_op_sample(&s->exec, &sample, USLI_FORWARD));
     s->arena.high = s->arena.low = 0;
@@ -219,7 +246,8 @@ static usl_status step(session *s, bool prompts) {
 
 static usl_status check_request(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *o) {
     if (o->max_new_tokens < 1)
-        return usli_fail(m->ctx, USL_ERR_INVALID, "max_new_tokens is %lld; 1 or more is wanted", (long long)o->max_new_tokens);
+        return usli_fail(m->ctx, USL_ERR_INVALID, "max_new_tokens is %lld; 1 or more is wanted",
+                         (long long)o->max_new_tokens);
     if (!(o->temperature >= 0))
         return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; 0 (greedy) or more is wanted", o->temperature);
     for (int i = 0; i < rows; i++) {
@@ -227,8 +255,10 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
             return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt is empty; give at least one token (BOS, say)");
         USLI_TRY(check_ids(m, prompts[i].ids, prompts[i].count));
         if (prompts[i].count >= m->context)
-            return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt's %lld tokens fill max_seq_length %lld and leave no room to answer; "
-                             "load the model with a larger max_seq_length", (long long)prompts[i].count, (long long)m->context);
+            return usli_fail(m->ctx, USL_ERR_INVALID,
+                             "the prompt's %lld tokens fill max_seq_length %lld and leave no room to answer; "
+                             "load the model with a larger max_seq_length",
+                             (long long)prompts[i].count, (long long)m->context);
     }
     return USL_OK;
 }
@@ -242,7 +272,8 @@ static usl_status copy_request(session *s, const usli_prompt *prompts, int64_t t
     s->out = usli_calloc(ctx, rows, sizeof *s->out);
     s->given_ids = usli_calloc(ctx, (size_t)total, sizeof *s->given_ids);
     s->stop_ids = usli_calloc(ctx, stops + 1, sizeof *s->stop_ids);
-    if (!s->prompts || !s->out || !s->given_ids || !s->stop_ids) return usli_nomem(ctx, (size_t)total * sizeof *s->given_ids);
+    if (!s->prompts || !s->out || !s->given_ids || !s->stop_ids)
+        return usli_nomem(ctx, (size_t)total * sizeof *s->given_ids);
     int32_t *at = s->given_ids;
     for (int i = 0; i < s->rows; i++) {
         s->prompts[i] = (usli_prompt){ at, prompts[i].count };
@@ -318,7 +349,8 @@ usl_status usli_generator_next(usl_generator *s, int32_t *id) {
     return USL_OK;
 }
 
-usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts, usli_generated *out) {
+usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts,
+                         usli_generated *out) {
     usl_generator *s;
     int32_t id;
     usl_status st = USL_OK;

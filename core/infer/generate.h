@@ -14,14 +14,17 @@ typedef struct usli_generated {
     int64_t count;
 } usli_generated;
 
-/* The same, a token at a time. Prompts and options are copied; the model is kept alive. *out is new: usli_generator_free. */
-usl_status usli_generator_new(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts, usl_generator **out);
+/* The same, a token at a time. Prompts and options are copied; the model is kept alive. *out is new:
+ * usli_generator_free. */
+usl_status usli_generator_new(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts,
+                              usl_generator **out);
 void usli_generator_free(usl_generator *g); /* NULL is fine */
 /* One more token of every row that still goes; *id: that of the first row, -1 when its text has ended. */
 usl_status usli_generator_next(usl_generator *g, int32_t *id);
-/* Continues every prompt. opts as in unsloth.h; on_token is called when there is one row only. out: (rows), the caller's;
- * on failure nothing in it needs freeing. */
-usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts, usli_generated *out);
+/* Continues every prompt. opts as in unsloth.h; on_token is called when there is one row only. out: (rows), the
+ * caller's; on failure nothing in it needs freeing. */
+usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts,
+                         usli_generated *out);
 /* (count, vocab) float32 into out, which the caller owns. */
 usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out);
 

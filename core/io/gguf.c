@@ -5,7 +5,8 @@
 
 #include "core/quant/traits.h"
 
-/* ---- A cursor that cannot leave the file ------------------------------------------------------------------------------------ */
+/* ---- A cursor that cannot leave the file
+ * ------------------------------------------------------------------------------------ */
 
 typedef struct parser {
     usl_ctx *ctx;
@@ -45,7 +46,9 @@ static int type_bytes(usli_gguf_type type) {
     return (unsigned)type < sizeof BYTES / sizeof *BYTES ? BYTES[type] : 0;
 }
 
-/* ---- Metadata ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Metadata
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status bad_key(parser *p, const usli_gguf_kv *kv, const char *what) {
     return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: metadata \"%s\": %s", p->file->map->path, kv->key, what);
@@ -54,7 +57,8 @@ static usl_status bad_key(parser *p, const usli_gguf_kv *kv, const char *what) {
 static usl_status read_strings(parser *p, usli_gguf_kv *kv, uint64_t count) {
     /* Each string takes 8 bytes at least: a lying count cannot ask for more memory than the file explains. */
     if (count > (uint64_t)(p->end - p->pos) / 8) return bad_key(p, kv, "its length lies outside the file");
-    if (!(kv->strings = usli_calloc(p->ctx, (size_t)count + 1, sizeof *kv->strings))) return usli_nomem(p->ctx, (size_t)count * 16);
+    if (!(kv->strings = usli_calloc(p->ctx, (size_t)count + 1, sizeof *kv->strings)))
+        return usli_nomem(p->ctx, (size_t)count * 16);
     for (uint64_t i = 0; i < count; i++) USLI_TRY(get_str(p, &kv->strings[i]));
     return USL_OK;
 }
@@ -73,7 +77,8 @@ static usl_status read_value(parser *p, usli_gguf_kv *kv) {
         if (kv->elem == USLI_GGUF_STRING) return read_strings(p, kv, kv->count);
         int size = type_bytes(kv->elem);
         if (!size) return bad_key(p, kv, "the type of its elements is not known");
-        if (kv->count > (uint64_t)(p->end - p->pos) / (uint64_t)size) return bad_key(p, kv, "its length lies outside the file");
+        if (kv->count > (uint64_t)(p->end - p->pos) / (uint64_t)size)
+            return bad_key(p, kv, "its length lies outside the file");
         kv->data = p->pos;
         p->pos += kv->count * (uint64_t)size;
         return USL_OK;
@@ -104,7 +109,9 @@ static usl_status read_metadata(parser *p, uint64_t count) {
     return USL_OK;
 }
 
-/* ---- Tensors ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Tensors
+ * -------------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status bad_tensor(parser *p, const usli_file_tensor *t, const char *what) {
     return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\": %s", p->file->map->path, t->name, what);
@@ -117,7 +124,8 @@ static usl_status read_tensor(parser *p, usli_file_tensor *t, uint64_t *offset) 
     t->ndim = (int)dims;
     for (int i = t->ndim; i-- > 0;) {
         uint64_t d = get(p, 8);
-        if (d > INT64_MAX || (d && elements > INT64_MAX / d)) return bad_tensor(p, t, "its dimensions are impossibly large");
+        if (d > INT64_MAX || (d && elements > INT64_MAX / d))
+            return bad_tensor(p, t, "its dimensions are impossibly large");
         t->shape[i] = (int64_t)d;
         elements *= d;
     }
@@ -125,8 +133,9 @@ static usl_status read_tensor(parser *p, usli_file_tensor *t, uint64_t *offset) 
     *offset = get(p, 8);
     if (p->failed) return cut(p);
     const usli_traits *traits = type < 64 ? usli_traits_of((usl_dtype)type) : NULL;
-    if (!traits) return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %u, which is not known", p->file->map->path,
-                                  t->name, type);
+    if (!traits)
+        return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %u, which is not known",
+                         p->file->map->path, t->name, type);
     t->dtype = (usl_dtype)type;
     int64_t row = t->ndim ? t->shape[t->ndim - 1] : 1;
     if (row % traits->block) return bad_tensor(p, t, "its rows are no whole number of blocks");
@@ -213,13 +222,15 @@ static usl_status read_file(parser *p) {
     f->version = (uint32_t)get(p, 4);
     if (p->failed) return cut(p);
     if (f->version != 2 && f->version != 3)
-        return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: is GGUF version %u; versions 2 and 3 are read", path, f->version);
+        return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: is GGUF version %u; versions 2 and 3 are read", path,
+                         f->version);
     uint64_t tensors = get(p, 8), keys = get(p, 8);
     if (p->failed) return cut(p);
     USLI_TRY(read_metadata(p, keys));
     int64_t alignment = usli_gguf_int(f, "general.alignment", 32);
     if (alignment < 1 || alignment > 1 << 20 || (alignment & (alignment - 1)))
-        return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: general.alignment is %lld, no power of two", path, (long long)alignment);
+        return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: general.alignment is %lld, no power of two", path,
+                         (long long)alignment);
     f->alignment = (size_t)alignment;
     return read_tensors(p, tensors);
 }
@@ -256,7 +267,9 @@ void usli_gguf_close(usli_gguf *f) {
     usl_ctx_free(ctx);
 }
 
-/* ---- Looking up ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Looking up
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
 
 const usli_gguf_kv *usli_gguf_find(const usli_gguf *f, const char *key) {
     for (size_t i = 0; i < f->kv_count; i++)

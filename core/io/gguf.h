@@ -1,13 +1,24 @@
-/* GGUF v2 and v3, little-endian: reading (mapped, whole structure checked, no large allocation on the word of a file) and
- * writing (streamed). Block types are described by core/quant/traits.h. */
+/* GGUF v2 and v3, little-endian: reading (mapped, whole structure checked, no large allocation on the word of a file)
+ * and writing (streamed). Block types are described by core/quant/traits.h. */
 #ifndef USLI_IO_GGUF_H
 #define USLI_IO_GGUF_H
 
 #include "core/io/safetensors.h"
 
 typedef enum usli_gguf_type {
-    USLI_GGUF_U8, USLI_GGUF_I8, USLI_GGUF_U16, USLI_GGUF_I16, USLI_GGUF_U32, USLI_GGUF_I32, USLI_GGUF_F32, USLI_GGUF_BOOL,
-    USLI_GGUF_STRING, USLI_GGUF_ARRAY, USLI_GGUF_U64, USLI_GGUF_I64, USLI_GGUF_F64
+    USLI_GGUF_U8,
+    USLI_GGUF_I8,
+    USLI_GGUF_U16,
+    USLI_GGUF_I16,
+    USLI_GGUF_U32,
+    USLI_GGUF_I32,
+    USLI_GGUF_F32,
+    USLI_GGUF_BOOL,
+    USLI_GGUF_STRING,
+    USLI_GGUF_ARRAY,
+    USLI_GGUF_U64,
+    USLI_GGUF_I64,
+    USLI_GGUF_F64
 } usli_gguf_type;
 
 typedef struct usli_gguf_str {
@@ -20,7 +31,8 @@ typedef struct usli_gguf_kv {
     usli_gguf_type type;
     usli_gguf_type elem; /* ARRAY: of its elements (an array of arrays is refused) */
     uint64_t count;      /* ARRAY */
-    const uint8_t *data; /* ARRAY of plain numbers: unaligned, in the mapping. STRING, ARRAY of STRING: use the getters */
+    const uint8_t
+        *data; /* ARRAY of plain numbers: unaligned, in the mapping. STRING, ARRAY of STRING: use the getters */
     usli_gguf_str *strings; /* STRING (one) and ARRAY of STRING */
 } usli_gguf_kv;
 
@@ -48,7 +60,8 @@ usli_gguf_str usli_gguf_string(const usli_gguf *file, const char *key); /* data 
 int64_t usli_gguf_array_int(const usli_gguf_kv *kv, uint64_t i);
 double usli_gguf_array_float(const usli_gguf_kv *kv, uint64_t i);
 
-/* Writing: metadata and tensor descriptions in any order, then begin, then each tensor's bytes in the order described. */
+/* Writing: metadata and tensor descriptions in any order, then begin, then each tensor's bytes in the order described.
+ */
 typedef struct usli_gguf_writer usli_gguf_writer;
 usl_status usli_gguf_create(usl_ctx *ctx, const char *path, usli_gguf_writer **out);
 usl_status usli_gguf_put_u32(usli_gguf_writer *w, const char *key, uint32_t value);
@@ -58,7 +71,8 @@ usl_status usli_gguf_put_f32(usli_gguf_writer *w, const char *key, float value);
 usl_status usli_gguf_put_bool(usli_gguf_writer *w, const char *key, bool value);
 usl_status usli_gguf_put_string(usli_gguf_writer *w, const char *key, const char *text, size_t len);
 usl_status usli_gguf_put_strings(usli_gguf_writer *w, const char *key, const usli_gguf_str *items, uint64_t count);
-usl_status usli_gguf_put_array(usli_gguf_writer *w, const char *key, usli_gguf_type elem, const void *items, uint64_t count);
+usl_status usli_gguf_put_array(usli_gguf_writer *w, const char *key, usli_gguf_type elem, const void *items,
+                               uint64_t count);
 usl_status usli_gguf_copy_kv(usli_gguf_writer *w, const usli_gguf_kv *kv);
 usl_status usli_gguf_add(usli_gguf_writer *w, const char *name, usl_dtype dtype, int ndim, const int64_t *shape);
 usl_status usli_gguf_begin(usli_gguf_writer *w);

@@ -15,8 +15,8 @@ struct usli_gguf_writer {
     usli_writer *file;
     bytes kv, tensors;
     uint64_t kv_count, tensor_count;
-    uint64_t offset; /* of the next tensor described */
-    uint64_t *ends;  /* unpadded end of each tensor, from the start of the data */
+    uint64_t offset;     /* of the next tensor described */
+    uint64_t *ends;      /* unpadded end of each tensor, from the start of the data */
     size_t ends_cap, at; /* at: tensor being written */
     uint64_t start;
 };
@@ -105,7 +105,8 @@ static size_t elem_bytes(usli_gguf_type type) {
 }
 
 /* Numbers of the machine, which is little-endian, as is the file. */
-usl_status usli_gguf_put_array(usli_gguf_writer *w, const char *key, usli_gguf_type elem, const void *items, uint64_t count) {
+usl_status usli_gguf_put_array(usli_gguf_writer *w, const char *key, usli_gguf_type elem, const void *items,
+                               uint64_t count) {
     USLI_TRY(put_key(w, key, USLI_GGUF_ARRAY));
     USLI_TRY(put_number(w, &w->kv, elem, 4));
     USLI_TRY(put_number(w, &w->kv, count, 8));
@@ -130,7 +131,8 @@ usl_status usli_gguf_add(usli_gguf_writer *w, const char *name, usl_dtype dtype,
     int64_t n = 1;
     for (int i = 0; i < ndim; i++) n *= shape[i];
     size_t size = usli_row_bytes(dtype, n);
-    if (!size || dtype >= 64) return usli_fail(w->ctx, USL_ERR_SHAPE, "tensor \"%s\" does not fit the type %s", name, usl_dtype_name(dtype));
+    if (!size || dtype >= 64)
+        return usli_fail(w->ctx, USL_ERR_SHAPE, "tensor \"%s\" does not fit the type %s", name, usl_dtype_name(dtype));
     USLI_TRY(put_str(w, &w->tensors, name, strlen(name)));
     USLI_TRY(put_number(w, &w->tensors, (uint64_t)ndim, 4));
     for (int i = ndim; i-- > 0;) USLI_TRY(put_number(w, &w->tensors, (uint64_t)shape[i], 8));

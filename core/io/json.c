@@ -32,14 +32,18 @@ static usl_status bad(usli_json_reader *r, const char *at, const char *what) {
     return usli_fail(r->ctx, USL_ERR_FORMAT, "%s: line %zu: %s", r->name, line, what);
 }
 
-/* ---- Strings ------------------------------------------------------------------------------------------------------------------ */
+/* ---- Strings
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static int hex4(const char *p, const char *end) {
     int v = 0;
     if (end - p < 4) return -1;
     for (int i = 0; i < 4; i++) {
         char c = p[i];
-        int d = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        int d = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
         if (d < 0) return -1;
         v = v * 16 + d;
     }
@@ -137,7 +141,8 @@ static usl_status read_string(usli_json_reader *r) {
     return USL_OK;
 }
 
-/* ---- Numbers and words ----------------------------------------------------------------------------------------------------------- */
+/* ---- Numbers and words
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static bool digit(const char *p, const char *end) {
     return p < end && *p >= '0' && *p <= '9';
@@ -200,7 +205,9 @@ static usl_status read_word(usli_json_reader *r) {
     return read_number(r);
 }
 
-/* ---- Structure --------------------------------------------------------------------------------------------------------------------- */
+/* ---- Structure
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static bool in_object(const usli_json_reader *r) {
     return r->depth && (r->in_object[(r->depth - 1) / 64] >> ((r->depth - 1) % 64) & 1);
@@ -267,7 +274,8 @@ usl_status usli_json_next(usli_json_reader *r) {
     case FIRST_IN_OBJECT: return c == '}' ? pop(r) : read_key(r);
     case AFTER_VALUE:
         if (c == (in_object(r) ? '}' : ']')) return pop(r);
-        if (c != ',') return bad(r, r->pos, r->pos < r->end ? "\",\" or the end of the list is expected" : "the text is cut off");
+        if (c != ',')
+            return bad(r, r->pos, r->pos < r->end ? "\",\" or the end of the list is expected" : "the text is cut off");
         r->pos++;
         skip_space(r);
         return in_object(r) ? read_key(r) : read_value(r);
@@ -283,8 +291,17 @@ usl_status usli_json_skip(usli_json_reader *r) {
 }
 
 usl_status usli_json_expect(usli_json_reader *r, usli_json_kind kind, const char *what) {
-    static const char *const KINDS[] = { "the end", "null", "true or false", "a whole number", "a number", "a string", "an array",
-                                         "the end of an array", "an object", "a key", "the end of an object" };
+    static const char *const KINDS[] = { "the end",
+                                         "null",
+                                         "true or false",
+                                         "a whole number",
+                                         "a number",
+                                         "a string",
+                                         "an array",
+                                         "the end of an array",
+                                         "an object",
+                                         "a key",
+                                         "the end of an object" };
     USLI_TRY(usli_json_next(r));
     if (r->kind == kind) return USL_OK;
     char text[160];

@@ -11,16 +11,24 @@
 
 typedef enum usli_json_kind {
     USLI_JSON_END, /* of the text */
-    USLI_JSON_NULL, USLI_JSON_BOOL, USLI_JSON_INT, USLI_JSON_FLOAT, USLI_JSON_STRING,
-    USLI_JSON_ARRAY, USLI_JSON_ARRAY_END, USLI_JSON_OBJECT, USLI_JSON_KEY, USLI_JSON_OBJECT_END
+    USLI_JSON_NULL,
+    USLI_JSON_BOOL,
+    USLI_JSON_INT,
+    USLI_JSON_FLOAT,
+    USLI_JSON_STRING,
+    USLI_JSON_ARRAY,
+    USLI_JSON_ARRAY_END,
+    USLI_JSON_OBJECT,
+    USLI_JSON_KEY,
+    USLI_JSON_OBJECT_END
 } usli_json_kind;
 
 typedef struct usli_json_reader {
     usl_ctx *ctx;
     const char *name; /* for errors: the file */
     const char *text, *pos, *end;
-    /* The current event. str is UTF-8 with escapes resolved, not 0-terminated, may hold NUL; it points into the text when
-     * there was no escape, else into scratch: valid until the next call. */
+    /* The current event. str is UTF-8 with escapes resolved, not 0-terminated, may hold NUL; it points into the text
+     * when there was no escape, else into scratch: valid until the next call. */
     usli_json_kind kind;
     const char *str; /* KEY, STRING */
     size_t len;
@@ -46,7 +54,8 @@ usl_status usli_json_build(usli_json_reader *r, json_t **out);
 /* True when the current KEY or STRING equals text. */
 bool usli_json_is(const usli_json_reader *r, const char *text);
 
-/* *out is new: json_decref. Any value at the top. Object keys keep their order. name is for errors ("file: line N: ..."). */
+/* *out is new: json_decref. Any value at the top. Object keys keep their order. name is for errors ("file: line N:
+ * ..."). */
 usl_status usli_json_parse(usl_ctx *ctx, const char *name, const char *text, size_t len, json_t **out);
 usl_status usli_json_load(usl_ctx *ctx, const char *path, json_t **out);
 /* *out is new (usli_free); indent 0 is compact with ", " and ": " as Python's json.dumps writes it. */

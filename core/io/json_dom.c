@@ -21,7 +21,8 @@ static usl_status build_object(usli_json_reader *r, json_t *object) {
         json_t *item;
         USLI_TRY(usli_json_next(r));
         if (r->kind == USLI_JSON_OBJECT_END) return USL_OK;
-        if (memchr(r->str, 0, r->len)) return usli_fail(r->ctx, USL_ERR_UNSUPPORTED, "%s: a key holds the character NUL", r->name);
+        if (memchr(r->str, 0, r->len))
+            return usli_fail(r->ctx, USL_ERR_UNSUPPORTED, "%s: a key holds the character NUL", r->name);
         char *key = usli_strndup(r->ctx, r->str, r->len);
         if (!key) return usli_nomem(r->ctx, r->len);
         usl_status st = usli_json_next(r);
@@ -82,7 +83,9 @@ usl_status usli_json_load(usl_ctx *ctx, const char *path, json_t **out) {
     return st;
 }
 
-/* ---- Text ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Text
+ * -------------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct text {
     usl_ctx *ctx;

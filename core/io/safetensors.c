@@ -12,13 +12,16 @@ static const struct {
     const char *name;
     usl_dtype dtype;
 } DTYPES[] = {
-    { "F64", USL_F64 }, { "F32", USL_F32 }, { "F16", USL_F16 }, { "BF16", USL_BF16 }, { "I64", USL_I64 },
-    { "I32", USL_I32 }, { "I16", USL_I16 }, { "I8", USL_I8 },   { "U8", USL_U8 },     { "U16", USL_U16 },
-    { "U32", USL_U32 }, { "U64", USL_U64 }, { "BOOL", USL_BOOL }, { "F8_E4M3", USL_F8_E4M3 }, { "F8_E5M2", USL_F8_E5M2 },
+    { "F64", USL_F64 },   { "F32", USL_F32 },         { "F16", USL_F16 },         { "BF16", USL_BF16 },
+    { "I64", USL_I64 },   { "I32", USL_I32 },         { "I16", USL_I16 },         { "I8", USL_I8 },
+    { "U8", USL_U8 },     { "U16", USL_U16 },         { "U32", USL_U32 },         { "U64", USL_U64 },
+    { "BOOL", USL_BOOL }, { "F8_E4M3", USL_F8_E4M3 }, { "F8_E5M2", USL_F8_E5M2 },
 };
 enum { DTYPE_COUNT = sizeof DTYPES / sizeof *DTYPES };
 
-/* ---- Reading ------------------------------------------------------------------------------------------------------------------- */
+/* ---- Reading
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct parser {
     usl_ctx *ctx;
@@ -41,8 +44,8 @@ static usl_status read_dtype(parser *p, usli_file_tensor *t) {
             t->dtype = DTYPES[i].dtype;
             return USL_OK;
         }
-    return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has the type \"%.*s\", which is not known", p->map->path, t->name,
-                     (int)(p->r.len < 32 ? p->r.len : 32), p->r.str);
+    return usli_fail(p->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has the type \"%.*s\", which is not known",
+                     p->map->path, t->name, (int)(p->r.len < 32 ? p->r.len : 32), p->r.str);
 }
 
 static usl_status read_shape(parser *p, usli_file_tensor *t) {
@@ -74,7 +77,8 @@ static usl_status read_offsets(parser *p, usli_file_tensor *t, uint64_t offset[2
 static usl_status check_size(parser *p, const usli_file_tensor *t) {
     uint64_t bytes = usli_dtype_bytes(t->dtype);
     for (int i = 0; i < t->ndim; i++)
-        if (__builtin_mul_overflow(bytes, (uint64_t)t->shape[i], &bytes)) return bad_tensor(p, t->name, "its shape is impossibly large");
+        if (__builtin_mul_overflow(bytes, (uint64_t)t->shape[i], &bytes))
+            return bad_tensor(p, t->name, "its shape is impossibly large");
     return bytes == t->bytes ? USL_OK : bad_tensor(p, t->name, "its offsets do not hold what its shape needs");
 }
 
@@ -92,7 +96,10 @@ static usl_status read_tensor(parser *p, const char *name, size_t len) {
     for (;;) {
         USLI_TRY(usli_json_next(&p->r));
         if (p->r.kind == USLI_JSON_OBJECT_END) break;
-        int which = usli_json_is(&p->r, "dtype") ? 0 : usli_json_is(&p->r, "shape") ? 1 : usli_json_is(&p->r, "data_offsets") ? 2 : 3;
+        int which = usli_json_is(&p->r, "dtype")          ? 0
+                    : usli_json_is(&p->r, "shape")        ? 1
+                    : usli_json_is(&p->r, "data_offsets") ? 2
+                                                          : 3;
         if (which == 3 || have[which]) return bad_tensor(p, t->name, "its description holds an unknown or doubled key");
         have[which] = true;
         USLI_TRY(which == 0 ? read_dtype(p, t) : which == 1 ? read_shape(p, t) : read_offsets(p, t, offset));
@@ -137,12 +144,13 @@ static usl_status check_tiling(parser *p) {
     for (size_t i = p->first; i < f->count; i++) {
         const usli_file_tensor *t = &f->tensors[i];
         if ((const uint8_t *)t->data != at)
-            return bad_tensor(p, t->name, (const uint8_t *)t->data < at ? "it overlaps another" : "there is a hole before it");
+            return bad_tensor(p, t->name,
+                              (const uint8_t *)t->data < at ? "it overlaps another" : "there is a hole before it");
         at += t->bytes;
     }
     if (at != p->data + p->data_size)
-        return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: %zu bytes follow the last tensor; the file is damaged", p->map->path,
-                         (size_t)(p->data + p->data_size - at));
+        return usli_fail(p->ctx, USL_ERR_FORMAT, "%s: %zu bytes follow the last tensor; the file is damaged",
+                         p->map->path, (size_t)(p->data + p->data_size - at));
     return USL_OK;
 }
 
@@ -179,7 +187,8 @@ static usl_status add_file(parser *p, const char *path) {
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: is no safetensors file: it has %zu bytes", path, p->map->size);
     for (int i = 8; i-- > 0;) len = len << 8 | b[i];
     if (len > MAX_HEADER || len > p->map->size - 8)
-        return usli_fail(ctx, USL_ERR_FORMAT, "%s: its header claims %llu bytes and the file has %zu; it is cut off, or no safetensors",
+        return usli_fail(ctx, USL_ERR_FORMAT,
+                         "%s: its header claims %llu bytes and the file has %zu; it is cut off, or no safetensors",
                          path, (unsigned long long)len, p->map->size);
     p->data = b + 8 + len;
     p->data_size = p->map->size - 8 - (size_t)len;
@@ -190,7 +199,8 @@ static usl_status add_file(parser *p, const char *path) {
     return st;
 }
 
-/* ---- A sharded set ------------------------------------------------------------------------------------------------------------------ */
+/* ---- A sharded set
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static usl_status add_shards(parser *p, const char *index) {
     usl_ctx *ctx = p->ctx;
@@ -240,7 +250,8 @@ static usl_status open_any(parser *p, const char *path) {
         size_t n = strlen(path);
         return n > 5 && strcmp(path + n - 5, ".json") == 0 ? add_shards(p, path) : add_file(p, path);
     }
-    char *one = usli_path_join(ctx, path, "model.safetensors"), *index = usli_path_join(ctx, path, "model.safetensors.index.json");
+    char *one = usli_path_join(ctx, path, "model.safetensors"),
+         *index = usli_path_join(ctx, path, "model.safetensors.index.json");
     usl_status st;
     if (!one || !index)
         st = usli_nomem(ctx, strlen(path));
@@ -249,7 +260,8 @@ static usl_status open_any(parser *p, const char *path) {
     else if (usli_is_file(index))
         st = add_shards(p, index);
     else
-        st = usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: there is neither model.safetensors nor model.safetensors.index.json", path);
+        st = usli_fail(ctx, USL_ERR_NOT_FOUND,
+                       "%s: there is neither model.safetensors nor model.safetensors.index.json", path);
     usli_free(ctx, one);
     usli_free(ctx, index);
     return st;
@@ -293,7 +305,9 @@ const usli_file_tensor *usli_safetensors_find(const usli_safetensors *f, const c
     return f->count ? bsearch(&key, f->tensors, f->count, sizeof *f->tensors, by_name) : NULL;
 }
 
-/* ---- Writing --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Writing
+ * ---------------------------------------------------------------------------------------------------------------------------
+ */
 
 struct usli_safetensors_writer {
     usl_ctx *ctx;
@@ -323,12 +337,15 @@ usl_status usli_safetensors_meta(usli_safetensors_writer *w, const char *key, co
     return json_object_set_new(w->meta, key, json_string(value)) == 0 ? USL_OK : usli_nomem(w->ctx, 0);
 }
 
-usl_status usli_safetensors_add(usli_safetensors_writer *w, const char *name, usl_dtype dtype, int ndim, const int64_t *shape) {
+usl_status usli_safetensors_add(usli_safetensors_writer *w, const char *name, usl_dtype dtype, int ndim,
+                                const int64_t *shape) {
     const char *type = NULL;
     for (int i = 0; i < DTYPE_COUNT; i++)
         if (DTYPES[i].dtype == dtype) type = DTYPES[i].name;
-    if (!type) return usli_fail(w->ctx, USL_ERR_UNSUPPORTED, "safetensors cannot hold the type %s", usl_dtype_name(dtype));
-    if (json_object_get(w->header, name)) return usli_fail(w->ctx, USL_ERR_INVALID, "tensor \"%s\" is given twice", name);
+    if (!type)
+        return usli_fail(w->ctx, USL_ERR_UNSUPPORTED, "safetensors cannot hold the type %s", usl_dtype_name(dtype));
+    if (json_object_get(w->header, name))
+        return usli_fail(w->ctx, USL_ERR_INVALID, "tensor \"%s\" is given twice", name);
     uint64_t bytes = usli_dtype_bytes(dtype);
     json_t *dims = json_array();
     for (int i = 0; i < ndim; i++) {
@@ -373,8 +390,8 @@ usl_status usli_safetensors_write(usli_safetensors_writer *w, const void *data, 
 usl_status usli_safetensors_commit(usli_safetensors_writer *w) {
     uint64_t written = usli_writer_offset(w->file) - w->start;
     if (written != w->total)
-        return usli_fail(w->ctx, USL_ERR_INTERNAL, "%llu of %llu bytes of tensors were written", (unsigned long long)written,
-                         (unsigned long long)w->total);
+        return usli_fail(w->ctx, USL_ERR_INTERNAL, "%llu of %llu bytes of tensors were written",
+                         (unsigned long long)written, (unsigned long long)w->total);
     return usli_writer_commit(w->file);
 }
 

@@ -1,5 +1,6 @@
-/* safetensors: [u64 header length][JSON header][tensor bytes]. One file or a sharded set with model.safetensors.index.json.
- * Opening checks the whole structure (lengths, overlaps, holes, sizes, duplicate names) and reads no tensor. */
+/* safetensors: [u64 header length][JSON header][tensor bytes]. One file or a sharded set with
+ * model.safetensors.index.json. Opening checks the whole structure (lengths, overlaps, holes, sizes, duplicate names)
+ * and reads no tensor. */
 #ifndef USLI_IO_SAFETENSORS_H
 #define USLI_IO_SAFETENSORS_H
 
@@ -37,9 +38,11 @@ const usli_file_tensor *usli_safetensors_find(const usli_safetensors *file, cons
 typedef struct usli_safetensors_writer usli_safetensors_writer;
 usl_status usli_safetensors_create(usl_ctx *ctx, const char *path, usli_safetensors_writer **out);
 usl_status usli_safetensors_meta(usli_safetensors_writer *w, const char *key, const char *value);
-usl_status usli_safetensors_add(usli_safetensors_writer *w, const char *name, usl_dtype dtype, int ndim, const int64_t *shape);
+usl_status usli_safetensors_add(usli_safetensors_writer *w, const char *name, usl_dtype dtype, int ndim,
+                                const int64_t *shape);
 usl_status usli_safetensors_begin(usli_safetensors_writer *w);
-usl_status usli_safetensors_write(usli_safetensors_writer *w, const void *data, size_t bytes); /* any pieces, in order */
+usl_status usli_safetensors_write(usli_safetensors_writer *w, const void *data,
+                                  size_t bytes);                /* any pieces, in order */
 usl_status usli_safetensors_commit(usli_safetensors_writer *w); /* checks that every byte came */
 void usli_safetensors_abandon(usli_safetensors_writer *w);      /* always at the end; NULL is fine */
 

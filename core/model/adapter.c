@@ -7,7 +7,9 @@
 #include "core/io/json.h"
 #include "core/model/load.h"
 
-/* ---- Making ------------------------------------------------------------------------------------------------------------------- */
+/* ---- Making
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 /* ranks: (layers * USLI_LINEARS), 0 where no adapter attaches. */
 static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, usli_adapter **out) {
@@ -15,7 +17,8 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
     int64_t count = m->config.layers * USLI_LINEARS;
     usli_adapter *a = usli_calloc(ctx, 1, sizeof *a);
     *out = NULL;
-    if (!a || !(a->name = usli_strdup(ctx, name)) || !(a->modules = usli_calloc(ctx, (size_t)count, sizeof *a->modules))) {
+    if (!a || !(a->name = usli_strdup(ctx, name)) ||
+        !(a->modules = usli_calloc(ctx, (size_t)count, sizeof *a->modules))) {
         usli_adapter_free(ctx, a);
         return usli_nomem(ctx, (size_t)count * sizeof *a->modules);
     }
@@ -51,7 +54,8 @@ static void set_scale(usli_adapter *a) {
 
 static usl_status check_free(usl_model *m, const char *what) {
     if (m->trainers)
-        return usli_fail(m->ctx, USL_ERR_INVALID, "%s: a trainer is using the model; close it first (trainer:close())", what);
+        return usli_fail(m->ctx, USL_ERR_INVALID, "%s: a trainer is using the model; close it first (trainer:close())",
+                         what);
     return USL_OK;
 }
 
@@ -90,8 +94,10 @@ static usl_status target_item(usl_model *m, const char *item, size_t len, void *
         wanted[s] = true;
         return USL_OK;
     }
-    return usli_fail(m->ctx, USL_ERR_INVALID, "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
-                     "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"", (int)len, item, m->config.arch->name);
+    return usli_fail(m->ctx, USL_ERR_INVALID,
+                     "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
+                     "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
+                     (int)len, item, m->config.arch->name);
 }
 
 static usl_status layer_item(usl_model *m, const char *item, size_t len, void *ud) {
@@ -99,11 +105,13 @@ static usl_status layer_item(usl_model *m, const char *item, size_t len, void *u
     int64_t n = 0;
     for (size_t i = 0; i < len; i++) {
         if (item[i] < '0' || item[i] > '9' || i > 8)
-            return usli_fail(m->ctx, USL_ERR_INVALID, "layers_to_transform: \"%.*s\" is no layer number", (int)len, item);
+            return usli_fail(m->ctx, USL_ERR_INVALID, "layers_to_transform: \"%.*s\" is no layer number", (int)len,
+                             item);
         n = n * 10 + (item[i] - '0');
     }
     if (n >= m->config.layers)
-        return usli_fail(m->ctx, USL_ERR_INVALID, "layers_to_transform: there is no layer %lld; the model has 0 to %lld", (long long)n,
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "layers_to_transform: there is no layer %lld; the model has 0 to %lld", (long long)n,
                          (long long)m->config.layers - 1);
     wanted[n] = true;
     return USL_OK;
@@ -112,7 +120,8 @@ static usl_status layer_item(usl_model *m, const char *item, size_t len, void *u
 static usl_status init_values(usl_model *m, usli_adapter *a, const char *init, uint64_t seed) {
     bool gaussian = strcmp(init, "gaussian") == 0, random = strcmp(init, "random") == 0;
     if (!gaussian && !random && strcmp(init, "default") != 0)
-        return usli_fail(m->ctx, USL_ERR_INVALID, "init_lora_weights: \"%s\" is not known; use true, false or \"gaussian\"", init);
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "init_lora_weights: \"%s\" is not known; use true, false or \"gaussian\"", init);
     for (int64_t i = 0; i < m->config.layers * USLI_LINEARS; i++) {
         usli_lora_module *l = &a->modules[i];
         if (!l->rank) continue;
@@ -134,11 +143,14 @@ usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *given) {
     if (given) memcpy(&o, given, given->size < sizeof o ? given->size : sizeof o);
     usl_ctx *ctx = m->ctx;
     USLI_TRY(check_free(m, "get_peft_model"));
-    if (m->full) return usli_fail(ctx, USL_ERR_INVALID, "an adapter cannot be added to a model loaded with full_finetuning");
-    if (o.rank < 1 || o.rank > 4096) return usli_fail(ctx, USL_ERR_INVALID, "r is %d; a rank from 1 to 4096 is wanted", o.rank);
+    if (m->full)
+        return usli_fail(ctx, USL_ERR_INVALID, "an adapter cannot be added to a model loaded with full_finetuning");
+    if (o.rank < 1 || o.rank > 4096)
+        return usli_fail(ctx, USL_ERR_INVALID, "r is %d; a rank from 1 to 4096 is wanted", o.rank);
     if (!(o.dropout >= 0 && o.dropout < 1))
         return usli_fail(ctx, USL_ERR_INVALID, "lora_dropout is %g; a number from 0 to below 1 is wanted", o.dropout);
-    if (!isfinite(o.alpha) || o.alpha <= 0) return usli_fail(ctx, USL_ERR_INVALID, "lora_alpha is %g; a positive number is wanted", o.alpha);
+    if (!isfinite(o.alpha) || o.alpha <= 0)
+        return usli_fail(ctx, USL_ERR_INVALID, "lora_alpha is %g; a positive number is wanted", o.alpha);
     int64_t layers = m->config.layers;
     bool targets[USLI_LINEARS] = { false };
     bool *wanted = usli_calloc(ctx, (size_t)layers, sizeof *wanted);
@@ -194,15 +206,16 @@ usl_status usli_model_set_adapter(usl_model *m, const char *name) {
     return usli_fail(m->ctx, USL_ERR_NOT_FOUND, "the model has no adapter \"%s\"; load or add it first", name);
 }
 
-/* ---- PEFT's folder ------------------------------------------------------------------------------------------------------------- */
+/* ---- PEFT's folder
+ * ------------------------------------------------------------------------------------------------------------- */
 
 /* Finds the tensor of one module: PEFT writes "...lora_A.weight"; some tools keep the adapter's name in between. */
 static const usli_file_tensor *find_ab(const usli_safetensors *file, usli_slot slot, int64_t layer, char part) {
     char base[128], name[224];
     usli_slot_name(slot, layer, false, base, sizeof base);
     base[strlen(base) - strlen(".weight")] = 0;
-    static const char *const FORMS[] = { "base_model.model.%s.lora_%c.weight", "base_model.model.%s.lora_%c.default.weight",
-                                         "%s.lora_%c.weight" };
+    static const char *const FORMS[] = { "base_model.model.%s.lora_%c.weight",
+                                         "base_model.model.%s.lora_%c.default.weight", "%s.lora_%c.weight" };
     for (size_t i = 0; i < sizeof FORMS / sizeof *FORMS; i++) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
@@ -218,23 +231,28 @@ static usl_status read_settings(usl_model *m, const char *path, const json_t *j,
     const json_t *r = json_object_get(j, "r"), *alpha = json_object_get(j, "lora_alpha"), *base;
     if (!json_is_integer(r) || !json_is_number(alpha) || json_integer_value(r) < 1)
         return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: \"r\" or \"lora_alpha\" is missing", path);
-    static const char *const REFUSED[] = { "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out" };
+    static const char *const REFUSED[] = { "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
+                                           "fan_in_fan_out" };
     for (size_t i = 0; i < sizeof REFUSED / sizeof *REFUSED; i++) {
         const json_t *v = json_object_get(j, REFUSED[i]);
         if (json_is_true(v) || (json_is_object(v) && json_object_size(v)) || (json_is_array(v) && json_array_size(v)))
-            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: the adapter uses %s, which is not supported", path, REFUSED[i]);
+            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: the adapter uses %s, which is not supported", path,
+                             REFUSED[i]);
     }
-    const char *type = json_string_value(json_object_get(j, "peft_type")), *bias = json_string_value(json_object_get(j, "bias"));
+    const char *type = json_string_value(json_object_get(j, "peft_type")),
+               *bias = json_string_value(json_object_get(j, "bias"));
     if (type && strcmp(type, "LORA") != 0)
         return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: the adapter is of type %s; LORA is supported", path, type);
     if (bias && strcmp(bias, "none") != 0)
-        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: the adapter trains biases (bias = \"%s\"), which is not supported", path, bias);
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "%s: the adapter trains biases (bias = \"%s\"), which is not supported", path, bias);
     a->rank = (int)json_integer_value(r);
     a->alpha = json_number_value(alpha);
     a->dropout = json_number_value(json_object_get(j, "lora_dropout"));
     a->rslora = json_is_true(json_object_get(j, "use_rslora"));
     base = json_object_get(j, "base_model_name_or_path");
-    if (json_is_string(base) && !(a->base = usli_strdup(m->ctx, json_string_value(base)))) return usli_nomem(m->ctx, 64);
+    if (json_is_string(base) && !(a->base = usli_strdup(m->ctx, json_string_value(base))))
+        return usli_nomem(m->ctx, 64);
     set_scale(a);
     return USL_OK;
 }
@@ -243,28 +261,31 @@ static usl_status read_ranks(usl_model *m, const char *path, const usli_safetens
     size_t used = 0;
     for (int64_t i = 0; i < m->config.layers * USLI_LINEARS; i++) {
         usli_slot slot = (usli_slot)(i % USLI_LINEARS);
-        const usli_file_tensor *a = find_ab(file, slot, i / USLI_LINEARS, 'A'), *b = find_ab(file, slot, i / USLI_LINEARS, 'B');
+        const usli_file_tensor *a = find_ab(file, slot, i / USLI_LINEARS, 'A'),
+                               *b = find_ab(file, slot, i / USLI_LINEARS, 'B');
         if (!a && !b) continue;
         int64_t rows, cols;
         usli_slot_shape(&m->config, slot, &rows, &cols);
-        if (!a || !b || a->ndim != 2 || b->ndim != 2 || a->shape[1] != cols || b->shape[0] != rows || a->shape[0] != b->shape[1] ||
-            a->shape[0] < 1 || a->shape[0] > 65536)
-            return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: the adapter of %s in layer %lld does not fit a %lldx%lld weight", path,
+        if (!a || !b || a->ndim != 2 || b->ndim != 2 || a->shape[1] != cols || b->shape[0] != rows ||
+            a->shape[0] != b->shape[1] || a->shape[0] < 1 || a->shape[0] > 65536)
+            return usli_fail(m->ctx, USL_ERR_SHAPE,
+                             "%s: the adapter of %s in layer %lld does not fit a %lldx%lld weight", path,
                              usli_slots[slot].peft, (long long)(i / USLI_LINEARS), (long long)rows, (long long)cols);
         ranks[i] = (int)a->shape[0];
         used += 2;
     }
     if (used == 0) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: holds no adapter for this model", path);
     if (used != file->count)
-        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: %zu of its %zu tensors belong to no module of this model", path,
-                         file->count - used, file->count);
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: %zu of its %zu tensors belong to no module of this model",
+                         path, file->count - used, file->count);
     return USL_OK;
 }
 
 usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *name) {
     usl_ctx *ctx = m->ctx;
     USLI_TRY(check_free(m, "load_adapter"));
-    char *config = usli_path_join(ctx, dir, "adapter_config.json"), *weights = usli_path_join(ctx, dir, "adapter_model.safetensors");
+    char *config = usli_path_join(ctx, dir, "adapter_config.json"),
+         *weights = usli_path_join(ctx, dir, "adapter_model.safetensors");
     int *ranks = usli_calloc(ctx, (size_t)m->config.layers * USLI_LINEARS, sizeof *ranks);
     json_t *json = NULL;
     usli_safetensors *file = NULL;
@@ -283,10 +304,12 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
         if (!ranks[i]) continue;
         usli_slot slot = (usli_slot)(i % USLI_LINEARS);
         if (ranks[i] != a->rank) {
-            st = usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: ranks differ between modules, which is not supported", weights);
+            st = usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: ranks differ between modules, which is not supported",
+                           weights);
             goto done;
         }
-        const usli_file_tensor *t[2] = { find_ab(file, slot, i / USLI_LINEARS, 'A'), find_ab(file, slot, i / USLI_LINEARS, 'B') };
+        const usli_file_tensor *t[2] = { find_ab(file, slot, i / USLI_LINEARS, 'A'),
+                                         find_ab(file, slot, i / USLI_LINEARS, 'B') };
         float *dst[2] = { a->modules[i].a, a->modules[i].b };
         for (int p = 0; p < 2; p++) {
             if (t[p]->dtype != USL_F32 && t[p]->dtype != USL_BF16 && t[p]->dtype != USL_F16) {
@@ -328,11 +351,11 @@ static json_t *settings_json(const usl_model *m, const usli_adapter *a, const ch
         json_decref(layers);
         layers = json_null();
     }
-    return json_pack("{s:s,s:i,s:f,s:f,s:s,s:o,s:o,s:b,s:s,s:s?,s:b,s:b,s:b,s:b,s:{},s:{},s:n,s:b}", "peft_type", "LORA", "r", a->rank,
-                     "lora_alpha", a->alpha, "lora_dropout", a->dropout, "bias", "none", "target_modules", targets,
-                     "layers_to_transform", layers, "use_rslora", a->rslora, "task_type", "CAUSAL_LM", "base_model_name_or_path",
-                     base, "inference_mode", 1, "fan_in_fan_out", 0, "use_dora", 0, "init_lora_weights", 1, "rank_pattern",
-                     "alpha_pattern", "modules_to_save", "lora_bias", 0);
+    return json_pack("{s:s,s:i,s:f,s:f,s:s,s:o,s:o,s:b,s:s,s:s?,s:b,s:b,s:b,s:b,s:{},s:{},s:n,s:b}", "peft_type",
+                     "LORA", "r", a->rank, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "bias", "none",
+                     "target_modules", targets, "layers_to_transform", layers, "use_rslora", a->rslora, "task_type",
+                     "CAUSAL_LM", "base_model_name_or_path", base, "inference_mode", 1, "fan_in_fan_out", 0, "use_dora",
+                     0, "init_lora_weights", 1, "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", 0);
 }
 
 static usl_status write_tensors(usl_model *m, const usli_adapter *a, const char *path) {
@@ -361,9 +384,12 @@ done:
 usl_status usli_model_save_adapter(usl_model *m, const char *dir, const char *base) {
     usl_ctx *ctx = m->ctx;
     const usli_adapter *a = m->active;
-    if (!a) return usli_fail(ctx, USL_ERR_INVALID, "%s: the model has no active adapter to save; add one with get_peft_model", dir);
+    if (!a)
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "%s: the model has no active adapter to save; add one with get_peft_model", dir);
     USLI_TRY(usli_make_dirs(ctx, dir));
-    char *config = usli_path_join(ctx, dir, "adapter_config.json"), *weights = usli_path_join(ctx, dir, "adapter_model.safetensors");
+    char *config = usli_path_join(ctx, dir, "adapter_config.json"),
+         *weights = usli_path_join(ctx, dir, "adapter_model.safetensors");
     char *text = NULL;
     size_t len;
     json_t *json = settings_json(m, a, base ? base : a->base ? a->base : m->path);

@@ -6,8 +6,8 @@
 
 static const usli_arch ARCHS[] = {
     /* name                  model_type  gguf      act        offset tied   window  gguf_permuted */
-    { "LlamaForCausalLM",    "llama",    "llama",  USLI_SILU, 0,     false, false,  true },
-    { "MistralForCausalLM",  "mistral",  "llama",  USLI_SILU, 0,     false, true,   true },
+    { "LlamaForCausalLM", "llama", "llama", USLI_SILU, 0, false, false, true },
+    { "MistralForCausalLM", "mistral", "llama", USLI_SILU, 0, false, true, true },
 };
 
 const usli_arch *usli_arch_by_name(const char *name) {

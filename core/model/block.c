@@ -4,7 +4,8 @@
 
 #include "core/base/dtype.h"
 
-/* ---- The ops of a block, with everything that does not change between passes filled in ---------------------------------- */
+/* ---- The ops of a block, with everything that does not change between passes filled in
+ * ---------------------------------- */
 
 /* Three slots at most share one product: q|k|v, gate|up. */
 typedef struct group {
@@ -26,22 +27,30 @@ enum { QKV, OUT, GATE_UP, DOWN };
 static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
     const usl_model *m = s->model;
     const usli_batch *b = s->batch;
-    g->args = (usli_linear_args){ .tokens = b->tokens, .dtype = m->dtype, .y_dtype = m->dtype, .segment = g->segment,
+    g->args = (usli_linear_args){ .tokens = b->tokens,
+                                  .dtype = m->dtype,
+                                  .y_dtype = m->dtype,
+                                  .segment = g->segment,
                                   .segments = GROUPS[which].count };
     for (int i = 0; i < GROUPS[which].count; i++) {
         usli_slot slot = GROUPS[which].slot[i];
         usli_weight *w = usli_model_weight(m, slot, layer), *bias = usli_model_weight(m, GROUPS[which].bias[i], layer);
-        g->segment[i] = (usli_segment){ .w = w->m, .bias = bias->m.data, .bias_dtype = USL_F32, .dw = w->grad,
-                                        .dbias = bias->grad };
+        g->segment[i] = (usli_segment){
+            .w = w->m, .bias = bias->m.data, .bias_dtype = USL_F32, .dw = w->grad, .dbias = bias->grad
+        };
         g->args.in = w->m.cols;
         g->args.out += w->m.rows;
         if (!m->active) continue;
         const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-        g->segment[i].lora = (usli_lora){ .rank = l->rank, .scale = m->active->scale, .a = l->a, .b = l->b, .da = l->da,
-                                          .db = l->db };
+        g->segment[i].lora =
+            (usli_lora){ .rank = l->rank, .scale = m->active->scale, .a = l->a, .b = l->b, .da = l->da, .db = l->db };
         if (s->training && m->active->dropout > 0)
-            g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout, .seed = b->dropout_seed, .update = b->update,
-                                              .row = b->row_of_token, .position = b->position, .layer = (uint32_t)layer,
+            g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout,
+                                              .seed = b->dropout_seed,
+                                              .update = b->update,
+                                              .row = b->row_of_token,
+                                              .position = b->position,
+                                              .layer = (uint32_t)layer,
                                               .module = (uint32_t)which };
     }
 }
@@ -59,19 +68,35 @@ static bool trains(const group *g) {
 static usli_rmsnorm_args norm_args(const usli_pass_state *s, usli_slot slot, int64_t layer) {
     const usl_model *m = s->model;
     const usli_weight *w = usli_model_weight(m, slot, layer);
-    return (usli_rmsnorm_args){ .rows = s->batch->tokens, .cols = m->config.hidden, .eps = (float)m->config.norm_eps,
-                                .weight_offset = m->config.arch->norm_offset, .dtype = m->dtype, .res_dtype = m->res_dtype,
-                                .n_dtype = m->res_dtype, .weight_dtype = USL_F32, .weight = w->m.data, .dweight = w->grad };
+    return (usli_rmsnorm_args){ .rows = s->batch->tokens,
+                                .cols = m->config.hidden,
+                                .eps = (float)m->config.norm_eps,
+                                .weight_offset = m->config.arch->norm_offset,
+                                .dtype = m->dtype,
+                                .res_dtype = m->res_dtype,
+                                .n_dtype = m->res_dtype,
+                                .weight_dtype = USL_F32,
+                                .weight = w->m.data,
+                                .dweight = w->grad };
 }
 
 static usli_rope_args rope_args(const usli_pass_state *s, void *qkv) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     int64_t q = c->heads * c->head_dim, width = q + 2 * c->kv_heads * c->head_dim;
-    return (usli_rope_args){ .tokens = s->batch->tokens, .heads = (int)c->heads, .kv_heads = (int)c->kv_heads,
-                             .head_dim = (int)c->head_dim, .rot_dim = (int)c->head_dim, .dtype = m->dtype,
-                             .position = s->batch->position, .cos = m->cos, .sin = m->sin, .positions = m->context,
-                             .q = qkv, .k = (char *)qkv + (size_t)q * usli_dtype_bytes(m->dtype), .q_stride = width,
+    return (usli_rope_args){ .tokens = s->batch->tokens,
+                             .heads = (int)c->heads,
+                             .kv_heads = (int)c->kv_heads,
+                             .head_dim = (int)c->head_dim,
+                             .rot_dim = (int)c->head_dim,
+                             .dtype = m->dtype,
+                             .position = s->batch->position,
+                             .cos = m->cos,
+                             .sin = m->sin,
+                             .positions = m->context,
+                             .q = qkv,
+                             .k = (char *)qkv + (size_t)q * usli_dtype_bytes(m->dtype),
+                             .q_stride = width,
                              .k_stride = width };
 }
 
@@ -81,27 +106,52 @@ static usli_attention_args attention_args(const usli_pass_state *s, const usli_b
     size_t e = usli_dtype_bytes(m->dtype);
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, width = q + 2 * kv;
     char *qkv = saved->qkv;
-    return (usli_attention_args){ .tokens_q = s->batch->tokens, .tokens_k = s->batch->tokens, .rows = s->batch->rows,
-                                  .cu_q = s->batch->cu, .cu_k = s->batch->cu, .max_q = s->batch->longest,
-                                  .max_k = s->batch->longest, .causal = true, .heads = (int)c->heads,
-                                  .kv_heads = (int)c->kv_heads, .qk_dim = (int)c->head_dim, .v_dim = (int)c->head_dim,
-                                  .scale = 1.0f / sqrtf((float)c->head_dim), .window = c->window, .dtype = m->dtype,
-                                  .q = qkv, .k = qkv + (size_t)q * e, .v = qkv + (size_t)(q + kv) * e, .q_stride = width,
-                                  .k_stride = width, .v_stride = width, .o = saved->o, .o_stride = q, .lse = saved->lse,
+    return (usli_attention_args){ .tokens_q = s->batch->tokens,
+                                  .tokens_k = s->batch->tokens,
+                                  .rows = s->batch->rows,
+                                  .cu_q = s->batch->cu,
+                                  .cu_k = s->batch->cu,
+                                  .max_q = s->batch->longest,
+                                  .max_k = s->batch->longest,
+                                  .causal = true,
+                                  .heads = (int)c->heads,
+                                  .kv_heads = (int)c->kv_heads,
+                                  .qk_dim = (int)c->head_dim,
+                                  .v_dim = (int)c->head_dim,
+                                  .scale = 1.0f / sqrtf((float)c->head_dim),
+                                  .window = c->window,
+                                  .dtype = m->dtype,
+                                  .q = qkv,
+                                  .k = qkv + (size_t)q * e,
+                                  .v = qkv + (size_t)(q + kv) * e,
+                                  .q_stride = width,
+                                  .k_stride = width,
+                                  .v_stride = width,
+                                  .o = saved->o,
+                                  .o_stride = q,
+                                  .lse = saved->lse,
                                   .deterministic = true };
 }
 
 static usli_glu_args glu_args(const usli_pass_state *s, const usli_block_saved *saved) {
-    return (usli_glu_args){ .rows = s->batch->tokens, .cols = s->model->config.inter, .act = s->model->config.act,
-                            .dtype = s->model->dtype, .gate_up = saved->gate_up };
+    return (usli_glu_args){ .rows = s->batch->tokens,
+                            .cols = s->model->config.inter,
+                            .act = s->model->config.act,
+                            .dtype = s->model->dtype,
+                            .gate_up = saved->gate_up };
 }
 
 /* Keys and values of the new tokens go into the cache; attention then reads the cache. */
 static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a) {
     size_t plane = (size_t)cache->slots * (size_t)cache->length * (size_t)cache->width * usli_dtype_bytes(cache->dtype);
     void *k = (char *)cache->k + (size_t)layer * plane, *v = (char *)cache->v + (size_t)layer * plane;
-    usli_scatter_args put = { .rows = a->tokens_q, .cols = cache->width, .dtype = cache->dtype, .index = cache->store,
-                              .x = a->k, .ldx = a->k_stride, .y = k };
+    usli_scatter_args put = { .rows = a->tokens_q,
+                              .cols = cache->width,
+                              .dtype = cache->dtype,
+                              .index = cache->store,
+                              .x = a->k,
+                              .ldx = a->k_stride,
+                              .y = k };
     USLI_TRY(usli_op_scatter(s->exec, &put, USLI_FORWARD));
     put.x = a->v;
     put.y = v;
@@ -116,10 +166,12 @@ static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache 
     return USL_OK;
 }
 
-/* ---- Forward --------------------------------------------------------------------------------------------------------------------- */
+/* ---- Forward
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
-static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, const void *x,
-                                 bool keep, usli_block_saved *saved) {
+static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
+                                 const void *x, bool keep, usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
@@ -203,13 +255,15 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     return USL_OK;
 }
 
-usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res, const void *x,
-                              bool keep, bool output, usli_block_saved *saved) {
+usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
+                              const void *x, bool keep, bool output, usli_block_saved *saved) {
     USLI_TRY(attention_half(s, layer, cache, res, x, keep, saved));
     return mlp_half(s, layer, keep, output, saved);
 }
 
-/* ---- Backward ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Backward
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 /* The gradient of a branch's output has the stream's value, in the activations' type. */
 static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out) {
@@ -219,7 +273,9 @@ static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out
     int64_t n = s->batch->tokens * m->config.hidden;
     void *copy;
     USLI_TAKE(copy, s->exec, false, (size_t)n * usli_dtype_bytes(m->dtype));
-    usli_cast_args cast = { .src = { .dtype = m->res_dtype, .rows = 1, .cols = n, .data = dn }, .dtype = m->dtype, .dst = copy };
+    usli_cast_args cast = { .src = { .dtype = m->res_dtype, .rows = 1, .cols = n, .data = dn },
+                            .dtype = m->dtype,
+                            .dst = copy };
     *out = copy;
     return usli_op_cast(s->exec, &cast, USLI_FORWARD);
 }
@@ -232,8 +288,8 @@ static usl_status rebuild_norm(usli_pass_state *s, usli_slot slot, int64_t layer
     return usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD);
 }
 
-static usl_status norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, float *rstd, const void *dy,
-                                void *dn) {
+static usl_status norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, float *rstd,
+                                const void *dy, void *dn) {
     usli_rmsnorm_args norm = norm_args(s, slot, layer);
     norm.n = n;
     norm.rstd = rstd;
@@ -285,7 +341,8 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     return USL_OK;
 }
 
-static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn, bool wants_input) {
+static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn,
+                                     bool wants_input) {
     const usli_config *c = &s->model->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;

@@ -3,7 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error ------------------- */
+/* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error -------------------
+ */
 
 typedef struct fields {
     usl_ctx *ctx;
@@ -48,7 +49,8 @@ static const char *get_text(fields *f, const char *key) {
     return NULL;
 }
 
-/* ---- config.json -------------------------------------------------------------------------------------------------------- */
+/* ---- config.json
+ * -------------------------------------------------------------------------------------------------------- */
 
 static void read_eos(const json_t *v, usli_config *c) {
     if (json_is_integer(v)) {
@@ -66,10 +68,8 @@ static const struct {
     const char *name;
     usli_act act;
 } ACTS[] = {
-    { "silu", USLI_SILU },
-    { "swish", USLI_SILU },
-    { "gelu", USLI_GELU },
-    { "gelu_pytorch_tanh", USLI_GELU_TANH },
+    { "silu", USLI_SILU },          { "swish", USLI_SILU },
+    { "gelu", USLI_GELU },          { "gelu_pytorch_tanh", USLI_GELU_TANH },
     { "gelu_new", USLI_GELU_TANH },
 };
 
@@ -84,7 +84,8 @@ static usl_status read_act(fields *f, usli_config *c) {
             return f->st;
         }
     }
-    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the activation \"%s\" is not supported; silu and gelu are", f->name, text);
+    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the activation \"%s\" is not supported; silu and gelu are",
+                     f->name, text);
 }
 
 static const struct {
@@ -111,8 +112,8 @@ usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *sc
     for (size_t i = 0; i < sizeof ROPES / sizeof *ROPES && !known; i++)
         if ((known = strcmp(ROPES[i].name, kind) == 0)) r->kind = ROPES[i].kind;
     if (!known)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%s\" is not supported; default, linear, llama3 and yarn are",
-                         name, kind);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: rope scaling \"%s\" is not supported; default, linear, llama3 and yarn are", name, kind);
     r->factor = get_real(&f, "factor", 1);
     r->low_freq_factor = get_real(&f, "low_freq_factor", 1);
     r->high_freq_factor = get_real(&f, "high_freq_factor", 4);
@@ -132,20 +133,21 @@ static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config
         const char *what;
         int64_t value, most;
     } sizes[] = {
-        { "vocab_size", c->vocab, 1 << 24 },           { "hidden_size", c->hidden, 1 << 20 },
-        { "intermediate_size", c->inter, 1 << 22 },    { "num_hidden_layers", c->layers, 4096 },
-        { "num_attention_heads", c->heads, 1 << 14 },  { "num_key_value_heads", c->kv_heads, 1 << 14 },
-        { "head_dim", c->head_dim, 1 << 12 },          { "max_position_embeddings", c->context, (int64_t)1 << 32 },
+        { "vocab_size", c->vocab, 1 << 24 },          { "hidden_size", c->hidden, 1 << 20 },
+        { "intermediate_size", c->inter, 1 << 22 },   { "num_hidden_layers", c->layers, 4096 },
+        { "num_attention_heads", c->heads, 1 << 14 }, { "num_key_value_heads", c->kv_heads, 1 << 14 },
+        { "head_dim", c->head_dim, 1 << 12 },         { "max_position_embeddings", c->context, (int64_t)1 << 32 },
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (sizes[i].value <= 0 || sizes[i].value > sizes[i].most)
-            return usli_fail(ctx, USL_ERR_FORMAT, "%s: %s is %lld; a number from 1 to %lld is wanted", name, sizes[i].what,
-                             (long long)sizes[i].value, (long long)sizes[i].most);
+            return usli_fail(ctx, USL_ERR_FORMAT, "%s: %s is %lld; a number from 1 to %lld is wanted", name,
+                             sizes[i].what, (long long)sizes[i].value, (long long)sizes[i].most);
     if (c->heads % c->kv_heads)
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld attention heads cannot share %lld key-value heads", name,
                          (long long)c->heads, (long long)c->kv_heads);
     if (c->head_dim % 2)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: head_dim %lld is odd; rope needs an even one", name, (long long)c->head_dim);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: head_dim %lld is odd; rope needs an even one", name,
+                         (long long)c->head_dim);
     if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope.theta > 0) || !isfinite(c->rope.theta))
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: rms_norm_eps %g or rope_theta %g is not sensible", name, c->norm_eps,
                          c->rope.theta);
@@ -157,20 +159,25 @@ static usl_status find_arch(fields *f, usli_config *c) {
     const char *name = json_string_value(json_array_get(list, 0));
     if (!name) name = get_text(f, "model_type");
     if (!name)
-        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: names no architecture (\"architectures\" or \"model_type\")", f->name);
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: names no architecture (\"architectures\" or \"model_type\")",
+                         f->name);
     if ((c->arch = usli_arch_by_name(name))) return USL_OK;
     char known[512];
     usli_arch_list(known, sizeof known);
-    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %s is not supported; supported are %s", f->name, name, known);
+    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %s is not supported; supported are %s", f->name,
+                     name, known);
 }
 
-usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation, usli_config *c) {
+usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
+                                 usli_config *c) {
     *c = (usli_config){ .bos = -1, .pad = -1 };
     fields f = { ctx, name, json, USL_OK };
     if (!json_is_object(json)) return usli_fail(ctx, USL_ERR_FORMAT, "%s: is not a JSON object", name);
     if (get(&f, "quantization_config"))
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the checkpoint is already quantised (quantization_config); use the 16-bit "
-                         "model with load_in_4bit, or a GGUF", name);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: the checkpoint is already quantised (quantization_config); use the 16-bit "
+                         "model with load_in_4bit, or a GGUF",
+                         name);
     USLI_TRY(find_arch(&f, c));
     c->vocab = get_int(&f, "vocab_size", 0);
     c->hidden = get_int(&f, "hidden_size", 0);
@@ -209,7 +216,9 @@ void usli_config_free(usli_config *c) {
     c->source = NULL;
 }
 
-/* ---- GGUF --------------------------------------------------------------------------------------------------------------------- */
+/* ---- GGUF
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static int64_t meta_int(const usli_gguf *g, const char *arch, const char *key, int64_t fallback) {
     char full[128];
@@ -225,14 +234,14 @@ static double meta_float(const usli_gguf *g, const char *arch, const char *key, 
 
 /* The config.json that transformers would want for this file. */
 static json_t *config_as_json(const usli_config *c) {
-    json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures", c->arch->name,
-                          "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab, "hidden_size",
-                          (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter, "num_hidden_layers",
-                          (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
-                          (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim, "max_position_embeddings",
-                          (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta", c->rope.theta,
-                          "tie_word_embeddings", c->tied, "attention_bias", c->attention_bias, "mlp_bias", c->mlp_bias,
-                          "hidden_act", "silu");
+    json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures",
+                          c->arch->name, "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab,
+                          "hidden_size", (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter,
+                          "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads,
+                          "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim,
+                          "max_position_embeddings", (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta",
+                          c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->attention_bias,
+                          "mlp_bias", c->mlp_bias, "hidden_act", "silu");
     if (!j) return NULL;
     if (c->bos >= 0) json_object_set_new(j, "bos_token_id", json_integer(c->bos));
     if (c->eos_count) json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
@@ -264,7 +273,8 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     const char *a = c->arch->gguf;
     const usli_file_tensor *embd = usli_gguf_tensor(g, "token_embd.weight");
     if (!embd || embd->ndim != 2)
-        return usli_fail(ctx, USL_ERR_FORMAT, "%s: has no token_embd.weight; it holds no model (a vocabulary only?)", name);
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: has no token_embd.weight; it holds no model (a vocabulary only?)",
+                         name);
     c->act = c->arch->act;
     c->vocab = embd->shape[0];
     c->hidden = meta_int(g, a, "embedding_length", 0);

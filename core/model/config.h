@@ -52,14 +52,16 @@ const usli_arch *usli_arch_by_gguf(const char *name, size_t len);
 void usli_arch_list(char *buf, size_t size);
 
 /* name stands in errors. generation: generation_config.json's value or NULL (its eos_token_id wins). */
-usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation, usli_config *out);
+usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
+                                 usli_config *out);
 usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *file, usli_config *out);
 /* Replaces the rope scaling by that of a JSON object ({"rope_type": ..., "factor": ...}). */
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *config);
 void usli_config_free(usli_config *config);
 
-/* Fills inv_freq (head_dim / 2) and returns the factor on cos and sin in *attention. As transformers' ROPE_INIT_FUNCTIONS.
- * divisors: NULL, or (head_dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead of the scaling. */
+/* Fills inv_freq (head_dim / 2) and returns the factor on cos and sin in *attention. As transformers'
+ * ROPE_INIT_FUNCTIONS. divisors: NULL, or (head_dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead
+ * of the scaling. */
 void usli_rope_frequencies(const usli_config *config, const float *divisors, double *inv_freq, double *attention);
 
 #endif

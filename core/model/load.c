@@ -1,5 +1,6 @@
-/* Weights are mapped, not read, wherever their bytes can be used as they are. Copied are: norms and biases (float32, small),
- * everything that is trained (float32), q and k of a GGUF whose rows are in interleaved order, what becomes NF4. */
+/* Weights are mapped, not read, wherever their bytes can be used as they are. Copied are: norms and biases (float32,
+ * small), everything that is trained (float32), q and k of a GGUF whose rows are in interleaved order, what becomes
+ * NF4. */
 #include "core/model/load.h"
 
 #include <math.h>
@@ -16,10 +17,12 @@ usl_status usli_cpu_open_exec(usl_ctx *ctx, usli_exec *x) {
     return usli_cpu_open(ctx, x);
 }
 
-/* ---- Sources ---------------------------------------------------------------------------------------------------------------- */
+/* ---- Sources
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static usl_status open_folder(usl_ctx *ctx, const char *path, usli_source *src, usli_config *config) {
-    char *config_path = usli_path_join(ctx, path, "config.json"), *gen_path = usli_path_join(ctx, path, "generation_config.json");
+    char *config_path = usli_path_join(ctx, path, "config.json"),
+         *gen_path = usli_path_join(ctx, path, "generation_config.json");
     json_t *json = NULL, *generation = NULL;
     usl_status st = USL_OK;
     if (!config_path || !gen_path) {
@@ -27,7 +30,8 @@ static usl_status open_folder(usl_ctx *ctx, const char *path, usli_source *src, 
         goto done;
     }
     if (!usli_is_file(config_path)) {
-        st = usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: there is no config.json; give a Hugging Face model folder or a .gguf file", path);
+        st = usli_fail(ctx, USL_ERR_NOT_FOUND,
+                       "%s: there is no config.json; give a Hugging Face model folder or a .gguf file", path);
         goto done;
     }
     USLI_TRYGO(usli_json_load(ctx, config_path, &json));
@@ -59,26 +63,29 @@ void usli_source_close(usli_source *src) {
     usli_gguf_close(src->gguf);
 }
 
-/* ---- One tensor ----------------------------------------------------------------------------------------------------------------- */
+/* ---- One tensor
+ * ----------------------------------------------------------------------------------------------------------------- */
 
-static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer, const usli_file_tensor **out) {
+static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer,
+                              const usli_file_tensor **out) {
     char name[160];
     int64_t rows, cols;
     usli_slot_shape(&m->config, slot, &rows, &cols);
     usli_slot_name(slot, layer, src->gguf != NULL, name, sizeof name);
-    const usli_file_tensor *t = src->gguf ? usli_gguf_tensor(src->gguf, name) : usli_safetensors_find(src->safetensors, name);
+    const usli_file_tensor *t =
+        src->gguf ? usli_gguf_tensor(src->gguf, name) : usli_safetensors_find(src->safetensors, name);
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
         t = usli_safetensors_find(src->safetensors, "model.embed_tokens.weight");
     if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, name);
     bool fits = cols ? t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols : t->ndim == 1 && t->shape[0] == rows;
     if (!fits)
-        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path, name,
-                         (long long)(t->ndim > 0 ? t->shape[0] : 1), (long long)(t->ndim > 1 ? t->shape[1] : 1), (long long)rows,
-                         (long long)(cols ? cols : 1));
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path,
+                         name, (long long)(t->ndim > 0 ? t->shape[0] : 1), (long long)(t->ndim > 1 ? t->shape[1] : 1),
+                         (long long)rows, (long long)(cols ? cols : 1));
     const usli_traits *traits = usli_traits_of(t->dtype);
     if (!traits || !traits->decode)
-        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %s, which cannot be decoded here", m->path, name,
-                         usl_dtype_name(t->dtype));
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %s, which cannot be decoded here",
+                         m->path, name, usl_dtype_name(t->dtype));
     *out = t;
     return USL_OK;
 }
@@ -89,7 +96,8 @@ usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *
     int64_t rows, cols;
     for (int64_t l = 0; l < config->layers; l++)
         for (int s = 0; s < USLI_LAYER_SLOTS; s++)
-            if (usli_slot_shape(config, (usli_slot)s, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, l, &t));
+            if (usli_slot_shape(config, (usli_slot)s, &rows, &cols))
+                USLI_TRY(find_tensor(&m, src, (usli_slot)s, l, &t));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++)
         if (usli_slot_shape(config, (usli_slot)s, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, 0, &t));
     return USL_OK;
@@ -154,7 +162,9 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
     return USL_OK;
 }
 
-/* ---- NF4 ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- NF4
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct quantize_job {
     usl_model *m;
@@ -223,7 +233,9 @@ static usl_status quantize(usl_model *m) {
     return st;
 }
 
-/* ---- All of them ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- All of them
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status make_table(usl_model *m) {
     size_t count = (size_t)m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
@@ -236,8 +248,10 @@ static usl_status load_divisors(usl_model *m, const usli_gguf *g) {
     if (!t) return USL_OK;
     int64_t half = m->config.head_dim / 2;
     if (t->dtype != USL_F32 || t->ndim != 1 || t->shape[0] != half)
-        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: rope_freqs.weight does not hold %lld float32 values", m->path, (long long)half);
-    if (!(m->rope_divisors = usli_malloc(m->ctx, (size_t)half * sizeof(float)))) return usli_nomem(m->ctx, (size_t)half * 4);
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: rope_freqs.weight does not hold %lld float32 values", m->path,
+                         (long long)half);
+    if (!(m->rope_divisors = usli_malloc(m->ctx, (size_t)half * sizeof(float))))
+        return usli_nomem(m->ctx, (size_t)half * 4);
     memcpy(m->rope_divisors, t->data, (size_t)half * sizeof(float));
     return USL_OK;
 }
@@ -271,7 +285,8 @@ static void random_row(void *arg, int64_t row, int worker) {
         float v[4];
         usli_philox(j->key, (uint64_t)i, (uint64_t)row, word);
         for (int k = 0; k < 4; k += 2) {
-            float u = ((float)(word[k] >> 8) + 0.5f) * 0x1p-24f, angle = (float)(word[k + 1] >> 8) * (6.2831853f * 0x1p-24f);
+            float u = ((float)(word[k] >> 8) + 0.5f) * 0x1p-24f,
+                  angle = (float)(word[k + 1] >> 8) * (6.2831853f * 0x1p-24f);
             float radius = sqrtf(-2.0f * logf(u)) * (float)j->deviation;
             v[k] = radius * cosf(angle);
             v[k + 1] = radius * sinf(angle);
@@ -288,7 +303,8 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
         USLI_TRY(usli_storage_new(m->ctx, (size_t)rows * sizeof(float), &w->storage));
         set_plain(w, USL_F32, 1, rows);
         bool norm = slot == USLI_ATTN_NORM || slot == USLI_MLP_NORM || slot == USLI_FINAL_NORM;
-        for (int64_t i = 0; i < rows; i++) ((float *)w->storage->data)[i] = norm ? 1.0f - m->config.arch->norm_offset : 0.0f;
+        for (int64_t i = 0; i < rows; i++)
+            ((float *)w->storage->data)[i] = norm ? 1.0f - m->config.arch->norm_offset : 0.0f;
         return USL_OK;
     }
     USLI_TRY(usli_storage_new(m->ctx, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));

@@ -44,7 +44,8 @@ static usl_dtype default_dtype(const usli_config *c, bool full) {
 static usl_status check_device(usl_ctx *ctx, const char *device) {
     if (!device || strcmp(device, "cpu") == 0) return USL_OK;
     if (strncmp(device, "cuda", 4) == 0)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "device \"%s\": this program was built without CUDA; use device = \"cpu\"", device);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "device \"%s\": this program was built without CUDA; use device = \"cpu\"", device);
     return usli_fail(ctx, USL_ERR_INVALID, "device \"%s\" is not known; \"cpu\" is", device);
 }
 
@@ -56,7 +57,8 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
         return usli_fail(ctx, USL_ERR_INVALID, "dtype %s cannot be computed in; use float32, bfloat16 or float16",
                          usl_dtype_name(opts->dtype));
     if (opts->load_in_4bit && opts->full_finetuning)
-        return usli_fail(ctx, USL_ERR_INVALID, "full_finetuning trains every weight and cannot be combined with load_in_4bit; "
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "full_finetuning trains every weight and cannot be combined with load_in_4bit; "
                          "set load_in_4bit = false");
     usl_model *m = usli_calloc(ctx, 1, sizeof *m);
     if (!m) return usli_nomem(ctx, sizeof *m);
@@ -142,7 +144,8 @@ done:
     return st;
 }
 
-usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *given, usl_model **out) {
+usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *given,
+                             usl_model **out) {
     usl_model_opts opts;
     fill_opts(&opts, given);
     usl_model *m;
@@ -214,7 +217,8 @@ static void decode_rows(const usli_matrix *w, int64_t first, int64_t count, floa
                                          count * w->cols);
 }
 
-usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count, float *dst) {
+usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
+                           float *dst) {
     const usli_weight *w = usli_model_weight(m, slot, layer);
     decode_rows(&w->m, first, count, dst);
     if (!merge || !m->active || slot >= USLI_LINEARS) return USL_OK;
@@ -230,7 +234,8 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
     return USL_OK;
 }
 
-/* ---- Parameters by name ------------------------------------------------------------------------------------------------------- */
+/* ---- Parameters by name
+ * ------------------------------------------------------------------------------------------------------- */
 
 static bool weight_param(const usl_model *m, int64_t i, usli_param_ref *out) {
     /* The published order: embedding, layers, final norm, head. */

@@ -6,15 +6,31 @@
 #include "core/model/config.h"
 #include "core/tensor/tensor.h"
 
-/* ---- Names: one row a tensor of a block or of the whole model (names.c) --------------------------------------------------- */
+/* ---- Names: one row a tensor of a block or of the whole model (names.c)
+ * --------------------------------------------------- */
 
 typedef enum usli_slot {
-    USLI_Q, USLI_K, USLI_V, USLI_O, USLI_GATE, USLI_UP, USLI_DOWN, /* linear: adapters attach to these */
+    USLI_Q,
+    USLI_K,
+    USLI_V,
+    USLI_O,
+    USLI_GATE,
+    USLI_UP,
+    USLI_DOWN, /* linear: adapters attach to these */
     USLI_LINEARS,
-    USLI_ATTN_NORM = USLI_LINEARS, USLI_MLP_NORM,
-    USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS, USLI_O_BIAS, USLI_GATE_BIAS, USLI_UP_BIAS, USLI_DOWN_BIAS,
+    USLI_ATTN_NORM = USLI_LINEARS,
+    USLI_MLP_NORM,
+    USLI_Q_BIAS,
+    USLI_K_BIAS,
+    USLI_V_BIAS,
+    USLI_O_BIAS,
+    USLI_GATE_BIAS,
+    USLI_UP_BIAS,
+    USLI_DOWN_BIAS,
     USLI_LAYER_SLOTS,
-    USLI_EMBED = USLI_LAYER_SLOTS, USLI_FINAL_NORM, USLI_HEAD,
+    USLI_EMBED = USLI_LAYER_SLOTS,
+    USLI_FINAL_NORM,
+    USLI_HEAD,
     USLI_SLOTS
 } usli_slot;
 
@@ -32,7 +48,9 @@ void usli_slot_name(usli_slot slot, int64_t layer, bool gguf, char *buf, size_t 
 /* Row order of q and k in a GGUF of the llama family: hf row r stands at the returned row. */
 int64_t usli_gguf_qk_row(int64_t hf_row, int64_t head_dim);
 
-/* ---- Weights ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Weights
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct usli_weight {
     usli_matrix m;         /* vectors are (1, n) and always F32 */
@@ -43,7 +61,7 @@ typedef struct usli_weight {
 
 /* One adapter on one linear weight: scale * B A. */
 typedef struct usli_lora_module {
-    int rank; /* 0: none here */
+    int rank;       /* 0: none here */
     float *a, *b;   /* (rank, in), (out, rank) */
     float *da, *db; /* set by a trainer */
 } usli_lora_module;
@@ -65,65 +83,72 @@ struct usl_model {
     usl_ctx *ctx;
     atomic_int refs;
     usli_config config;
-    char *path;                /* where it was opened; NULL for a random one */
-    usli_weight *weights;      /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
-    bool full;                 /* weights are trained */
+    char *path;                 /* where it was opened; NULL for a random one */
+    usli_weight *weights;       /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
+    bool full;                  /* weights are trained */
     usl_dtype dtype, res_dtype; /* of activations and of the residual stream */
-    int64_t context;           /* max_seq_length in force */
-    float *cos, *sin;          /* (context, head_dim / 2) */
-    float *rope_divisors;      /* (head_dim / 2) from a GGUF, or NULL */
+    int64_t context;            /* max_seq_length in force */
+    float *cos, *sin;           /* (context, head_dim / 2) */
+    float *rope_divisors;       /* (head_dim / 2) from a GGUF, or NULL */
     double rope_attention;
     usli_adapter *adapters, *active;
-    usli_exec exec;            /* backend and its state; a pass sets the arena */
-    char name[160];            /* of the parameter last asked for */
-    int trainers;              /* handles that hold gradients: adapters may not change meanwhile */
+    usli_exec exec; /* backend and its state; a pass sets the arena */
+    char name[160]; /* of the parameter last asked for */
+    int trainers;   /* handles that hold gradients: adapters may not change meanwhile */
 };
 
 /* path is recorded; opts as in unsloth.h (NULL: defaults). */
 usl_status usli_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);
-usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts, usl_model **out);
+usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
+                             usl_model **out);
 usl_model *usli_model_retain(usl_model *m);
 void usli_model_release(usl_model *m);
 
 static inline usli_weight *usli_model_weight(const usl_model *m, usli_slot slot, int64_t layer) {
-    int64_t i = slot >= USLI_EMBED ? m->config.layers * USLI_LAYER_SLOTS + (slot - USLI_EMBED) : layer * USLI_LAYER_SLOTS + slot;
+    int64_t i = slot >= USLI_EMBED ? m->config.layers * USLI_LAYER_SLOTS + (slot - USLI_EMBED)
+                                   : layer * USLI_LAYER_SLOTS + slot;
     return &m->weights[i];
 }
 /* The matrix that makes logits: the head, or the embedding table when they are tied. */
 static inline usli_weight *usli_model_head(const usl_model *m) {
     return usli_model_weight(m, m->config.tied ? USLI_EMBED : USLI_HEAD, 0);
 }
-static inline usli_lora_module *usli_adapter_module(const usl_model *m, const usli_adapter *a, usli_slot slot, int64_t layer) {
+static inline usli_lora_module *usli_adapter_module(const usl_model *m, const usli_adapter *a, usli_slot slot,
+                                                    int64_t layer) {
     (void)m;
     return &a->modules[layer * USLI_LINEARS + slot];
 }
 /* Decodes rows first .. first + count - 1 of a weight to float32, with the active adapter merged when merge is set
  * (W + scale B A in float32). dst: (count, cols). For export: a piece of a tensor at a time. */
-usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count, float *dst);
+usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
+                           float *dst);
 uint64_t usli_model_weight_bytes(const usl_model *m);
 /* As usl_model_gemm_rate (probe.c). */
 usl_status usli_model_gemm_rate(usl_model *m, double *flops);
 
-/* ---- Adapters ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Adapters
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
 
 usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *opts);
 usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *name);
 usl_status usli_model_set_adapter(usl_model *m, const char *name);
 usl_status usli_model_save_adapter(usl_model *m, const char *dir, const char *base);
 
-/* ---- Parameters by name ----------------------------------------------------------------------------------------------------------------- */
+/* ---- Parameters by name
+ * ----------------------------------------------------------------------------------------------------------------- */
 
 /* i from 0: weights first (published names), then the active adapter's (PEFT's names). */
 typedef struct usli_param_ref {
     char name[160];
-    bool trainable;    /* adapter weights when one is active, all weights when full */
+    bool trainable; /* adapter weights when one is active, all weights when full */
     int ndim;
     int64_t shape[2];
-    float *data;       /* float32 masters of trainable ones, else NULL */
-    float **grad;      /* where a trainer puts the gradient of a trainable one */
+    float *data;  /* float32 masters of trainable ones, else NULL */
+    float **grad; /* where a trainer puts the gradient of a trainable one */
     usli_slot slot;
     int64_t layer;
-    int part;          /* 0: the weight, 1: lora_A, 2: lora_B */
+    int part; /* 0: the weight, 1: lora_A, 2: lora_B */
 } usli_param_ref;
 bool usli_model_param(const usl_model *m, int64_t i, usli_param_ref *out);
 bool usli_model_find_param(const usl_model *m, const char *name, usli_param_ref *out);

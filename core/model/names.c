@@ -30,14 +30,25 @@ bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_
         int64_t rows, cols;
         bool present;
     } shape[USLI_SLOTS] = {
-        [USLI_Q] = { q, d, true },       [USLI_K] = { kv, d, true },          [USLI_V] = { kv, d, true },
-        [USLI_O] = { d, q, true },       [USLI_GATE] = { f, d, true },        [USLI_UP] = { f, d, true },
-        [USLI_DOWN] = { d, f, true },    [USLI_ATTN_NORM] = { d, 0, true },   [USLI_MLP_NORM] = { d, 0, true },
-        [USLI_Q_BIAS] = { q, 0, c->attention_bias },  [USLI_K_BIAS] = { kv, 0, c->attention_bias },
-        [USLI_V_BIAS] = { kv, 0, c->attention_bias }, [USLI_O_BIAS] = { d, 0, c->output_bias },
-        [USLI_GATE_BIAS] = { f, 0, c->mlp_bias },     [USLI_UP_BIAS] = { f, 0, c->mlp_bias },
-        [USLI_DOWN_BIAS] = { d, 0, c->mlp_bias },     [USLI_EMBED] = { c->vocab, d, true },
-        [USLI_FINAL_NORM] = { d, 0, true },           [USLI_HEAD] = { c->vocab, d, !c->tied },
+        [USLI_Q] = { q, d, true },
+        [USLI_K] = { kv, d, true },
+        [USLI_V] = { kv, d, true },
+        [USLI_O] = { d, q, true },
+        [USLI_GATE] = { f, d, true },
+        [USLI_UP] = { f, d, true },
+        [USLI_DOWN] = { d, f, true },
+        [USLI_ATTN_NORM] = { d, 0, true },
+        [USLI_MLP_NORM] = { d, 0, true },
+        [USLI_Q_BIAS] = { q, 0, c->attention_bias },
+        [USLI_K_BIAS] = { kv, 0, c->attention_bias },
+        [USLI_V_BIAS] = { kv, 0, c->attention_bias },
+        [USLI_O_BIAS] = { d, 0, c->output_bias },
+        [USLI_GATE_BIAS] = { f, 0, c->mlp_bias },
+        [USLI_UP_BIAS] = { f, 0, c->mlp_bias },
+        [USLI_DOWN_BIAS] = { d, 0, c->mlp_bias },
+        [USLI_EMBED] = { c->vocab, d, true },
+        [USLI_FINAL_NORM] = { d, 0, true },
+        [USLI_HEAD] = { c->vocab, d, !c->tied },
     };
     *rows = shape[slot].rows;
     *cols = shape[slot].cols;

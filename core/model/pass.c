@@ -13,16 +13,28 @@ static size_t hidden_bytes(const usl_model *m, int64_t tokens) {
 
 static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, void *out) {
     const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
-    usli_embedding_args a = { .tokens = b->tokens, .cols = m->config.hidden, .dtype = m->res_dtype, .table = w->m, .scale = 1,
-                              .ids = b->ids, .y = out };
+    usli_embedding_args a = { .tokens = b->tokens,
+                              .cols = m->config.hidden,
+                              .dtype = m->res_dtype,
+                              .table = w->m,
+                              .scale = 1,
+                              .ids = b->ids,
+                              .y = out };
     return usli_op_embedding(x, &a, USLI_FORWARD);
 }
 
 static usli_rmsnorm_args final_norm(const usl_model *m, int64_t tokens) {
     const usli_weight *w = usli_model_weight(m, USLI_FINAL_NORM, 0);
-    return (usli_rmsnorm_args){ .rows = tokens, .cols = m->config.hidden, .eps = (float)m->config.norm_eps,
-                                .weight_offset = m->config.arch->norm_offset, .dtype = m->dtype, .res_dtype = m->res_dtype,
-                                .n_dtype = m->res_dtype, .weight_dtype = USL_F32, .weight = w->m.data, .dweight = w->grad };
+    return (usli_rmsnorm_args){ .rows = tokens,
+                                .cols = m->config.hidden,
+                                .eps = (float)m->config.norm_eps,
+                                .weight_offset = m->config.arch->norm_offset,
+                                .dtype = m->dtype,
+                                .res_dtype = m->res_dtype,
+                                .n_dtype = m->res_dtype,
+                                .weight_dtype = USL_F32,
+                                .weight = w->m.data,
+                                .dweight = w->grad };
 }
 
 usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
@@ -104,8 +116,14 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     }
     if (dembed) {
         const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
-        usli_embedding_args a = { .tokens = t, .cols = m->config.hidden, .dtype = m->res_dtype, .table = w->m, .scale = 1,
-                                  .ids = s->batch->ids, .dy = dn, .dtable = dembed };
+        usli_embedding_args a = { .tokens = t,
+                                  .cols = m->config.hidden,
+                                  .dtype = m->res_dtype,
+                                  .table = w->m,
+                                  .scale = 1,
+                                  .ids = s->batch->ids,
+                                  .dy = dn,
+                                  .dtable = dembed };
         USLI_TRY(usli_op_embedding(x, &a, USLI_BACKWARD));
     }
     x->arena->high = mark;
@@ -113,7 +131,8 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     return USL_OK;
 }
 
-usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache, void **hidden) {
+usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
+                           void **hidden) {
     usli_pass_state s = { .model = m, .batch = batch, .exec = x };
     int64_t t = batch->tokens;
     void *stream;
@@ -141,7 +160,14 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
 
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits) {
     usli_segment head = { .w = usli_model_head(m)->m };
-    usli_linear_args a = { .tokens = rows, .in = m->config.hidden, .out = m->config.vocab, .segments = 1, .segment = &head,
-                           .dtype = m->dtype, .y_dtype = USL_F32, .x = hidden, .y = logits };
+    usli_linear_args a = { .tokens = rows,
+                           .in = m->config.hidden,
+                           .out = m->config.vocab,
+                           .segments = 1,
+                           .segment = &head,
+                           .dtype = m->dtype,
+                           .y_dtype = USL_F32,
+                           .x = hidden,
+                           .y = logits };
     return usli_op_linear(x, &a, USLI_FORWARD);
 }

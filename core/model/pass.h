@@ -1,5 +1,5 @@
-/* A pass: packed rows through the decoder, and back. Everything lives in the exec's arena; with a dry arena the same calls
- * only count bytes, which is how the plan is made.
+/* A pass: packed rows through the decoder, and back. Everything lives in the exec's arena; with a dry arena the same
+ * calls only count bytes, which is how the plan is made.
  *
  * The stream between blocks is a pair: `res`, and `x`, the last branch's output that the next norm adds to it.
  *
@@ -30,10 +30,10 @@ typedef struct usli_cache {
     usl_dtype dtype;
     int64_t layers, slots, length, width; /* width: kv_heads * head_dim */
     void *k, *v;                          /* (layers, slots * length, width) */
-    const int32_t *store;   /* (tokens) row of the cache that each new token's k and v go to */
-    const int32_t *begin;   /* (rows + 1) first cache row of each row of the batch */
-    const int32_t *k_lens;  /* (rows) keys each row has, the new ones included */
-    int64_t longest;        /* of k_lens */
+    const int32_t *store;                 /* (tokens) row of the cache that each new token's k and v go to */
+    const int32_t *begin;                 /* (rows + 1) first cache row of each row of the batch */
+    const int32_t *k_lens;                /* (rows) keys each row has, the new ones included */
+    int64_t longest;                      /* of k_lens */
 } usli_cache;
 
 /* What forward keeps of one block for backward. */
@@ -41,7 +41,7 @@ typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
     float *rstd1, *rstd2, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
-    size_t low; /* the arena's low end before the block */
+    size_t low;                                 /* the arena's low end before the block */
 } usli_block_saved;
 
 typedef struct usli_pass_state {
@@ -56,14 +56,15 @@ typedef struct usli_pass_state {
     float *final_rstd;
 } usli_pass_state;
 
-/* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the caller
- * resets exec->arena->high. s->model, batch, exec, recomputed, training, blocks are set by the caller. */
+/* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the
+ * caller resets exec->arena->high. s->model, batch, exec, recomputed, training, blocks are set by the caller. */
 usl_status usli_pass_forward(usli_pass_state *s, void **hidden);
 /* dhidden: (tokens, hidden) model->dtype, gradient of *hidden; overwritten. Adds to the gradients of every trainable
  * parameter. Releases what forward kept. */
 usl_status usli_pass_backward(usli_pass_state *s, void *dhidden);
 /* The same forward without keeping, against a cache (or none: cache NULL). */
-usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache, void **hidden);
+usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
+                           void **hidden);
 /* logits = hidden W^T for `rows` rows, float32 (rows, vocab). */
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits);
 

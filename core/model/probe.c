@@ -8,8 +8,15 @@ enum { TOKENS = 1024, REPEATS = 12 };
 static usl_status measure(usli_exec *x, const usl_model *m, void *in, void *w, void *out, double *best) {
     const usli_config *c = &m->config;
     usli_segment segment = { .w = { .dtype = m->dtype, .rows = c->inter, .cols = c->hidden, .data = w } };
-    usli_linear_args a = { .tokens = TOKENS, .in = c->hidden, .out = c->inter, .segments = 1, .segment = &segment,
-                           .dtype = m->dtype, .y_dtype = m->dtype, .x = in, .y = out };
+    usli_linear_args a = { .tokens = TOKENS,
+                           .in = c->hidden,
+                           .out = c->inter,
+                           .segments = 1,
+                           .segment = &segment,
+                           .dtype = m->dtype,
+                           .y_dtype = m->dtype,
+                           .x = in,
+                           .y = out };
     *best = 0;
     for (int i = 0; i < REPEATS; i++) {
         double start = usli_now();

@@ -7,7 +7,8 @@
 
 /* llama3 (Llama 3.1): long wavelengths are divided by factor, short ones kept, those between interpolated. */
 static void llama3(const usli_rope_config *r, double *inv_freq, int64_t half) {
-    double low = (double)r->original_context / r->low_freq_factor, high = (double)r->original_context / r->high_freq_factor;
+    double low = (double)r->original_context / r->low_freq_factor,
+           high = (double)r->original_context / r->high_freq_factor;
     for (int64_t i = 0; i < half; i++) {
         double wavelength = TWO_PI / inv_freq[i];
         if (wavelength > low) {
@@ -40,7 +41,8 @@ static double yarn(const usli_config *c, double *inv_freq, int64_t half) {
         inv_freq[i] = inv_freq[i] / r->factor * (1 - kept) + inv_freq[i] * kept;
     }
     if (r->attention_factor > 0) return r->attention_factor;
-    if (r->mscale > 0 && r->mscale_all_dim > 0) return mscale(r->factor, r->mscale) / mscale(r->factor, r->mscale_all_dim);
+    if (r->mscale > 0 && r->mscale_all_dim > 0)
+        return mscale(r->factor, r->mscale) / mscale(r->factor, r->mscale_all_dim);
     return mscale(r->factor, 1);
 }
 

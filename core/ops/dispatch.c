@@ -1,8 +1,8 @@
 /* Shapes and types are checked here, once, so that kernels stay short. */
 #include "core/ops/ops.h"
 
-#define REQUIRE(cond, ...)                                                          \
-    do {                                                                            \
+#define REQUIRE(cond, ...)                                                    \
+    do {                                                                      \
         if (!(cond)) return usli_fail(x->ctx, USL_ERR_INTERNAL, __VA_ARGS__); \
     } while (0)
 
@@ -17,7 +17,8 @@ static usl_status check_embedding(usli_exec *x, const usli_embedding_args *a, us
 }
 
 static usl_status check_rmsnorm(usli_exec *x, const usli_rmsnorm_args *a, usli_pass pass) {
-    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && is_float(a->weight_dtype), "rmsnorm: bad shape or type");
+    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && is_float(a->weight_dtype),
+            "rmsnorm: bad shape or type");
     REQUIRE(a->weight, "rmsnorm: no weight");
     if (pass == USLI_FORWARD) {
         REQUIRE((a->x || a->res) && a->y, "rmsnorm: a pointer is missing");
@@ -34,7 +35,8 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
     int64_t out = 0;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
-        REQUIRE(s->w.cols == a->in && s->w.rows > 0 && (s->w.data || s->w.nf4), "linear: segment %d has a bad matrix", i);
+        REQUIRE(s->w.cols == a->in && s->w.rows > 0 && (s->w.data || s->w.nf4), "linear: segment %d has a bad matrix",
+                i);
         REQUIRE(s->lora.rank >= 0 && (!s->lora.rank || (s->lora.a && s->lora.b)), "linear: segment %d: bad adapter", i);
         out += s->w.rows;
     }
@@ -51,7 +53,8 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
         const usli_segment *s = &a->segment[i];
         uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows);
         x->matmul_flops += pass == USLI_FORWARD ? low : 2 * low;
-        if (pass == USLI_BACKWARD && s->dw) x->matmul_flops += 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)s->w.rows;
+        if (pass == USLI_BACKWARD && s->dw)
+            x->matmul_flops += 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)s->w.rows;
     }
     return USL_OK;
 }
@@ -65,12 +68,14 @@ static usl_status check_rope(usli_exec *x, const usli_rope_args *a, usli_pass pa
 }
 
 static usl_status check_attention(usli_exec *x, const usli_attention_args *a, usli_pass pass) {
-    REQUIRE(a->heads > 0 && a->kv_heads > 0 && a->heads % a->kv_heads == 0, "attention: %d heads over %d kv heads", a->heads,
-            a->kv_heads);
+    REQUIRE(a->heads > 0 && a->kv_heads > 0 && a->heads % a->kv_heads == 0, "attention: %d heads over %d kv heads",
+            a->heads, a->kv_heads);
     REQUIRE(a->qk_dim > 0 && a->v_dim > 0 && is_float(a->dtype) && a->rows >= 0, "attention: bad shape");
     REQUIRE(a->cu_q && a->cu_k && a->q && a->k && a->v, "attention: a pointer is missing");
-    REQUIRE(pass == USLI_FORWARD ? a->o != NULL : a->d_o && a->lse && a->dq && a->dk && a->dv, "attention: a pointer is missing");
-    if (a->prefix) return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "attention: a shared prefix is not supported by this backend");
+    REQUIRE(pass == USLI_FORWARD ? a->o != NULL : a->d_o && a->lse && a->dq && a->dk && a->dv,
+            "attention: a pointer is missing");
+    if (a->prefix)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "attention: a shared prefix is not supported by this backend");
     return USL_OK;
 }
 
@@ -110,7 +115,8 @@ static usl_status check_adamw(usli_exec *x, const usli_adamw_args *a, usli_pass 
     REQUIRE(a->count >= 0 && a->update, "adamw: a pointer is missing");
     for (int64_t i = 0; i < a->count; i++) {
         const usli_param *p = &a->params[i];
-        REQUIRE(p->w && p->g && p->m && p->v && (p->state == USL_F32 || (p->state == USL_U8 && p->m_absmax && p->v_absmax)),
+        REQUIRE(p->w && p->g && p->m && p->v &&
+                    (p->state == USL_F32 || (p->state == USL_U8 && p->m_absmax && p->v_absmax)),
                 "adamw: parameter %lld lacks its state", (long long)i);
     }
     return USL_OK;
@@ -130,8 +136,9 @@ static usl_status check_sample(usli_exec *x, const usli_sample_args *a, usli_pas
 
 static usl_status check(usli_exec *x, usli_op op, const void *args, usli_pass pass) {
     switch (op) {
-#define USLI_OP(name) \
-    case USLI_OP_##name: return check_##name(x, args, pass);
+#define USLI_OP(name)    \
+    case USLI_OP_##name: \
+        return check_##name(x, args, pass);
 #include "core/ops/ops.def"
 #undef USLI_OP
     default: return usli_fail(x->ctx, USL_ERR_INTERNAL, "no op has the number %d", (int)op);
@@ -148,8 +155,8 @@ usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass) {
     USLI_TRY(check(x, op, args, pass));
     const usli_op_impl *impl = x->backend->ops[op];
     if (!impl)
-        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "the %s backend has no %s yet; use device = \"cpu\"", x->backend->name,
-                         OP_NAMES[op]);
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "the %s backend has no %s yet; use device = \"cpu\"",
+                         x->backend->name, OP_NAMES[op]);
     size_t mark = x->arena->high, bytes = impl->workspace ? impl->workspace(x, args, pass) : 0;
     void *ws = bytes ? usli_arena_scratch(x->arena, bytes) : NULL;
     if (bytes && !ws) return usli_nomem(x->ctx, bytes);

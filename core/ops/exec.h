@@ -25,7 +25,7 @@ typedef struct usli_op_impl {
 } usli_op_impl;
 
 typedef struct usli_backend {
-    const char *name; /* "cpu", "cuda" */
+    const char *name;                       /* "cpu", "cuda" */
     const usli_op_impl *ops[USLI_OP_COUNT]; /* NULL: not there */
     /* Memory of the device. alloc answers NULL when there is none. */
     void *(*alloc)(usli_exec *x, size_t bytes);
@@ -47,7 +47,8 @@ struct usli_exec {
     uint64_t matmul_flops; /* counted by linear and attention, also when dry: for the benchmark's share of peak */
 };
 
-/* A piece of the arena, kept (low end) or scratch (high end); forwards USL_ERR_NOMEM. 0 bytes give NULL and are fine. */
+/* A piece of the arena, kept (low end) or scratch (high end); forwards USL_ERR_NOMEM. 0 bytes give NULL and are fine.
+ */
 #define USLI_TAKE(ptr, x, keep, bytes)                                                                          \
     do {                                                                                                        \
         size_t usli_bytes_ = (bytes);                                                                           \

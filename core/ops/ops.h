@@ -8,10 +8,10 @@
  *   linear         y y_dtype               dtype products     float32      once at the store (base + adapter + bias);
  *                                                                          x A^T to dtype, as autocast does
  *   rope           dtype                   float32            -            once
- *   attention      dtype                   dtype products     float32      probabilities may be rounded to dtype before V
- *   glu            dtype                   float32            -            once
- *   cross_entropy  logits F32 or dtype     float32            float32      gradient once at the store
- *   adamw          float32 master, state F32 or 8-bit blocks of 256        state after each update
+ *   attention      dtype                   dtype products     float32      probabilities may be rounded to dtype before
+ * V glu            dtype                   float32            -            once cross_entropy  logits F32 or dtype
+ * float32            float32      gradient once at the store adamw          float32 master, state F32 or 8-bit blocks
+ * of 256        state after each update
  *
  * Memory: a struct's saved fields are the caller's (arena low end), workspace is taken by usli_run (arena high end).
  * Values that change from update to update live in usli_update, in device memory, so that a recorded graph replays. */
@@ -34,39 +34,40 @@ typedef struct usli_matrix {
 
 /* Written by the host before an update and by ops during it; one lives on the device of each rank. */
 typedef struct usli_update {
-    float lr[4];        /* by parameter group: 0 all, 1 embeddings */
-    float inv_counted;  /* 1 / counted labels of the whole window, all ranks */
-    float loss_scale;   /* 1 unless float16 */
-    float max_norm;     /* 0: no clipping */
-    float grad_norm;    /* of the unscaled gradients, before clipping: written by grad_norm */
-    float clip;         /* factor for the gradients, 1/loss_scale included: written by grad_norm */
-    int32_t finite;     /* 0: the update is skipped: written by grad_norm */
-    int32_t step;       /* 1 for the first update: bias correction */
-    double loss_sum;    /* sum over counted labels, accumulated by cross_entropy */
-    int64_t correct;    /* counted labels that were the argmax, accumulated by cross_entropy */
+    float lr[4];       /* by parameter group: 0 all, 1 embeddings */
+    float inv_counted; /* 1 / counted labels of the whole window, all ranks */
+    float loss_scale;  /* 1 unless float16 */
+    float max_norm;    /* 0: no clipping */
+    float grad_norm;   /* of the unscaled gradients, before clipping: written by grad_norm */
+    float clip;        /* factor for the gradients, 1/loss_scale included: written by grad_norm */
+    int32_t finite;    /* 0: the update is skipped: written by grad_norm */
+    int32_t step;      /* 1 for the first update: bias correction */
+    double loss_sum;   /* sum over counted labels, accumulated by cross_entropy */
+    int64_t correct;   /* counted labels that were the argmax, accumulated by cross_entropy */
 } usli_update;
 
-/* Dropout: probability and the words that make its Philox key; with the data-set row and position of each token, so that
- * neither recompute nor packing nor ranks change which values drop. p == 0: everything here is ignored. */
+/* Dropout: probability and the words that make its Philox key; with the data-set row and position of each token, so
+ * that neither recompute nor packing nor ranks change which values drop. p == 0: everything here is ignored. */
 typedef struct usli_dropout {
     float p;
     uint64_t seed;
-    const int32_t *update;    /* (1) on the device */
-    const int32_t *row;       /* (tokens) data-set row of the token */
-    const int32_t *position;  /* (tokens) */
+    const int32_t *update;   /* (1) on the device */
+    const int32_t *row;      /* (tokens) data-set row of the token */
+    const int32_t *position; /* (tokens) */
     uint32_t layer, module;
 } usli_dropout;
 
-/* ---- embedding:  y[t] = scale * table[ids[t]]          backward: dtable[ids[t]] += scale * dy[t], in token order ---- */
+/* ---- embedding:  y[t] = scale * table[ids[t]]          backward: dtable[ids[t]] += scale * dy[t], in token order ----
+ */
 typedef struct usli_embedding_args {
     int64_t tokens, cols;
-    usl_dtype dtype; /* of y, dy: the residual stream's */
+    usl_dtype dtype;   /* of y, dy: the residual stream's */
     usli_matrix table; /* (vocabulary, cols) */
     float scale;
     const int32_t *ids; /* (tokens) */
     void *y;            /* (tokens, cols) */
     const void *dy;
-    float *dtable;      /* (vocabulary, cols), accumulated */
+    float *dtable; /* (vocabulary, cols), accumulated */
 } usli_embedding_args;
 
 /* ---- rmsnorm, with the residual sum before it ----------------------------------------------------------------------
@@ -95,27 +96,27 @@ typedef struct usli_rmsnorm_args {
     float *dweight; /* (cols) */
 } usli_rmsnorm_args;
 
-/* ---- linear: one product over fused segments (q|k|v, gate|up), each with its own quantisation, bias and adapter ------
- *   y_s = x W_s^T + b_s + scale_s * (drop(x) A_s^T) B_s^T           y = [y_1 | y_2 | ...], y_mode may accumulate
+/* ---- linear: one product over fused segments (q|k|v, gate|up), each with its own quantisation, bias and adapter
+ * ------ y_s = x W_s^T + b_s + scale_s * (drop(x) A_s^T) B_s^T           y = [y_1 | y_2 | ...], y_mode may accumulate
  * backward: dx (+)= dy W + sum_s scale_s * drop'((dy_s B_s) A_s)
  *           dA_s += scale_s * (dy_s B_s)^T drop(x);  dB_s += scale_s * dy_s^T (drop(x) A_s^T);  dW_s += dy_s^T x;
  *           db_s += sum over tokens of dy_s
- * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets says where each begins, every
- * segment's matrix has experts * (rows / experts) rows, and A, B are stacked likewise. */
+ * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets says where each begins,
+ * every segment's matrix has experts * (rows / experts) rows, and A, B are stacked likewise. */
 typedef struct usli_lora {
     int rank; /* 0: no adapter */
     float scale;
-    const float *a; /* (rank, in) float32 masters */
-    const float *b; /* (out, rank) */
-    float *da, *db; /* like a, b */
+    const float *a;         /* (rank, in) float32 masters */
+    const float *b;         /* (out, rank) */
+    float *da, *db;         /* like a, b */
     const float *magnitude; /* (out) DoRA, with norm = the row norms of W + scale B A; NULL: none */
     const float *norm;
     float *dmagnitude;
 } usli_lora;
 
 typedef struct usli_segment {
-    usli_matrix w;      /* (rows, in) */
-    const void *bias;   /* (rows) or NULL */
+    usli_matrix w;    /* (rows, in) */
+    const void *bias; /* (rows) or NULL */
     usl_dtype bias_dtype;
     usli_lora lora;
     float *dw;    /* (rows, in) */
@@ -134,29 +135,29 @@ typedef struct usli_linear_args {
     void *y;           /* (tokens, out), rows ldy apart */
     int64_t ldx, ldy;  /* 0: packed */
     usli_write y_mode;
-    void *xa;          /* (tokens, sum of ranks) dtype, saved; NULL: recomputed in backward, not written in forward */
+    void *xa; /* (tokens, sum of ranks) dtype, saved; NULL: recomputed in backward, not written in forward */
     usli_dropout dropout;
     int experts;
     const int32_t *expert_offsets; /* (experts + 1) */
-    const void *dy; /* (tokens, out), y_dtype, rows ldy apart */
-    void *dx;       /* (tokens, in), rows ldx apart */
+    const void *dy;                /* (tokens, out), y_dtype, rows ldy apart */
+    void *dx;                      /* (tokens, in), rows ldx apart */
     usli_write dx_mode;
 } usli_linear_args;
 
-/* ---- rope with optional q and k norm, in place on rows of a fused q|k|v buffer ---------------------------------------
- * For each token and head: u = head * rstd * (w + norm_offset) when a norm weight is given, then the first rot_dim values
- * are rotated by the angles of the token's position: pairs (i, i + rot_dim/2), or (2i, 2i+1) when interleaved.
- * backward: rotation by the negative angle, then the norm's, in place on dq, dk; needs the heads before the norm in
- * q_in, k_in when there is one (the same layout). */
+/* ---- rope with optional q and k norm, in place on rows of a fused q|k|v buffer
+ * --------------------------------------- For each token and head: u = head * rstd * (w + norm_offset) when a norm
+ * weight is given, then the first rot_dim values are rotated by the angles of the token's position: pairs (i, i +
+ * rot_dim/2), or (2i, 2i+1) when interleaved. backward: rotation by the negative angle, then the norm's, in place on
+ * dq, dk; needs the heads before the norm in q_in, k_in when there is one (the same layout). */
 typedef struct usli_rope_args {
     int64_t tokens;
     int heads, kv_heads, head_dim, rot_dim;
     bool interleaved;
     usl_dtype dtype;
-    const int32_t *position;  /* (tokens) */
-    const float *cos, *sin;   /* (positions, rot_dim / 2), attention factor included */
+    const int32_t *position; /* (tokens) */
+    const float *cos, *sin;  /* (positions, rot_dim / 2), attention factor included */
     int64_t positions;
-    void *q, *k;              /* token t's heads begin at t * q_stride, t * k_stride elements */
+    void *q, *k; /* token t's heads begin at t * q_stride, t * k_stride elements */
     int64_t q_stride, k_stride;
     const void *q_norm, *k_norm; /* (head_dim) or NULL */
     usl_dtype norm_dtype;
@@ -167,13 +168,14 @@ typedef struct usli_rope_args {
     float *dq_norm, *dk_norm;
 } usli_rope_args;
 
-/* ---- attention over packed rows ---------------------------------------------------------------------------------------
- * Row r: queries cu_q[r] .. cu_q[r+1]-1, keys k_begin .. k_begin + k_len-1 with k_begin = cu_k[r] and k_len = k_lens ?
- * k_lens[r] : cu_k[r+1] - cu_k[r]. The last query sees the last key (bottom-right causal); query i sees key j when
- * i + k_len - q_len - window < j <= i + k_len - q_len (window 0: no lower bound). Head h uses kv head h / (heads/kv_heads).
- *   s = scale * q.k;  softcap > 0: s = softcap * tanh(s / softcap);  p = softmax(s);  o = p v;  lse = log sum exp s
- * backward: D = dot(do, o); ds = p * (do.v - D) * (1 - (s/softcap)^2); dq += scale ds k; dk += scale ds q; dv += p do.
- * The same struct serves training, decode (one query a row against a cache) and rollouts. */
+/* ---- attention over packed rows
+ * --------------------------------------------------------------------------------------- Row r: queries cu_q[r] ..
+ * cu_q[r+1]-1, keys k_begin .. k_begin + k_len-1 with k_begin = cu_k[r] and k_len = k_lens ? k_lens[r] : cu_k[r+1] -
+ * cu_k[r]. The last query sees the last key (bottom-right causal); query i sees key j when i + k_len - q_len - window <
+ * j <= i + k_len - q_len (window 0: no lower bound). Head h uses kv head h / (heads/kv_heads). s = scale * q.k; softcap
+ * > 0: s = softcap * tanh(s / softcap);  p = softmax(s);  o = p v;  lse = log sum exp s backward: D = dot(do, o); ds =
+ * p * (do.v - D) * (1 - (s/softcap)^2); dq += scale ds k; dk += scale ds q; dv += p do. The same struct serves
+ * training, decode (one query a row against a cache) and rollouts. */
 typedef struct usli_attention_args {
     int64_t tokens_q, tokens_k;
     int rows;
@@ -192,13 +194,13 @@ typedef struct usli_attention_args {
     int64_t o_stride;
     float *lse; /* (heads, tokens_q) saved; NULL in inference */
     bool deterministic;
-    const void *d_o;     /* like o */
+    const void *d_o;    /* like o */
     void *dq, *dk, *dv; /* strides as q, k, v; assigned */
 } usli_attention_args;
 
-/* ---- glu: h = act(gate) * up; gate|up are the halves of one row of 2 * cols --------------------------------------------
- * backward: dgate = dh * up * act'(gate), dup = dh * act(gate); dgate_up may alias gate_up (in place). h is rebuilt into
- * h_out when that is not NULL, for adapters that need it. */
+/* ---- glu: h = act(gate) * up; gate|up are the halves of one row of 2 * cols
+ * -------------------------------------------- backward: dgate = dh * up * act'(gate), dup = dh * act(gate); dgate_up
+ * may alias gate_up (in place). h is rebuilt into h_out when that is not NULL, for adapters that need it. */
 typedef enum usli_act { USLI_SILU, USLI_GELU_TANH, USLI_GELU } usli_act;
 typedef struct usli_glu_args {
     int64_t rows, cols;
@@ -211,7 +213,8 @@ typedef struct usli_glu_args {
     void *h_out;
 } usli_glu_args;
 
-/* ---- gather: y[i] = x[index[i]]      backward: dx = 0, then dx[index[i]] = dy[i]; indices are distinct ------------------- */
+/* ---- gather: y[i] = x[index[i]]      backward: dx = 0, then dx[index[i]] = dy[i]; indices are distinct
+ * ------------------- */
 typedef struct usli_gather_args {
     int64_t rows, cols, x_rows;
     usl_dtype dtype;
@@ -222,7 +225,8 @@ typedef struct usli_gather_args {
     void *dx;
 } usli_gather_args;
 
-/* ---- scatter: y[index[i]] = x[i], the rest of y stays; for keys and values into their cache. No backward pass. ----------- */
+/* ---- scatter: y[index[i]] = x[i], the rest of y stays; for keys and values into their cache. No backward pass.
+ * ----------- */
 typedef struct usli_scatter_args {
     int64_t rows, cols;
     usl_dtype dtype;
@@ -232,10 +236,11 @@ typedef struct usli_scatter_args {
     void *y;              /* (., cols) */
 } usli_scatter_args;
 
-/* ---- cross_entropy on a chunk of logits ---------------------------------------------------------------------------------
- *   z = logit_scale * logits;  softcap > 0: z = softcap * tanh(z / softcap);  loss = log sum exp z - z[target]
- * Forward adds to update->loss_sum (in row order) and writes losses; with_gradient: logits become d loss / d logits times
- * update->inv_counted * loss_scale, at once, in place. Targets are all valid (counted rows only). No backward pass. */
+/* ---- cross_entropy on a chunk of logits
+ * --------------------------------------------------------------------------------- z = logit_scale * logits;  softcap
+ * > 0: z = softcap * tanh(z / softcap);  loss = log sum exp z - z[target] Forward adds to update->loss_sum (in row
+ * order) and writes losses; with_gradient: logits become d loss / d logits times update->inv_counted * loss_scale, at
+ * once, in place. Targets are all valid (counted rows only). No backward pass. */
 typedef struct usli_cross_entropy_args {
     int64_t rows, cols;
     usl_dtype dtype;
@@ -248,18 +253,20 @@ typedef struct usli_cross_entropy_args {
     usli_update *update;
 } usli_cross_entropy_args;
 
-/* ---- Parameters of an update ---------------------------------------------------------------------------------------------- */
+/* ---- Parameters of an update
+ * ---------------------------------------------------------------------------------------------- */
 typedef struct usli_param {
     float *w, *g;
     int64_t n;
     float weight_decay;
-    int group;       /* index into update->lr */
-    usl_dtype state; /* F32, or U8 for blocks of 256 */
-    void *m, *v;                   /* (n) */
-    float *m_absmax, *v_absmax;    /* (ceil(n / 256)) with U8 */
+    int group;                  /* index into update->lr */
+    usl_dtype state;            /* F32, or U8 for blocks of 256 */
+    void *m, *v;                /* (n) */
+    float *m_absmax, *v_absmax; /* (ceil(n / 256)) with U8 */
 } usli_param;
 
-/* grad_norm: update->grad_norm = ||g|| / loss_scale over all params, ->clip = min(1, max_norm / (norm + 1e-6)) / loss_scale,
+/* grad_norm: update->grad_norm = ||g|| / loss_scale over all params, ->clip = min(1, max_norm / (norm + 1e-6)) /
+ * loss_scale,
  * ->finite. Fixed order of summation. */
 typedef struct usli_grad_norm_args {
     const usli_param *params;
@@ -268,7 +275,8 @@ typedef struct usli_grad_norm_args {
 } usli_grad_norm_args;
 
 /* adamw: g *= clip; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr * wd * w;
- *        w -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps); g = 0. Skipped (g = 0 only) when update->finite is 0. */
+ *        w -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps); g = 0. Skipped (g = 0 only) when update->finite is 0.
+ */
 typedef struct usli_adamw_args {
     const usli_param *params;
     int64_t count;
@@ -276,25 +284,27 @@ typedef struct usli_adamw_args {
     usli_update *update;
 } usli_adamw_args;
 
-/* ---- cast: decodes a matrix (or a plain array as one row) into F32, BF16 or F16 --------------------------------------------- */
+/* ---- cast: decodes a matrix (or a plain array as one row) into F32, BF16 or F16
+ * --------------------------------------------- */
 typedef struct usli_cast_args {
     usli_matrix src;
     usl_dtype dtype; /* of dst */
     void *dst;       /* (rows, cols) */
 } usli_cast_args;
 
-/* ---- sample: the next token of each row ---------------------------------------------------------------------------------------
- * Penalty, temperature, top-k, top-p, min-p in that order; temperature 0 is argmax (the lowest id of equals). */
+/* ---- sample: the next token of each row
+ * --------------------------------------------------------------------------------------- Penalty, temperature, top-k,
+ * top-p, min-p in that order; temperature 0 is argmax (the lowest id of equals). */
 typedef struct usli_sample_args {
     int64_t rows, cols;
     const float *logits; /* (rows, cols); scratch of one row is workspace */
     float temperature, top_p, min_p, repetition_penalty;
     int32_t top_k;
-    const int32_t *seen;        /* ids already there, row after row */
-    const int32_t *cu_seen;     /* (rows + 1); NULL: no penalty */
-    uint64_t seed;              /* Philox key */
-    const uint64_t *offset;     /* (1) on the device: Philox counter, one a sampled token */
-    int32_t *out;               /* (rows) */
+    const int32_t *seen;    /* ids already there, row after row */
+    const int32_t *cu_seen; /* (rows + 1); NULL: no penalty */
+    uint64_t seed;          /* Philox key */
+    const uint64_t *offset; /* (1) on the device: Philox counter, one a sampled token */
+    int32_t *out;           /* (rows) */
 } usli_sample_args;
 
 /* Typed doors: usli_op_linear(x, &args, USLI_BACKWARD). */

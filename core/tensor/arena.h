@@ -1,14 +1,14 @@
-/* One block of memory for everything a pass needs, used from both ends: what lives until the backward pass grows from the
- * bottom, scratch comes and goes at the top. A dry arena hands out addresses that must not be touched and only counts,
- * so the memory plan is a dry run of the very code that will run: exact by construction. */
+/* One block of memory for everything a pass needs, used from both ends: what lives until the backward pass grows from
+ * the bottom, scratch comes and goes at the top. A dry arena hands out addresses that must not be touched and only
+ * counts, so the memory plan is a dry run of the very code that will run: exact by construction. */
 #ifndef USLI_TENSOR_ARENA_H
 #define USLI_TENSOR_ARENA_H
 
 #include "core/base/ctx.h"
 
 typedef struct usli_arena {
-    char *base; /* dry: a made-up address, 64-byte aligned */
-    size_t cap; /* dry: SIZE_MAX / 2 */
+    char *base;       /* dry: a made-up address, 64-byte aligned */
+    size_t cap;       /* dry: SIZE_MAX / 2 */
     size_t low, high; /* bytes used at the bottom and at the top */
     size_t peak;      /* largest low + high so far */
     bool dry;

@@ -25,8 +25,8 @@ void usli_storage_release(usli_storage *s);
 
 struct usl_tensor {
     usli_storage *storage;
-    usl_dtype dtype; /* a plain type */
-    int ndim;        /* 0: a scalar */
+    usl_dtype dtype;                                           /* a plain type */
+    int ndim;                                                  /* 0: a scalar */
     int64_t shape[USLI_TENSOR_DIMS], stride[USLI_TENSOR_DIMS]; /* elements */
     int64_t offset;                                            /* elements from the start of the storage */
     atomic_int refs;

@@ -9,8 +9,9 @@
 
 enum { FORMAT = 1 };
 
-/* ---- optimizer.safetensors: for each trained parameter NAME its NAME.m and NAME.v, with .m_absmax and .v_absmax; the weights
- * themselves as NAME, so that a resumed run needs no other file. ------------------------------------------------------------ */
+/* ---- optimizer.safetensors: for each trained parameter NAME its NAME.m and NAME.v, with .m_absmax and .v_absmax; the
+ * weights themselves as NAME, so that a resumed run needs no other file.
+ * ------------------------------------------------------------ */
 
 typedef struct piece {
     const char *suffix;
@@ -57,8 +58,10 @@ static usl_status write_state(usl_trainer *t, const char *path, usli_safetensors
         }
     }
 done:
-    if (st != USL_OK) usli_safetensors_abandon(w);
-    else *out = w;
+    if (st != USL_OK)
+        usli_safetensors_abandon(w);
+    else
+        *out = w;
     return st;
 }
 
@@ -78,8 +81,10 @@ static usl_status read_state(usl_trainer *t, const char *path) {
                 snprintf(name, sizeof name, "%s%s", ref.name, pieces[k].suffix);
                 const usli_file_tensor *f = usli_safetensors_find(file, name);
                 if (!f || f->dtype != pieces[k].dtype || f->ndim != 1 || f->shape[0] != pieces[k].n) {
-                    st = usli_fail(t->ctx, USL_ERR_SHAPE, "%s: \"%s\" does not fit this run; resume with the model, r, target_modules "
-                                   "and optim the checkpoint was made with", path, name);
+                    st = usli_fail(t->ctx, USL_ERR_SHAPE,
+                                   "%s: \"%s\" does not fit this run; resume with the model, r, target_modules "
+                                   "and optim the checkpoint was made with",
+                                   path, name);
                     goto done;
                 }
                 if (copying) memcpy(pieces[k].data, f->data, f->bytes);
@@ -91,18 +96,19 @@ done:
     return st;
 }
 
-/* ---- trainer_state.json ------------------------------------------------------------------------------------------------------------ */
+/* ---- trainer_state.json
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static json_t *state_json(const usl_trainer *t, const char *extra) {
     const usli_cursor *c = &t->cursor;
-    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I},s:I,s:I}", "format", FORMAT,
-                          "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total, "adam_step", (int)t->update.step,
-                          "loss_scale", (double)t->update.loss_scale, "good_steps", (json_int_t)t->good_steps, "cursor", "seed",
-                          (json_int_t)c->seed, "rows", (json_int_t)c->rows, "epoch", (json_int_t)c->epoch, "position",
-                          (json_int_t)c->position, "shuffle", c->shuffle, "plan", "tokens", (json_int_t)t->capacity.tokens, "rows",
-                          (json_int_t)t->capacity.rows, "longest", (json_int_t)t->capacity.longest, "recomputed",
-                          (json_int_t)t->capacity.recomputed, "batch", (json_int_t)t->opts.batch, "accumulation",
-                          (json_int_t)t->opts.accumulation);
+    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I},s:I,s:I}", "format",
+                          FORMAT, "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total, "adam_step",
+                          (int)t->update.step, "loss_scale", (double)t->update.loss_scale, "good_steps",
+                          (json_int_t)t->good_steps, "cursor", "seed", (json_int_t)c->seed, "rows", (json_int_t)c->rows,
+                          "epoch", (json_int_t)c->epoch, "position", (json_int_t)c->position, "shuffle", c->shuffle,
+                          "plan", "tokens", (json_int_t)t->capacity.tokens, "rows", (json_int_t)t->capacity.rows,
+                          "longest", (json_int_t)t->capacity.longest, "recomputed", (json_int_t)t->capacity.recomputed,
+                          "batch", (json_int_t)t->opts.batch, "accumulation", (json_int_t)t->opts.accumulation);
     if (j && extra && json_object_set_new(j, "extra", json_string(extra)) != 0) {
         json_decref(j);
         return NULL;
@@ -110,8 +116,8 @@ static json_t *state_json(const usl_trainer *t, const char *extra) {
     return j;
 }
 
-/* Everything is written under temporary names before the old checkpoint of that folder is given up: want of memory or of
- * disk leaves it as it was. Between the two commits the folder has no trainer_state.json and so is no checkpoint. */
+/* Everything is written under temporary names before the old checkpoint of that folder is given up: want of memory or
+ * of disk leaves it as it was. Between the two commits the folder has no trainer_state.json and so is no checkpoint. */
 static usl_status write_files(usl_trainer *t, const char *state, const char *tensors, const char *text, size_t len) {
     usli_safetensors_writer *numbers = NULL;
     usli_writer *words = NULL;
@@ -131,7 +137,8 @@ done:
 usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *extra) {
     usl_ctx *ctx = t->ctx;
     USLI_TRY(usli_make_dirs(ctx, dir));
-    char *state = usli_path_join(ctx, dir, "trainer_state.json"), *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
+    char *state = usli_path_join(ctx, dir, "trainer_state.json"),
+         *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
     json_t *json = state_json(t, extra);
     char *text = NULL;
     size_t len;
@@ -171,31 +178,36 @@ static usl_status check_state(usl_trainer *t, const char *path, const json_t *j)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: is no checkpoint of this program's format %d", path, FORMAT);
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         if (same[i].saved != same[i].now)
-            return usli_fail(t->ctx, USL_ERR_INVALID, "%s: the run had %s %lld, this one has %lld; resume with the same settings and data",
-                             path, same[i].what, (long long)same[i].saved, (long long)same[i].now);
+            return usli_fail(t->ctx, USL_ERR_INVALID,
+                             "%s: the run had %s %lld, this one has %lld; resume with the same settings and data", path,
+                             same[i].what, (long long)same[i].saved, (long long)same[i].now);
     return USL_OK;
 }
 
 /* The checkpoint's plan in place of ours; a sentence when it does not fit any more. */
 static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *plan) {
-    usli_capacity c = { .tokens = get_int(plan, "tokens"), .rows = get_int(plan, "rows"), .longest = get_int(plan, "longest"),
+    usli_capacity c = { .tokens = get_int(plan, "tokens"),
+                        .rows = get_int(plan, "rows"),
+                        .longest = get_int(plan, "longest"),
                         .recomputed = get_int(plan, "recomputed") };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
-    if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.longest < 1 || c.longest > c.tokens || c.recomputed < 0 ||
-        c.recomputed > t->model->config.layers)
+    if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.longest < 1 || c.longest > c.tokens ||
+        c.recomputed < 0 || c.recomputed > t->model->config.layers)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
     size_t bytes;
     USLI_TRY(usli_plan_arena(t, &c, &bytes));
     if (t->fixed_bytes + bytes > t->limit)
-        return usli_fail(t->ctx, USL_ERR_NOMEM, "%s: its plan needs %.2f GiB and %.2f GiB are free, so the run could not continue with "
-                         "the same bits; free some memory or start anew from the adapter", path,
-                         (double)(t->fixed_bytes + bytes) / (1 << 30), (double)t->limit / (1 << 30));
+        return usli_fail(t->ctx, USL_ERR_NOMEM,
+                         "%s: its plan needs %.2f GiB and %.2f GiB are free, so the run could not continue with "
+                         "the same bits; free some memory or start anew from the adapter",
+                         path, (double)(t->fixed_bytes + bytes) / (1 << 30), (double)t->limit / (1 << 30));
     return usli_trainer_set_capacity(t, &c, bytes);
 }
 
 usl_status usli_checkpoint_load(usl_trainer *t, const char *dir, char **extra) {
     usl_ctx *ctx = t->ctx;
-    char *state = usli_path_join(ctx, dir, "trainer_state.json"), *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
+    char *state = usli_path_join(ctx, dir, "trainer_state.json"),
+         *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
     json_t *j = NULL;
     usl_status st = USL_OK;
     if (extra) *extra = NULL;
@@ -204,7 +216,8 @@ usl_status usli_checkpoint_load(usl_trainer *t, const char *dir, char **extra) {
         goto done;
     }
     if (!usli_is_file(state)) {
-        st = usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: is no whole checkpoint (trainer_state.json is missing); choose another one", dir);
+        st = usli_fail(ctx, USL_ERR_NOT_FOUND,
+                       "%s: is no whole checkpoint (trainer_state.json is missing); choose another one", dir);
         goto done;
     }
     USLI_TRYGO(usli_json_load(ctx, state, &j));

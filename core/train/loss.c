@@ -17,16 +17,30 @@ typedef struct chunk {
     float *logits; /* (rows, vocab) */
 } chunk;
 
-static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_update *update, const chunk *c, bool with_gradient) {
+static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_update *update, const chunk *c,
+                             bool with_gradient) {
     const usl_model *m = s->model;
     usli_weight *w = usli_model_head(m);
     usli_segment head = { .w = w->m, .dw = w->grad };
-    usli_linear_args a = { .tokens = c->rows, .in = m->config.hidden, .out = m->config.vocab, .segments = 1, .segment = &head,
-                           .dtype = m->dtype, .y_dtype = USL_F32, .x = c->x, .y = c->logits };
+    usli_linear_args a = { .tokens = c->rows,
+                           .in = m->config.hidden,
+                           .out = m->config.vocab,
+                           .segments = 1,
+                           .segment = &head,
+                           .dtype = m->dtype,
+                           .y_dtype = USL_F32,
+                           .x = c->x,
+                           .y = c->logits };
     USLI_TRY(usli_op_linear(s->exec, &a, USLI_FORWARD));
-    usli_cross_entropy_args ce = { .rows = c->rows, .cols = m->config.vocab, .dtype = USL_F32, .logit_scale = 1,
-                                   .with_gradient = with_gradient, .logits = c->logits, .target = t->target + c->first,
-                                   .losses = t->losses + c->first, .update = update };
+    usli_cross_entropy_args ce = { .rows = c->rows,
+                                   .cols = m->config.vocab,
+                                   .dtype = USL_F32,
+                                   .logit_scale = 1,
+                                   .with_gradient = with_gradient,
+                                   .logits = c->logits,
+                                   .target = t->target + c->first,
+                                   .losses = t->losses + c->first,
+                                   .update = update };
     USLI_TRY(usli_op_cross_entropy(s->exec, &ce, USLI_FORWARD));
     if (!with_gradient) return USL_OK;
     a.dy = c->logits;
@@ -47,8 +61,15 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
         USLI_TAKE(picked, x, false, (size_t)t->count * row);
         if (with_gradient) USLI_TAKE(dpicked, x, false, (size_t)t->count * row);
         USLI_TAKE(logits, x, false, (size_t)most * (size_t)m->config.vocab * sizeof(float));
-        usli_gather_args g = { .rows = t->count, .cols = m->config.hidden, .x_rows = s->batch->tokens, .dtype = m->dtype,
-                               .index = t->index, .x = hidden, .y = picked, .dy = dpicked, .dx = hidden };
+        usli_gather_args g = { .rows = t->count,
+                               .cols = m->config.hidden,
+                               .x_rows = s->batch->tokens,
+                               .dtype = m->dtype,
+                               .index = t->index,
+                               .x = hidden,
+                               .y = picked,
+                               .dy = dpicked,
+                               .dx = hidden };
         USLI_TRY(usli_op_gather(x, &g, USLI_FORWARD));
         for (int64_t first = 0; first < t->count; first += most) {
             chunk c = { first, t->count - first < most ? t->count - first : most, (char *)picked + (size_t)first * row,
@@ -56,7 +77,8 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
             USLI_TRY(usli_checkpoint(x->ctx));
             USLI_TRY(chunk_loss(s, t, update, &c, with_gradient));
         }
-        if (with_gradient) USLI_TRY(usli_op_gather(x, &g, USLI_BACKWARD)); /* over the hidden states: nobody reads them again */
+        if (with_gradient)
+            USLI_TRY(usli_op_gather(x, &g, USLI_BACKWARD)); /* over the hidden states: nobody reads them again */
     }
     x->arena->high = mark;
     if (with_gradient && t->count) USLI_TRY(usli_pass_backward(s, hidden));

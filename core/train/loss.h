@@ -12,7 +12,8 @@ typedef struct usli_targets {
     float *losses;         /* (count) written */
 } usli_targets;
 
-/* Adds to update->loss_sum; with_gradient also to the gradients of everything trainable. s as usli_pass_forward wants. */
+/* Adds to update->loss_sum; with_gradient also to the gradients of everything trainable. s as usli_pass_forward wants.
+ */
 usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update *update, bool with_gradient);
 
 #endif

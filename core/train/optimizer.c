@@ -28,7 +28,8 @@ static size_t state_bytes(const usli_param_ref *p, bool eight_bit) {
     return 2 * (align64((size_t)n) + align64(blocks(n) * sizeof(float)));
 }
 
-void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *parameters, uint64_t *gradients, uint64_t *states) {
+void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *parameters, uint64_t *gradients,
+                          uint64_t *states) {
     usli_param_ref p;
     *parameters = *gradients = *states = 0;
     for (int64_t i = 0; usli_model_param(m, i, &p); i++) {
@@ -40,13 +41,17 @@ void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *paramete
     }
 }
 
-static void set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay, float *grad,
-                      char *state) {
+static void set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay,
+                      float *grad, char *state) {
     int64_t n = p->shape[0] * p->shape[1];
     bool decays = p->part != 0 || p->ndim > 1;
     usli_param *out = &o->params[i];
-    *out = (usli_param){ .w = p->data, .g = grad, .n = n, .weight_decay = decays ? (float)weight_decay : 0,
-                         .group = is_embedding(p), .state = uses_8bit(p, eight_bit) ? USL_U8 : USL_F32 };
+    *out = (usli_param){ .w = p->data,
+                         .g = grad,
+                         .n = n,
+                         .weight_decay = decays ? (float)weight_decay : 0,
+                         .group = is_embedding(p),
+                         .state = uses_8bit(p, eight_bit) ? USL_U8 : USL_F32 };
     size_t half = state_bytes(p, eight_bit) / 2;
     out->m = state;
     out->v = state + half;
@@ -69,7 +74,8 @@ usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, 
     *o = (usli_optimizer){ .ctx = ctx, .model = m, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8 };
     for (int64_t i = 0; usli_model_param(m, i, &p); i++) o->count += p.trainable;
     if (!o->count)
-        return usli_fail(ctx, USL_ERR_INVALID, "the model has nothing to train; add an adapter with get_peft_model, or load it with "
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "the model has nothing to train; add an adapter with get_peft_model, or load it with "
                          "full_finetuning = true");
     usli_optimizer_bytes(m, eight_bit, &weights, &grads, &states);
     o->grad_bytes = grads;
@@ -114,7 +120,11 @@ void usli_optimizer_done(usli_optimizer *o) {
 usl_status usli_optimizer_step(usli_optimizer *o, usli_exec *x, usli_update *update) {
     usli_grad_norm_args norm = { .params = o->params, .count = o->count, .update = update };
     USLI_TRY(usli_op_grad_norm(x, &norm, USLI_FORWARD));
-    usli_adamw_args step = { .params = o->params, .count = o->count, .beta1 = o->beta1, .beta2 = o->beta2,
-                             .eps = o->epsilon, .update = update };
+    usli_adamw_args step = { .params = o->params,
+                             .count = o->count,
+                             .beta1 = o->beta1,
+                             .beta2 = o->beta2,
+                             .eps = o->epsilon,
+                             .update = update };
     return usli_op_adamw(x, &step, USLI_FORWARD);
 }

@@ -10,9 +10,9 @@ typedef struct usli_optimizer {
     usli_param *params;
     int64_t *ref; /* each one's number for usli_model_param */
     int64_t count;
-    float *grads;     /* all gradients */
+    float *grads; /* all gradients */
     size_t grad_bytes;
-    char *states;     /* all states */
+    char *states; /* all states */
     size_t state_bytes;
     double beta1, beta2, epsilon;
 } usli_optimizer;
@@ -21,7 +21,8 @@ typedef struct usli_optimizer {
  * (embeddings aside) in blocks of 256, as bitsandbytes does. Weight decay touches adapters and matrices. */
 usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, double weight_decay);
 /* Bytes that init would take, for the plan. */
-void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *parameters, uint64_t *gradients, uint64_t *states);
+void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *parameters, uint64_t *gradients,
+                          uint64_t *states);
 void usli_optimizer_done(usli_optimizer *o); /* disconnects the gradients */
 void usli_optimizer_zero(usli_optimizer *o);
 /* grad_norm and adamw over everything. */

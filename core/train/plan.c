@@ -14,9 +14,17 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
     usli_exec x = t->model->exec;
     x.arena = &arena;
     static const int32_t nothing; /* a dry run reads no array */
-    usli_batch b = { .tokens = c->tokens, .rows = (int)c->rows, .ids = &nothing, .position = &nothing, .cu = &nothing,
-                     .longest = c->longest, .row_of_token = &nothing, .update = &nothing };
-    usli_pass_state s = { .model = t->model, .batch = &b, .exec = &x, .recomputed = c->recomputed, .blocks = t->blocks };
+    usli_batch b = { .tokens = c->tokens,
+                     .rows = (int)c->rows,
+                     .ids = &nothing,
+                     .position = &nothing,
+                     .cu = &nothing,
+                     .longest = c->longest,
+                     .row_of_token = &nothing,
+                     .update = &nothing };
+    usli_pass_state s = {
+        .model = t->model, .batch = &b, .exec = &x, .recomputed = c->recomputed, .blocks = t->blocks
+    };
     float loss;
     usli_targets targets = { .count = c->tokens, .index = &nothing, .target = &nothing, .losses = &loss };
     USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
@@ -43,10 +51,12 @@ static usl_status fewest_recomputed(usl_trainer *t, usli_capacity *c, size_t roo
 
 static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
     double gib = 1.0 / (1 << 30);
-    return usli_fail(t->ctx, USL_ERR_NOMEM, "the plan does not fit: a single row of %lld tokens needs %.4g GiB beside %.4g GiB of "
-                     "weights and optimiser, and %.4g GiB are left of %.4g GiB; lower max_seq_length or r, or raise the memory limit",
-                     (long long)t->capacity.longest, (double)need * gib, (double)t->fixed_bytes * gib, (double)room * gib,
-                     (double)t->limit * gib);
+    return usli_fail(t->ctx, USL_ERR_NOMEM,
+                     "the plan does not fit: a single row of %lld tokens needs %.4g GiB beside %.4g GiB of "
+                     "weights and optimiser, and %.4g GiB are left of %.4g GiB; lower max_seq_length or r, or raise "
+                     "the memory limit",
+                     (long long)t->capacity.longest, (double)need * gib, (double)t->fixed_bytes * gib,
+                     (double)room * gib, (double)t->limit * gib);
 }
 
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
@@ -84,8 +94,12 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
 }
 
 void usli_plan_get(const usl_trainer *t, usl_plan *out) {
-    usl_plan p = { .size = out->size, .limit = t->limit, .capacity_tokens = t->capacity.tokens, .capacity_rows = t->capacity.rows,
-                   .recomputed_layers = t->capacity.recomputed, .layers = t->model->config.layers };
+    usl_plan p = { .size = out->size,
+                   .limit = t->limit,
+                   .capacity_tokens = t->capacity.tokens,
+                   .capacity_rows = t->capacity.rows,
+                   .recomputed_layers = t->capacity.recomputed,
+                   .layers = t->model->config.layers };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;
     usli_optimizer_bytes(m, t->optimizer_name[5] == '_', &weights, &grads, &states);

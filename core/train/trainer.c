@@ -3,7 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- Making ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- Making
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status check_number(usl_ctx *ctx, const char *name, double value, double low, double high) {
     if (value >= low && value <= high) return USL_OK;
@@ -29,14 +31,17 @@ static usl_status check_opts(usl_trainer *t) {
     char known[256];
     if (!(t->schedule = usli_schedule_find(t->schedule_name))) {
         usli_schedule_list(known, sizeof known);
-        return usli_fail(ctx, USL_ERR_INVALID, "lr_scheduler_type \"%s\" is not known; known are %s", t->schedule_name, known);
+        return usli_fail(ctx, USL_ERR_INVALID, "lr_scheduler_type \"%s\" is not known; known are %s", t->schedule_name,
+                         known);
     }
     if (strcmp(t->optimizer_name, "adamw") != 0 && strcmp(t->optimizer_name, "adamw_8bit") != 0)
-        return usli_fail(ctx, USL_ERR_INVALID, "optim \"%s\" is not known; use \"adamw_8bit\" or \"adamw\"", t->optimizer_name);
+        return usli_fail(ctx, USL_ERR_INVALID, "optim \"%s\" is not known; use \"adamw_8bit\" or \"adamw\"",
+                         t->optimizer_name);
     static const char *const RECOMPUTE[] = { "auto", "none", "full" };
     for (size_t i = 0; i < 3; i++)
         if (strcmp(t->recompute, RECOMPUTE[i]) == 0) return USL_OK;
-    return usli_fail(ctx, USL_ERR_INVALID, "recompute \"%s\" is not known; use \"auto\", \"none\" or \"full\"", t->recompute);
+    return usli_fail(ctx, USL_ERR_INVALID, "recompute \"%s\" is not known; use \"auto\", \"none\" or \"full\"",
+                     t->recompute);
 }
 
 static bool eight_bit(const usl_trainer *t) {
@@ -68,19 +73,23 @@ static usl_status window_bounds(usl_trainer *t, int64_t window, int64_t *tokens,
 
 static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) {
     if (!usli_rows_count(rows))
-        return usli_fail(t->ctx, USL_ERR_INVALID, "%s: no row has a label that counts; check the template, the response markers and "
-                         "max_seq_length (rows may be cut before the answer begins)", what);
+        return usli_fail(t->ctx, USL_ERR_INVALID,
+                         "%s: no row has a label that counts; check the template, the response markers and "
+                         "max_seq_length (rows may be cut before the answer begins)",
+                         what);
     for (int64_t i = 0; i < usli_rows_count(rows); i++) {
         const int32_t *ids, *labels;
         int64_t n;
         usli_rows_at(rows, i, &ids, &labels, &n);
         if (n > t->model->context)
-            return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld has %lld tokens; max_seq_length is %lld", what, (long long)i + 1,
-                             (long long)n, (long long)t->model->context);
+            return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld has %lld tokens; max_seq_length is %lld", what,
+                             (long long)i + 1, (long long)n, (long long)t->model->context);
         for (int64_t k = 0; k < n; k++)
             if (ids[k] < 0 || ids[k] >= t->model->config.vocab || labels[k] >= t->model->config.vocab)
-                return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld holds token %d, outside the model's vocabulary of %lld; does the "
-                                 "tokenizer belong to the model?", what, (long long)i + 1, ids[k], (long long)t->model->config.vocab);
+                return usli_fail(t->ctx, USL_ERR_INVALID,
+                                 "%s: row %lld holds token %d, outside the model's vocabulary of %lld; does the "
+                                 "tokenizer belong to the model?",
+                                 what, (long long)i + 1, ids[k], (long long)t->model->config.vocab);
     }
     return USL_OK;
 }
@@ -159,10 +168,12 @@ static usl_status init(usl_trainer *t) {
     return take_memory(t);
 }
 
-usl_status usli_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts, usl_trainer **out) {
+usl_status usli_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts,
+                            usl_trainer **out) {
     usl_ctx *ctx = model->ctx;
     *out = NULL;
-    if (model->trainers) return usli_fail(ctx, USL_ERR_INVALID, "another trainer is using the model; close it first (trainer:close())");
+    if (model->trainers)
+        return usli_fail(ctx, USL_ERR_INVALID, "another trainer is using the model; close it first (trainer:close())");
     usl_trainer *t = usli_calloc(ctx, 1, sizeof *t);
     if (!t) return usli_nomem(ctx, sizeof *t);
     t->ctx = ctx;
@@ -201,7 +212,9 @@ void usli_trainer_free(usl_trainer *t) {
     usl_ctx_free(ctx);
 }
 
-/* ---- One window ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- One window
+ * -----------------------------------------------------------------------------------------------------------------------
+ */
 
 static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradient, double *flops) {
     usli_arena arena;
@@ -216,10 +229,18 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
             t->index[targets.count] = (int32_t)i;
             t->target[targets.count++] = w->targets[i];
         }
-    usli_batch b = { .tokens = w->tokens, .rows = (int)w->rows, .ids = w->ids, .position = w->positions, .cu = w->cu,
-                     .longest = w->longest, .row_of_token = t->row_of_token, .update = &t->dropout_update,
+    usli_batch b = { .tokens = w->tokens,
+                     .rows = (int)w->rows,
+                     .ids = w->ids,
+                     .position = w->positions,
+                     .cu = w->cu,
+                     .longest = w->longest,
+                     .row_of_token = t->row_of_token,
+                     .update = &t->dropout_update,
                      .dropout_seed = t->opts.seed };
-    usli_pass_state s = { .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks };
+    usli_pass_state s = {
+        .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks
+    };
     x.matmul_flops = 0;
     usl_status st = usli_loss_pass(&s, &targets, &t->update, with_gradient);
     *flops += (double)x.matmul_flops;
@@ -254,7 +275,9 @@ done:
     return st;
 }
 
-/* ---- Updates ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- Updates
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
 
 static double rate_now(const usl_trainer *t) {
     if (t->rate >= 0) return t->rate;
@@ -282,17 +305,20 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
         }
     }
     if (t->update.finite && isfinite(s->loss)) return USL_OK;
-    return usli_fail(t->ctx, USL_ERR_NUMERIC, "update %lld: the %s is not a finite number; the update was not made and the weights are "
-                     "as before; lower learning_rate, or use dtype = \"float32\"", (long long)t->step + 1,
-                     isfinite(s->loss) ? "gradient" : "loss");
+    return usli_fail(t->ctx, USL_ERR_NUMERIC,
+                     "update %lld: the %s is not a finite number; the update was not made and the weights are "
+                     "as before; lower learning_rate, or use dtype = \"float32\"",
+                     (long long)t->step + 1, isfinite(s->loss) ? "gradient" : "loss");
 }
 
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
-    if (t->step >= t->total) return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "all %lld updates are done", (long long)t->total);
+    if (t->step >= t->total)
+        return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "all %lld updates are done", (long long)t->total);
     double start = usli_now();
     double rate = rate_now(t);
     if (!(rate >= 0) || !isfinite(rate))
-        return usli_fail(t->ctx, USL_ERR_NUMERIC, "update %lld: the learning rate is %g; a number of 0 or more is wanted",
+        return usli_fail(t->ctx, USL_ERR_NUMERIC,
+                         "update %lld: the learning rate is %g; a number of 0 or more is wanted",
                          (long long)t->step + 1, rate);
     usli_cursor before = t->cursor;
     usl_step_stats s = { .total = t->total };
@@ -335,7 +361,8 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
 usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out) {
     int64_t n = usli_rows_count(t->rows);
     if (first < 0 || count < 1 || count > n - first || count > t->opts.batch * t->opts.accumulation)
-        return usli_fail(t->ctx, USL_ERR_INVALID, "rows %lld to %lld are not in the training set of %lld, or more than one update's",
+        return usli_fail(t->ctx, USL_ERR_INVALID,
+                         "rows %lld to %lld are not in the training set of %lld, or more than one update's",
                          (long long)first + 1, (long long)(first + count), (long long)n);
     double start = usli_now();
     usl_step_stats s = { .step = t->step, .total = t->total };

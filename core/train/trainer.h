@@ -41,7 +41,8 @@ struct usl_trainer {
 };
 
 /* As unsloth.h describes usl_trainer_new, _free, _step, _gradients, _evaluate. */
-usl_status usli_trainer_new(usl_model *model, usli_rows *rows, usli_rows *eval, const usl_train_opts *opts, usl_trainer **out);
+usl_status usli_trainer_new(usl_model *model, usli_rows *rows, usli_rows *eval, const usl_train_opts *opts,
+                            usl_trainer **out);
 void usli_trainer_free(usl_trainer *t);
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out);
 usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out);

@@ -11,8 +11,10 @@
 static void test_half(void) {
     for (uint32_t h = 0; h < 65536; h++) {
         float f = usli_f16_to_f32((uint16_t)h);
-        if (isnan(f)) CHECK(isnan(usli_f16_to_f32(usli_f32_to_f16(f))), "f16 %04x", h);
-        else CHECK(usli_f32_to_f16(f) == h, "f16 %04x came back as %04x", h, usli_f32_to_f16(f));
+        if (isnan(f))
+            CHECK(isnan(usli_f16_to_f32(usli_f32_to_f16(f))), "f16 %04x", h);
+        else
+            CHECK(usli_f32_to_f16(f) == h, "f16 %04x came back as %04x", h, usli_f32_to_f16(f));
         float b = usli_bf16_to_f32((uint16_t)h);
         if (!isnan(b)) CHECK(usli_f32_to_bf16(b) == h, "bf16 %04x", h);
     }

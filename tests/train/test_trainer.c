@@ -15,7 +15,7 @@ typedef struct setup {
     int four_bit, full;
     double dropout;
     uint64_t memory;
-    int stop_at;      /* save there, close everything, resume in a new trainer; 0: straight on */
+    int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
     const char *dir;
 } setup;
 
@@ -126,8 +126,9 @@ static usl_status train(const setup *s, outcome *o) {
 static void same(const char *what, const outcome *a, const outcome *b, int steps) {
     CHECK(a->count == b->count && a->count > 0, "%s: %zu and %zu numbers", what, a->count, b->count);
     for (int i = 0; i < steps; i++)
-        CHECK(a->loss[i] == b->loss[i] && a->norm[i] == b->norm[i], "%s, update %d: loss %.17g and %.17g, norm %.9g and %.9g",
-              what, i + 1, a->loss[i], b->loss[i], a->norm[i], b->norm[i]);
+        CHECK(a->loss[i] == b->loss[i] && a->norm[i] == b->norm[i],
+              "%s, update %d: loss %.17g and %.17g, norm %.9g and %.9g", what, i + 1, a->loss[i], b->loss[i],
+              a->norm[i], b->norm[i]);
     if (a->count == b->count)
         CHECK(memcmp(a->params, b->params, a->count * sizeof *a->params) == 0, "%s: the weights differ", what);
 }
@@ -165,7 +166,8 @@ static void case_of(const char *name, setup s) {
     CHECK(system(cmd) == 0, "clean up");
 }
 
-/* Less memory: more recomputation, then smaller passes, whose sums agree up to rounding; then a refusal with the numbers. */
+/* Less memory: more recomputation, then smaller passes, whose sums agree up to rounding; then a refusal with the
+ * numbers. */
 static void memory_limits(void) {
     setup s = { .threads = 2, .steps = 3, .recompute = "auto", .optimizer = "adamw", .dtype = USL_F32 };
     outcome all, few;
@@ -183,7 +185,8 @@ static void memory_limits(void) {
               (double)limit / (1 << 20), few.loss[2], all.loss[2]);
         free(few.params);
     }
-    CHECK(recomputed > 0 && split > 0 && refused == 1, "%d plans recompute, %d split, %d refused", recomputed, split, refused);
+    CHECK(recomputed > 0 && split > 0 && refused == 1, "%d plans recompute, %d split, %d refused", recomputed, split,
+          refused);
     free(all.params);
 }
 
