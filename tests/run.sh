@@ -204,6 +204,20 @@ make_venv() {
         sed 's/$/ packages/'
 }
 
+# The recipe as it is meant to be used: a real pretrained model, real instructions, 60 updates.
+run_smollm2() {
+    local gguf log=build/smollm2/log.txt
+    gguf=$(find build/venv/lib -name 'SmolLM2*.gguf' | head -n 1)
+    rm -rf build/smollm2 && mkdir -p build/smollm2
+    "$program" recipes/llama3_alpaca.lua --model "$gguf" --dataset "$USL_SHARED/data/datasets/alpaca_en_demo.json" \
+        --device cpu --output build/smollm2 >"$log" 2>&1 || { cat "$log" && return 1; }
+    cat "$log"
+    # "loss A -> B": it falls.
+    sed -nE 's/^loss ([0-9.]+) -> ([0-9.]+),.*/\1 \2/p' "$log" | awk '{ seen = 1; if (!($2 < $1)) exit 1 } END { exit !seen }' ||
+        { echo "the loss does not fall" && return 1; }
+    "$python" tests/interop/test_llama_cpp.py "$(find build/smollm2 -name '*.gguf' | head -n 1)"
+}
+
 if step "Python packages" make_venv; then
     for script in tests/interop/test_*.py; do
         [[ -f $script ]] || continue
@@ -213,6 +227,7 @@ if step "Python packages" make_venv; then
             step "$script" "$python" "$script"
         fi
     done
+    if ((all)) && [[ -d $USL_SHARED/data/datasets ]]; then step "recipe on SmolLM2" run_smollm2; fi
 fi
 
 finish
