@@ -57,17 +57,19 @@ USL_API const char *usl_status_name(usl_status status);
 
 /* ---- Types of numbers: values up to 63 are ggml's own ------------------------------------------------------------ */
 
-#define USL_DTYPE_MAP(X)                                                                                              \
-    X(F32, 0, "f32")                                                                                                  \
-    X(F16, 1, "f16") X(Q4_0, 2, "q4_0") X(Q4_1, 3, "q4_1") X(Q5_0, 6, "q5_0") X(Q5_1, 7, "q5_1") X(Q8_0, 8, "q8_0")   \
-        X(Q8_1, 9, "q8_1") X(Q2_K, 10, "q2_k") X(Q3_K, 11, "q3_k") X(Q4_K, 12, "q4_k") X(Q5_K, 13, "q5_k")            \
-            X(Q6_K, 14, "q6_k") X(Q8_K, 15, "q8_k") X(IQ2_XXS, 16, "iq2_xxs") X(IQ2_XS, 17, "iq2_xs")                 \
-                X(IQ3_XXS, 18, "iq3_xxs") X(IQ1_S, 19, "iq1_s") X(IQ4_NL, 20, "iq4_nl") X(IQ3_S, 21, "iq3_s")         \
-                    X(IQ2_S, 22, "iq2_s") X(IQ4_XS, 23, "iq4_xs") X(I8, 24, "i8") X(I16, 25, "i16") X(I32, 26, "i32") \
-                        X(I64, 27, "i64") X(F64, 28, "f64") X(IQ1_M, 29, "iq1_m") X(BF16, 30, "bf16")                 \
-                            X(MXFP4, 39, "mxfp4") X(NF4, 64, "nf4") X(FP4, 65, "fp4") X(F8_E4M3, 66, "f8_e4m3")       \
-                                X(F8_E5M2, 67, "f8_e5m2") X(U8, 68, "u8") X(U16, 69, "u16") X(U32, 70, "u32")         \
-                                    X(U64, 71, "u64") X(BOOL, 72, "bool")
+/* clang-format off */
+#define USL_DTYPE_MAP(X)                                                                          \
+    X(F32, 0, "f32") X(F16, 1, "f16") X(Q4_0, 2, "q4_0") X(Q4_1, 3, "q4_1")                       \
+    X(Q5_0, 6, "q5_0") X(Q5_1, 7, "q5_1") X(Q8_0, 8, "q8_0") X(Q8_1, 9, "q8_1")                   \
+    X(Q2_K, 10, "q2_k") X(Q3_K, 11, "q3_k") X(Q4_K, 12, "q4_k") X(Q5_K, 13, "q5_k")               \
+    X(Q6_K, 14, "q6_k") X(Q8_K, 15, "q8_k") X(IQ2_XXS, 16, "iq2_xxs") X(IQ2_XS, 17, "iq2_xs")     \
+    X(IQ3_XXS, 18, "iq3_xxs") X(IQ1_S, 19, "iq1_s") X(IQ4_NL, 20, "iq4_nl") X(IQ3_S, 21, "iq3_s") \
+    X(IQ2_S, 22, "iq2_s") X(IQ4_XS, 23, "iq4_xs") X(I8, 24, "i8") X(I16, 25, "i16")               \
+    X(I32, 26, "i32") X(I64, 27, "i64") X(F64, 28, "f64") X(IQ1_M, 29, "iq1_m")                   \
+    X(BF16, 30, "bf16") X(MXFP4, 39, "mxfp4") X(NF4, 64, "nf4") X(FP4, 65, "fp4")                 \
+    X(F8_E4M3, 66, "f8_e4m3") X(F8_E5M2, 67, "f8_e5m2") X(U8, 68, "u8") X(U16, 69, "u16")         \
+    X(U32, 70, "u32") X(U64, 71, "u64") X(BOOL, 72, "bool")
+/* clang-format on */
 
 typedef enum usl_dtype {
 #define X(name, value, text) USL_##name = value,
@@ -191,12 +193,13 @@ USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, 
 /* *text is new: usl_free; 0-terminated, len without it. An id outside the vocabulary is an error. */
 USL_API usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
                                         int skip_special, char **text, size_t *len);
-/* Ids to text as a generator gives them: whole characters, together what decode gives behind the text of the ids `before`
- * (the prompt's; NULL and 0 at the beginning of a text), save beside broken bytes. *out is new: usl_text_stream_free. A
- * piece is borrowed until the next call, not 0-terminated, often empty; end gives what was held back. */
+/* Ids to text as a generator gives them: whole characters, together what decode gives behind the text of the ids
+ * `before` (the prompt's; NULL and 0 at the beginning of a text), save beside broken bytes. *out is new:
+ * usl_text_stream_free. A piece is borrowed until the next call, not 0-terminated, often empty; end gives what was held
+ * back. */
 typedef struct usl_text_stream usl_text_stream;
-USL_API usl_status usl_text_stream_new(usl_ctx *ctx, usl_tokenizer *tok, const int32_t *before, size_t count, int skip_special,
-                                       usl_text_stream **out);
+USL_API usl_status usl_text_stream_new(usl_ctx *ctx, usl_tokenizer *tok, const int32_t *before, size_t count,
+                                       int skip_special, usl_text_stream **out);
 USL_API void usl_text_stream_free(usl_text_stream *stream);
 USL_API usl_status usl_text_stream_push(usl_text_stream *stream, int32_t id, const char **piece, size_t *len);
 USL_API usl_status usl_text_stream_end(usl_text_stream *stream, const char **piece, size_t *len);

@@ -117,6 +117,7 @@ step "build with sanitizers" build build/sanitize -DCMAKE_C_COMPILER=gcc -DUSL_W
 lua_files() { find . \( -path './build*' -o -path './outputs' \) -prune -o -name '*.lua' -print; }
 
 step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so
+step "format" tests/format.sh --check
 step "luacheck" luacheck --no-color -q $(lua_files)
 
 # ---- C tests ----
