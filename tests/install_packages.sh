@@ -6,7 +6,7 @@
 # `build` is what the program needs, `test` adds what tests/run.sh needs. Works as root or with sudo.
 set -euo pipefail
 
-build_packages=(gcc libc6-dev cmake ninja-build pkg-config ccache liblua5.4-dev libjansson-dev libpcre2-dev
+build_packages=(gcc libc6-dev make cmake ninja-build pkg-config ccache liblua5.4-dev libjansson-dev libpcre2-dev
     libutf8proc-dev libdnnl-dev libedit-dev ca-certificates)
 test_packages=(clang clang-format binutils libopenblas-dev lua5.4 lua-busted lua-check python3-venv)
 
