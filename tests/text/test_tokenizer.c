@@ -485,6 +485,74 @@ static void check_gguf(usl_ctx *ctx, const char *path, const char *cases) {
     usli_tokenizer_release(tok);
 }
 
+typedef struct bad_gguf {
+    const char *model, *pre, *token, *merge; /* NULL: left out */
+    uint64_t types, scores;                  /* how many of them for the three tokens */
+    float score;
+    int32_t bos;
+    const char *says;
+} bad_gguf;
+
+static usl_status write_gguf(usl_ctx *ctx, const char *path, const bad_gguf *c) {
+    usli_gguf_str tokens[] = { { "a", 1 }, { "b", 1 }, { c->token, c->token ? strlen(c->token) : 0 } };
+    usli_gguf_str merge = { c->merge, c->merge ? strlen(c->merge) : 0 };
+    int32_t types[] = { 1, 1, 1, 1 };
+    float scores[] = { 0, -1, c->score, 0 };
+    usli_gguf_writer *w;
+    usl_status st;
+    USLI_TRY(usli_gguf_create(ctx, path, &w));
+    USLI_TRYGO(usli_gguf_put_string(w, "general.architecture", "llama", 5));
+    if (c->model) USLI_TRYGO(usli_gguf_put_string(w, "tokenizer.ggml.model", c->model, strlen(c->model)));
+    if (c->pre) USLI_TRYGO(usli_gguf_put_string(w, "tokenizer.ggml.pre", c->pre, strlen(c->pre)));
+    if (c->token) USLI_TRYGO(usli_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, 3));
+    if (c->merge) USLI_TRYGO(usli_gguf_put_strings(w, "tokenizer.ggml.merges", &merge, 1));
+    if (c->types) USLI_TRYGO(usli_gguf_put_array(w, "tokenizer.ggml.token_type", USLI_GGUF_I32, types, c->types));
+    if (c->scores) USLI_TRYGO(usli_gguf_put_array(w, "tokenizer.ggml.scores", USLI_GGUF_F32, scores, c->scores));
+    USLI_TRYGO(usli_gguf_put_i32(w, "tokenizer.ggml.bos_token_id", c->bos));
+    USLI_TRYGO(usli_gguf_begin(w));
+    return usli_gguf_commit(w);
+done:
+    usli_gguf_abandon(w);
+    return st;
+}
+
+static void test_malformed_gguf(usl_ctx *ctx) {
+    static const bad_gguf CASES[] = {
+        { "gpt2", "gpt-2", "ab", "a b", 3, 0, 0, 2, NULL },
+        { "llama", NULL, "ab", NULL, 3, 3, 0, 2, NULL },
+        { NULL, NULL, "ab", "a b", 3, 3, 0, 0, "no tokenizer.ggml.model" },
+        { "bert", NULL, "ab", "a b", 3, 3, 0, 0, "\"bert\"" },
+        { "gpt2", "nope", "ab", "a b", 3, 3, 0, 0, "\"nope\"" },
+        { "gpt2", "gpt-2", NULL, "a b", 0, 0, 0, 0, "no tokenizer.ggml.tokens" },
+        { "gpt2", "gpt-2", "a\xC3", "a b", 3, 0, 0, 0, "token 2 is not valid UTF-8" },
+        { "gpt2", "gpt-2", "ab", NULL, 3, 0, 0, 0, "no tokenizer.ggml.merges" },
+        { "gpt2", "gpt-2", "ab", "ab", 3, 0, 0, 0, "merge 0 is not two tokens" },
+        { "gpt2", "gpt-2", "ab", "b a", 3, 0, 0, 0, "merge 0 names a token" },
+        { "gpt2", "gpt-2", "ab", "a c", 3, 0, 0, 0, "merge 0 names a token" },
+        { "gpt2", "gpt-2", "ab", "a b", 4, 0, 0, 0, "token_type has 4 entries" },
+        { "gpt2", "gpt-2", "ab", "a b", 3, 0, 0, 3, "bos_token_id is 3" },
+        { "gpt2", "gpt-2", "ab", "a b", 3, 0, 0, -2, "bos_token_id is -2" },
+        { "llama", NULL, "ab", NULL, 3, 0, 0, 0, "no tokenizer.ggml.scores" },
+        { "llama", NULL, "ab", NULL, 3, 2, 0, 0, "scores has 2 entries" },
+        { "llama", NULL, "ab", NULL, 3, 3, NAN, 0, "score 2 is no number" },
+    };
+    char path[100];
+    snprintf(path, sizeof path, "%s/bad.gguf", scratch);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        usli_tokenizer *tok;
+        CHECK_OK(ctx, write_gguf(ctx, path, &CASES[i]));
+        usl_status st = usli_tokenizer_open(ctx, path, &tok);
+        if (!CASES[i].says) {
+            CHECK(st == USL_OK && usli_tokenizer_size(tok) == 3, "case %zu: %s", i, usl_ctx_errmsg(ctx));
+        } else {
+            CHECK(st != USL_OK && !tok, "case %zu was accepted", i);
+            CHECK(strstr(usl_ctx_errmsg(ctx), CASES[i].says) && strstr(usl_ctx_errmsg(ctx), "bad.gguf"), "case %zu: %s",
+                  i, usl_ctx_errmsg(ctx));
+        }
+        usli_tokenizer_release(tok);
+    }
+}
+
 static void test_shared_gguf(usl_ctx *ctx) {
     static const char *const VOCABS[] = { "llama-spm", "phi-3", "gpt-2" };
     static const char *const TYPES[] = { "", "-F16", "-BF16", "-Q8_0", "-Q6_K", "-Q5_K_M", "-Q4_0", "-Q4_K_M" };
@@ -565,6 +633,7 @@ int main(int argc, char **argv) {
         test_many_words(ctx);
         test_stream_special(ctx);
         test_config(ctx);
+        test_malformed_gguf(ctx);
         test_no_memory();
         for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) test_shared_tokenizer(ctx, NAMES[i]);
         test_names(ctx);
