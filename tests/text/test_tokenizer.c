@@ -52,7 +52,7 @@ static void check_stream(usl_ctx *ctx, const usli_tokenizer *tok, const char *wh
     for (size_t i = before; i <= count; i++) {
         usl_status st =
             i < count ? usli_text_stream_push(s, ids[i], &piece, &len) : usli_text_stream_end(s, &piece, &len);
-        CHECK(st == USL_OK && is_utf8(piece, len), "%s: line %zu: piece %zu", what, line, i);
+        CHECK(st == USL_OK && (len == 0 || is_utf8(piece, len)), "%s: line %zu: piece %zu", what, line, i);
         if (st != USL_OK || got_len + len > 4 * all_len) break;
         memcpy(got + got_len, piece, len);
         got_len += len;
