@@ -26,15 +26,15 @@ local o = args.parse(arg, {
 })
 
 -- Without --model: what the repository ships, found beside this script.
-local here = (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/../"
+local root = arg[0]:match "^(.-)recipes/[^/]*$" or (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/../"
 local model_path, rate = o.model, o.learning_rate or 2e-4
 if not model_path then
-  model_path = here .. "examples/tiny-llama"
+  model_path = root .. "examples/tiny-llama"
   -- Two million weights learn little in 60 small steps: the small model takes larger ones.
   rate = o.learning_rate or 5e-3
   print "No --model was given: this is the small model that comes with unsloth-lua, which fits a machine without a GPU."
 end
-local dataset_path = o.dataset or here .. "examples/instructions.json"
+local dataset_path = o.dataset or root .. "examples/instructions.json"
 
 -- 1. The model, its linear weights in 4 bits.
 local model, tokenizer = FastLanguageModel.from_pretrained {

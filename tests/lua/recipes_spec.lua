@@ -123,6 +123,16 @@ describe("recipes", function()
     assert.is_true(#model:generate_ids({ 1, 2, 3 }, { max_new_tokens = 2 }) > 0)
   end)
 
+  it("llama3_alpaca finds the shipped model and data, says so, and learns the shape of an answer", function()
+    local dir = temp_dir()
+    local said, err = run("recipes/llama3_alpaca.lua", "--max-steps", "8", "--no-gguf", "--output", dir .. "/out")
+    assert.is_nil(err)
+    assert.matches("No --model was given", said, 1, true)
+    local first, last = said:match "loss ([%d.]+) %-> ([%d.]+)"
+    assert.is_true(tonumber(last) < tonumber(first) - 0.5, said)
+    assert.is_nil(core.path_kind(dir .. "/out/gguf"))
+  end)
+
   it("an unknown option is a sentence", function()
     local _, err = run("recipes/llama3_alpaca.lua", "--max-step", "3")
     assert.matches("did you mean %-%-max%-steps", err)
