@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Makes the golden cases of this folder with transformers and PEFT, float32 on the CPU, eager attention.
+
+    make_golden.py [CASE ...]
+
+Each case is a folder: model/ (config.json, model.safetensors), adapter/ (PEFT), golden.safetensors, meta.json. Versions are
+written into meta.json. tests/golden.lua computes the same tensors and prints how far they lie apart.
+"""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STEPS, FULL_STEPS, BATCH, LENGTH, WARMUP, LR, FULL_LR = 6, 4, 2, 40, 2, 2e-3, 5e-4
+
+BASE = dict(vocab_size=131, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, initializer_range=0.08,
+            tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0, use_cache=False)
+
+
+def rope(**kw):
+    return {"rope_parameters": {"rope_theta": 10000.0, **kw}}
+
+
+CASES = {
+    "llama_yarn": ("llama", dict(rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32))),
+    "llama_linear_bias": ("llama", dict(attention_bias=True, mlp_bias=True, **rope(rope_type="linear", factor=2.0))),
+    "llama_odd": ("llama", dict(vocab_size=317, hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=10,
+                                intermediate_size=45, tie_word_embeddings=True, **rope(rope_type="default"))),
+    "mistral_window": ("mistral", dict(sliding_window=9, **rope(rope_type="default"))),
+}
+
+
+def build(kind, extra):
+    config_class, model_class = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+                                 "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM)}[kind]
+    config = config_class(**{**BASE, **extra})
+    config._attn_implementation = "eager"
+    torch.manual_seed(11)
+    model = model_class(config).float()
+    with torch.no_grad():  # norms and biases that are all ones and zeros would hide mistakes
+        for name, p in model.named_parameters():
+            if "norm" in name:
+                p.add_(0.1 * torch.randn_like(p))
+            elif name.endswith("bias"):
+                p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def batches(vocab):
+    g = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, vocab, (STEPS + 1, BATCH, LENGTH), generator=g)
+    mask = torch.ones_like(ids)
+    labels = ids.clone()
+    labels[..., :4] = -100
+    for k in range(STEPS + 1):  # the second row is shorter, padded at the right
+        n = LENGTH - 5 - k
+        ids[k, 1, n:], mask[k, 1, n:], labels[k, 1, n:] = 0, 0, -100
+    return ids, mask, labels
+
+
+def loss_of(model, ids, mask, labels):
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    target = labels[:, 1:].reshape(-1)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), target, ignore_index=-100), logits
+
+
+def train(model, data, params, decay, lr, steps):
+    groups = [{"params": [p for n, p in params if decay(p)], "weight_decay": 0.01},
+              {"params": [p for n, p in params if not decay(p)], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+    losses, norms = [], []
+    for s in range(steps):
+        rate = lr * s / WARMUP if s < WARMUP else lr * (steps - s) / (steps - WARMUP)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss, _ = loss_of(model, *(x[s + 1] for x in data))
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_([p for _, p in params], 1.0).item())
+        losses.append(loss.item())
+        optimizer.step()
+    return torch.tensor(losses), torch.tensor(norms)
+
+
+def greedy(model, row):
+    ids = row[:8].tolist()
+    for _ in range(16):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return torch.tensor([ids], dtype=torch.int32)
+
+
+def make(name):
+    kind, extra = CASES[name]
+    out = HERE / name
+    shutil.rmtree(out, ignore_errors=True)
+    model = build(kind, extra)
+    model.save_pretrained(out / "model")
+    data = batches(model.config.vocab_size)
+    golden = {"input_ids": data[0].int(), "attention_mask": data[1].int(), "labels": data[2].int()}
+
+    loss, logits = loss_of(model, *(x[0] for x in data))
+    loss.backward()
+    golden["base.logits"], golden["base.loss"] = logits.detach(), loss.detach().reshape(1)
+    golden.update({f"base.grad.{n}": p.grad.clone() for n, p in model.named_parameters()})
+    with torch.no_grad():
+        golden["base.greedy"] = greedy(model, data[0][0, 0])
+
+    full = build(kind, extra)
+    golden["full.losses"], golden["full.grad_norms"] = train(full, data, list(full.named_parameters()), lambda p: p.ndim > 1, FULL_LR,
+                                                             FULL_STEPS)
+
+    torch.manual_seed(23)
+    lora = peft.get_peft_model(build(kind, extra), peft.LoraConfig(r=4, lora_alpha=8, target_modules=SEVEN, lora_dropout=0.0,
+                                                                   task_type="CAUSAL_LM", init_lora_weights=False))
+    lora.save_pretrained(out / "adapter")
+    (out / "adapter" / "README.md").unlink(missing_ok=True)
+    loss, logits = loss_of(lora, *(x[0] for x in data))
+    loss.backward()
+    golden["lora.logits"], golden["lora.loss"] = logits.detach(), loss.detach().reshape(1)
+    params = [(n, p) for n, p in lora.named_parameters() if p.requires_grad]
+    golden.update({f"lora.grad.{n}": p.grad.clone() for n, p in params})
+    golden["lora.losses"], golden["lora.grad_norms"] = train(lora, data, params, lambda p: True, LR, STEPS)
+    golden.update({f"lora.final.{n.replace('.default', '')}": p.detach().clone() for n, p in params})
+    with torch.no_grad():
+        golden["merged.final.logits"] = loss_of(lora.merge_and_unload(), *(x[0] for x in data))[1]
+
+    save_file({k: v.contiguous() for k, v in golden.items()}, out / "golden.safetensors")
+    adam = dict(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.01, max_grad_norm=1.0, warmup_steps=WARMUP)
+    meta = {"case": name, "transformers": transformers.__version__, "torch": torch.__version__, "peft": peft.__version__,
+            "hp": {"lr": LR, **adam, "steps": STEPS, "schedule": "linear", "accum": 1},
+            "full_hp": {"lr": FULL_LR, "steps": FULL_STEPS, "note": "weight decay only on tensors with more than one dimension"},
+            "lora": {"r": 4, "lora_alpha": 8, "target_modules": SEVEN}, "attn": "eager", "dtype": "float32"}
+    (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+for case in sys.argv[1:] or CASES:
+    make(case)
+    print(case)
