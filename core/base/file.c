@@ -150,6 +150,7 @@ static usl_status flush(usli_writer *w) {
 }
 
 usl_status usli_writer_write(usli_writer *w, const void *data, size_t size) {
+    if (size == 0) return USL_OK; /* data may be NULL then */
     w->offset += size;
     if (size > WRITE_BUFFER - w->used) USLI_TRY(flush(w));
     if (size >= WRITE_BUFFER) return write_all(w, data, size);
