@@ -191,6 +191,7 @@ function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
+  model:release_trainer()
   model:add_lora {
     name = o.adapter_name, rank = o.r, alpha = o.lora_alpha, dropout = o.lora_dropout, use_rslora = o.use_rslora,
     target_modules = type(o.target_modules) == "table" and table.concat(o.target_modules, ",") or o.target_modules,
@@ -204,15 +205,28 @@ end
 function FastLanguageModel.for_inference(model) return model end
 function FastLanguageModel.for_training(model) return model end
 
+--- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
+function Model:release_trainer()
+  if self.trainer and self.trainer:is_over() then self.trainer:close() end
+end
+
+local load_adapter = Model.load_adapter
+function Model:load_adapter(...)
+  self:release_trainer()
+  return load_adapter(self, ...)
+end
+
 --- Makes an adapter active by name.
 function Model:set_adapter(name)
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
+  self:release_trainer()
   self:activate(name)
 end
 
 --- Leaves the base alone; returns the name that was active, for set_adapter.
 function Model:disable_adapter()
   local name = self:active_adapter()
+  self:release_trainer()
   self:activate(nil)
   return name
 end

@@ -186,10 +186,12 @@ local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "full", [true] = "full
 --- The core's trainer, made at the first use, when the rows are final.
 function Trainer:core()
   if not self.handle then
+    self.model:release_trainer()
     local recompute = GRADIENT_CHECKPOINTING[self.args.gradient_checkpointing] or self.model.recompute or "auto"
     local o, rate = arguments.core_options(self.args, recompute)
     self.handle = core.trainer_new(self.model, self.rows, self.eval_rows, o, rate)
     self.state.global_step, self.state.max_steps = self.handle:position()
+    self.model.trainer = self
   end
   return self.handle
 end
@@ -372,8 +374,8 @@ function Trainer:train(opts)
   resume(self, o.resume_from_checkpoint or self.args.resume_from_checkpoint)
   introduce(self)
   local bar <close> = setmetatable({ bar = progress.new(self.state.max_steps, self.args.disable_tqdm) }, {
-    __close = function(held)
-      self.bar = nil
+    __close = function(held, err)
+      self.bar, self.failed = nil, err ~= nil
       held.bar:close()
     end })
   self.bar = bar.bar
@@ -395,9 +397,15 @@ function Trainer:save_model(dir)
   self.tokenizer:save_pretrained(dir)
 end
 
+--- True when no further update will come: all are done, stop() was called, or one has raised.
+function Trainer:is_over()
+  return self.stopping or self.failed or self.state.global_step >= self.state.max_steps
+end
+
 --- Frees the optimiser and the memory of the passes now; the model stays.
 function Trainer:close()
   if self.handle then self.handle:close() end
+  if self.model.trainer == self then self.model.trainer = nil end
   self.handle = nil
 end
 Trainer.__close = Trainer.close

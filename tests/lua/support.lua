@@ -1,3 +1,4 @@
+-- luacheck: std lua54+busted
 -- What the specs share: where outside data lies, temporary folders, a tiny model, the program as a child.
 local core = require "unsloth.core"
 local unsloth = require "unsloth"
@@ -77,7 +78,7 @@ function M.fails(code, texts, fn, ...)
   return err
 end
 
-M.config = { architectures = { "LlamaForCausalLM" }, model_type = "llama", hidden_act = "silu", rms_norm_eps = 1e-5, vocab_size = 300,
+M.config = { architectures = { "LlamaForCausalLM" }, model_type = "llama", hidden_act = "silu", rms_norm_eps = 1e-5, vocab_size = 259,
   hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, head_dim = 8,
   max_position_embeddings = 256, rope_theta = 10000.0, tie_word_embeddings = false, bos_token_id = 256, eos_token_id = 257 }
 

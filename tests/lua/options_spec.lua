@@ -1,0 +1,153 @@
+-- Option tables, error objects, callbacks; data sets of Lua's making.
+local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local unsloth = require "unsloth"
+
+describe("options", function()
+  local arguments = unsloth.TrainingArguments
+
+  it("that are not known name the nearest", function()
+    support.fails("USL_ERR_INVALID", { "learning_rte", "learning_rate" }, arguments, { learning_rte = 1 })
+    support.fails("USL_ERR_INVALID", { "max_sequence_len" }, unsloth.FastLanguageModel.from_pretrained, { max_sequence_len = 1 })
+    support.fails("USL_ERR_INVALID", { "data_file", "data_files" }, unsloth.load_dataset, "json", { data_file = "x" })
+  end)
+
+  it("take integral floats as integers, and no others", function()
+    assert.equals("integer", math.type(arguments({ max_steps = 60 / 2 }).max_steps))
+    support.fails("USL_ERR_INVALID", { "max_steps", "1.5" }, arguments, { max_steps = 1.5 })
+    support.fails("USL_ERR_INVALID", "max_steps", arguments, { max_steps = "60" })
+  end)
+
+  it("have Unsloth's defaults, and false is Python's None", function()
+    local o = arguments {}
+    assert.equals("adamw_8bit", o.optim)
+    assert.equals(3407, o.seed)
+    assert.equals(5e-5, o.learning_rate)
+    assert.equals("linear", o.lr_scheduler_type)
+    assert.equals(2, o.gradient_accumulation_steps)
+    assert.equals(o.learning_rate, arguments({ learning_rate = false }).learning_rate)
+    assert.is_function(unsloth.SFTConfig)
+  end)
+
+  it("that cannot be had say what to do instead", function()
+    support.fails("USL_ERR_UNSUPPORTED", { "push_to_hub", "save_pretrained" }, arguments, { push_to_hub = true })
+    support.fails("USL_ERR_UNSUPPORTED", { "lion", "adamw_8bit" }, arguments, { optim = "lion" })
+    support.fails("USL_ERR_UNSUPPORTED", { "wandb", "none" }, arguments, { report_to = "wandb" })
+    assert.is_truthy(arguments { push_to_hub = false, report_to = "none" })
+  end)
+
+  it("stay within their range", function()
+    support.fails("USL_ERR_INVALID", { "learning_rate", "-1" }, arguments, { learning_rate = -1 })
+    support.fails("USL_ERR_INVALID", "per_device_train_batch_size", arguments, { per_device_train_batch_size = 0 })
+    support.fails("USL_ERR_INVALID", "save_strategy", arguments, { save_strategy = "sometimes" })
+  end)
+end)
+
+describe("data sets", function()
+  local dir, ds
+
+  setup(function()
+    dir = support.temp_dir()
+    local lines = {}
+    for i = 1, 10 do lines[i] = ('{"b":%d,"a":"row %d","none":null,"list":[1,null,2]}'):format(i, i) end
+    ds = unsloth.load_dataset("json", { data_files = support.write(dir .. "/ten.jsonl", table.concat(lines, "\r\n") .. "\n\n"), split = "train" })
+  end)
+  teardown(function() support.remove(dir) end)
+
+  local function column(d, name)
+    local out = {}
+    for row in d:rows() do out[#out + 1] = row[name] end
+    return out
+  end
+
+  it("have rows, a length and numbers from 1; null is nil", function()
+    assert.equals(10, #ds)
+    assert.equals("row 1", ds[1].a)
+    assert.is_nil(ds[1].none)
+    assert.is_nil(ds[11])
+    assert.same({ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 }, column(ds, "b"))
+  end)
+
+  it("map, filter, select", function()
+    local mapped = ds:map(function(row, i) return { text = row.a .. "!", b = row.b * i } end)
+    assert.equals("row 3!", mapped[3].text)
+    assert.equals(9, mapped[3].b)
+    assert.equals(3, ds[3].b)
+    assert.same({ 2, 4, 6, 8, 10 }, column(ds:filter(function(row) return row.b % 2 == 0 end), "b"))
+    assert.same({ 10, 1 }, column(ds:select { 10, 1 }, "b"))
+    support.fails(nil, "11", ds.select, ds, { 11 })
+    support.fails("USL_ERR_INVALID", "line 1", ds.map, ds, function() return 7 end)
+  end)
+
+  it("shuffle the same way for the same seed, and split", function()
+    local one = column(ds:shuffle { seed = 1 }, "b")
+    assert.same(one, column(ds:shuffle { seed = 1 }, "b"))
+    assert.are_not.same(one, column(ds, "b"))
+    table.sort(one)
+    assert.same(column(ds, "b"), one)
+    local split = ds:train_test_split { test_size = 0.2, seed = 4 }
+    assert.equals(8, #split.train)
+    assert.equals(2, #split.test)
+    assert.equals(3, #unsloth.load_dataset("json", { data_files = dir .. "/ten.jsonl", split = "train[:3]" }))
+  end)
+
+  it("give back what a callback raises", function()
+    local raised = {}
+    assert.equals(raised, support.error_of(ds.map, ds, function() error(raised, 0) end))
+    local co = coroutine.create(function() ds:map(function() coroutine.yield() end) end)
+    assert.is_true(coroutine.resume(co)) -- map is a loop of Lua, so a script may leave it and come back
+    assert.equals("suspended", coroutine.status(co))
+  end)
+
+  it("standardise the formats", function()
+    local function load(text)
+      return unsloth.standardize_data_formats(unsloth.load_dataset("json", { data_files = support.write(dir .. "/f.json", text), split = "train" }))
+    end
+    local alpaca = load '[{"instruction":"Add","input":"1 2","output":" 3 "},{"instruction":"Hi","input":"","output":"Ho"}]'
+    assert.same({ "user", "Add\n\n1 2", "assistant", " 3 " },
+      { alpaca[1].messages[1].role, alpaca[1].messages[1].content, alpaca[1].messages[2].role, alpaca[1].messages[2].content })
+    assert.equals("Hi", alpaca[2].messages[1].content)
+    local sharegpt = load '[{"conversations":[{"from":"system","value":"s"},{"from":"human","value":"h"},{"from":"gpt","value":"g"}]}]'
+    assert.equals("system", sharegpt[1].messages[1].role)
+    assert.equals("user", sharegpt[1].messages[2].role)
+    assert.equals("assistant", sharegpt[1].messages[3].role)
+    local openai = load '[{"messages":[{"role":"user","content":"u"},{"role":"assistant","content":"a"}]}]'
+    assert.equals("a", openai[1].messages[2].content)
+    support.fails(nil, { "f.json", "row 1" }, load, '[{"conversations":[]}]')
+    support.fails(nil, { "f.json", "row 2" }, load,
+      '[{"messages":[{"role":"user","content":"u"},{"role":"assistant","content":"a"}]},{"instruction":"a","output":"b"}]')
+    support.fails(nil, "f.json", load, "[]")
+  end)
+
+  local MALFORMED = "data/datasets/malformed"
+  support.it_with(MALFORMED, "that are malformed get what the manifest says", function(folder)
+    for _, entry in ipairs(support.json_lines(folder .. "/MANIFEST.jsonl")) do
+      local ok, result = pcall(function()
+        local loaded = unsloth.load_dataset("json", { data_files = folder .. "/" .. entry.file, split = "train" })
+        unsloth.standardize_data_formats(loaded)
+        return loaded
+      end)
+      if entry.expect == "error" then assert.is_false(ok, entry.file) end
+      if entry.expect == "ok" then assert.is_true(ok, entry.file .. ": " .. tostring(result)) end
+      if ok then
+        assert.equals(entry.rows, #result, entry.file)
+      else
+        local text = tostring(result)
+        assert(text:find(entry.file, 1, true) and text:find(entry.where or "", 1, true), ("%s (%s): %s"):format(entry.file, entry.where, text))
+      end
+    end
+  end)
+
+  support.it_with("data/datasets", "from elsewhere load", function(folder)
+    local ROWS = { ["alpaca_en_demo.json"] = 999, ["identity.json"] = 91, ["dpo_en_demo.json"] = 300, ["kto_en_demo.json"] = 300,
+      ["glaive_toolcall_en_demo.json"] = 300, ["sharegpt_dummy_conversation.json"] = 500 }
+    for name, rows in pairs(ROWS) do
+      local loaded = unsloth.load_dataset("json", { data_files = folder .. "/" .. name, split = "train" })
+      assert.equals(rows, #loaded, name)
+      assert.equals(rows, #unsloth.standardize_data_formats(loaded), name)
+    end
+    for name, rows in pairs { ["c4_demo.jsonl"] = 300, ["seed_tasks.jsonl"] = 175, ["gsm8k_test.jsonl"] = 1319 } do
+      assert.equals(rows, #unsloth.load_dataset("json", { data_files = folder .. "/" .. name, split = "train" }), name)
+    end
+    assert.is_true(#unsloth.load_dataset("text", { data_files = folder .. "/wiki_demo.txt", split = "train" }) > 10)
+  end)
+end)

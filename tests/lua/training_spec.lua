@@ -1,0 +1,238 @@
+-- Training on a tiny model: the trainer, its checkpoints, adapters, what is saved.
+local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local unsloth = require "unsloth"
+local core = require "unsloth.core"
+
+local FastLanguageModel = unsloth.FastLanguageModel
+local IDS = { 256, 72, 101, 108, 108, 111 }
+local real_print = print
+
+describe("training", function()
+  local dir, temp, data
+
+  setup(function()
+    dir, temp = support.tiny_folder(), support.temp_dir()
+    local lines = {}
+    for i = 1, 24 do
+      lines[i] = unsloth.json.encode { text = ("Q: what follows %d?\nA: %d</s>"):format(i, i + 1) }
+    end
+    data = unsloth.load_dataset("json", { data_files = support.write(temp .. "/rows.jsonl", table.concat(lines, "\n")), split = "train" })
+    _G.print = function() end
+  end)
+  teardown(function()
+    _G.print = real_print
+    support.remove(dir)
+    support.remove(temp)
+  end)
+
+  local function new_model(opts)
+    return FastLanguageModel.get_peft_model((support.open(dir, opts)), { r = 8, lora_alpha = 16, random_state = 5 })
+  end
+
+  local function new_trainer(model, args, more)
+    local given = { per_device_train_batch_size = 2, gradient_accumulation_steps = 2, max_steps = 12, learning_rate = 1e-2, warmup_steps = 2,
+      optim = "adamw_8bit", save_strategy = "no", output_dir = temp .. "/out", disable_tqdm = true, seed = 3407 }
+    for name, value in pairs(args or {}) do given[name] = value end
+    local opts = { model = model, train_dataset = data, args = unsloth.TrainingArguments(given) }
+    for name, value in pairs(more or {}) do opts[name] = value end
+    return unsloth.SFTTrainer(opts)
+  end
+
+  it("makes the loss fall and keeps its history", function()
+    local model <close> = new_model()
+    local trainer = new_trainer(model)
+    local stats = trainer:train()
+    assert.equals(12, stats.global_step)
+    assert.equals(12, #stats.log_history)
+    local first, last = stats.log_history[1], stats.log_history[12]
+    assert.is_true(last.loss < first.loss - 0.2, ("%g to %g"):format(first.loss, last.loss))
+    assert.is_true(stats.training_loss < first.loss and stats.training_loss > last.loss)
+    assert.equals(1, first.step)
+    assert.equals(0.0, first.learning_rate)
+    assert.is_true(math.abs(stats.log_history[3].learning_rate - 1e-2) < 1e-9)
+    assert.is_true(first.grad_norm > 0)
+  end)
+
+  it("steps by hand, stops in the middle and goes on", function()
+    local model <close>, seen = new_model(), {}
+    local trainer = new_trainer(model)
+    for step, s in trainer:steps() do
+      seen[#seen + 1] = s.loss
+      if step == 5 then break end
+    end
+    for _, s in trainer:steps() do seen[#seen + 1] = s.loss end
+    local other <close> = new_model()
+    local straight = new_trainer(other):train()
+    assert.equals(12, #seen)
+    for i = 1, 12 do assert.equals(straight.log_history[i].loss, seen[i]) end
+  end)
+
+  it("asks a function of Lua for the rate", function()
+    local model <close>, calls = new_model(), {}
+    local stats = new_trainer(model, { max_steps = 3, lr_scheduler_type = function(step, total, rate)
+      calls[#calls + 1] = { step, total }
+      return rate / (step + 1)
+    end }):train()
+    assert.same({ 0, 3 }, calls[1])
+    for i = 1, 3 do assert.is_true(math.abs(stats.log_history[i].learning_rate - 1e-2 / i) < 1e-9) end
+  end)
+
+  it("evaluates", function()
+    local model <close> = new_model()
+    local split = data:train_test_split { test_size = 4, seed = 1 }
+    local trainer = new_trainer(model, { max_steps = 4, eval_strategy = "steps", eval_steps = 2 },
+      { train_dataset = split.train, eval_dataset = split.test })
+    local before, history = trainer:evaluate().eval_loss, trainer:train().log_history
+    local count, last = 0, nil
+    for _, entry in ipairs(history) do
+      if entry.eval_loss then count, last = count + 1, entry.eval_loss end
+    end
+    assert.equals(3, count)
+    assert.is_true(last < before)
+    assert.equals(last, trainer:evaluate().eval_loss)
+  end)
+
+  it("lets only answers count", function()
+    local model <close> = new_model()
+    local trainer = new_trainer(model, { max_steps = 1 })
+    local all = trainer.rows:stats().counted
+    assert.equals(trainer, unsloth.train_on_responses_only(trainer, { instruction_part = "Q:", response_part = "A:" }))
+    local answers = trainer.rows:stats().counted
+    assert.is_true(answers > 0 and answers < all / 2, ("%d of %d"):format(answers, all))
+    assert.is_true(trainer:train().training_loss > 0)
+  end)
+
+  it("refuses a mask that leaves nothing", function()
+    local model <close> = new_model()
+    local trainer = new_trainer(model)
+    support.fails(nil, "label", function()
+      unsloth.train_on_responses_only(trainer, { instruction_part = "Q:", response_part = "nowhere" })
+      trainer:train()
+    end)
+  end)
+
+  it("says that numbers are not finite, and keeps the weights", function()
+    local model <close> = new_model()
+    local trainer = new_trainer(model, { learning_rate = 1e6, warmup_steps = 0, max_steps = 8, max_grad_norm = 0, lr_scheduler_type = "constant" })
+    local ok, err = pcall(trainer.train, trainer)
+    if not ok then assert.equals("USL_ERR_NUMERIC", err.code, tostring(err)) end
+    model:save_pretrained(temp .. "/wild")
+    for name, weight in pairs(unsloth.safetensors.load(temp .. "/wild/adapter_model.safetensors")) do
+      local _, _, norm = weight:distance(weight)
+      assert.is_true(norm < math.huge, name)
+    end
+    support.fails("USL_ERR_INVALID", "learning_rate", function() new_trainer(new_model(), { learning_rate = 1e30 }):train() end)
+  end)
+
+  it("gives back what a callback raises, and stops when asked", function()
+    local model <close>, raised = new_model(), { "mine" }
+    assert.equals(raised, support.error_of(function() new_trainer(model, {}, { callbacks = { on_step = function() error(raised, 0) end } }):train() end))
+    local stats = new_trainer(model, {}, { callbacks = { on_step = function(trainer, s)
+      if s.step == 3 then trainer:stop() end
+    end } }):train()
+    assert.equals(3, stats.global_step)
+    support.fails(nil, "on_step", new_trainer, model, {}, { callbacks = { on_stepp = print } })
+  end)
+
+  it("names the row whose text is missing", function()
+    local model <close> = new_model()
+    support.fails("USL_ERR_FORMAT", { "rows.jsonl", "line 1", "nothing" }, new_trainer, model, { dataset_text_field = "nothing" })
+  end)
+
+  it("continues bit for bit from a checkpoint", function()
+    local function adapter_after(out, job)
+      local model <close> = new_model { load_in_4bit = true }
+      job(model, out)
+      model:save_pretrained(out .. "/adapter")
+      return support.read(out .. "/adapter/adapter_model.safetensors")
+    end
+    local straight = adapter_after(temp .. "/straight", function(model, out)
+      core.make_dir(out)
+      new_trainer(model, { max_steps = 8, output_dir = out }):train()
+    end)
+    local resumed = adapter_after(temp .. "/resumed", function(model, out)
+      local args = { max_steps = 8, output_dir = out, save_strategy = "steps", save_steps = 3 }
+      for step in new_trainer(model, args):steps() do
+        if step == 4 then break end
+      end
+      local second <close> = new_model { load_in_4bit = true }
+      local trainer = new_trainer(second, args)
+      local stats = trainer:train { resume_from_checkpoint = true }
+      assert.equals(8, stats.global_step)
+      assert.equals(8, #stats.log_history)
+      second:save_pretrained(out .. "/adapter2")
+    end)
+    assert.are_not.equal(straight, resumed) -- the model left after four updates is not the one that went on
+    assert.equals(straight, support.read(temp .. "/resumed/adapter2/adapter_model.safetensors"))
+  end)
+
+  it("keeps the newest checkpoints and passes over a broken one", function()
+    local model <close>, out = new_model(), temp .. "/limited"
+    local args = { max_steps = 6, output_dir = out, save_strategy = "steps", save_steps = 1, save_total_limit = 2 }
+    new_trainer(model, args):train()
+    local names = core.list_dir(out)
+    table.sort(names)
+    assert.same({ "checkpoint-5", "checkpoint-6" }, names)
+    for _, name in ipairs(core.list_dir(out .. "/checkpoint-6")) do
+      local path = out .. "/checkpoint-6/" .. name
+      support.write(path, support.read(path):sub(1, 20))
+    end
+    args.max_steps = 7
+    local other <close> = new_model()
+    local ok, stats = pcall(function() return new_trainer(other, args):train { resume_from_checkpoint = true } end)
+    assert.is_true(ok, tostring(stats))
+    assert.equals(7, stats.global_step)
+    support.fails("USL_ERR_NOT_FOUND", "no checkpoint", function()
+      new_trainer(other, { output_dir = temp .. "/none" }):train { resume_from_checkpoint = true }
+    end)
+  end)
+
+  it("saves an adapter that loads with the same logits", function()
+    local model <close> = new_model()
+    local base = model:logits(IDS)
+    new_trainer(model, { max_steps = 4 }):train()
+    local trained = model:logits(IDS)
+    assert.is_true(trained:distance(base) > 1e-3)
+    model:save_pretrained(temp .. "/adapter")
+    assert.is_not_nil(core.path_kind(temp .. "/adapter/adapter_config.json"))
+
+    local name = model:disable_adapter()
+    assert.equals(0.0, (model:logits(IDS):distance(base)))
+    model:set_adapter(name)
+    assert.equals(0.0, (model:logits(IDS):distance(trained)))
+    support.fails(nil, "nobody", model.set_adapter, model, "nobody")
+
+    local other <close> = support.open(dir)
+    other:load_adapter(temp .. "/adapter")
+    assert.equals(0.0, (other:logits(IDS):distance(trained)))
+    local whole <close> = FastLanguageModel.from_pretrained { model_name = temp .. "/adapter", dtype = "float32", load_in_4bit = false }
+    assert.equals(0.0, (whole:logits(IDS):distance(trained)))
+  end)
+
+  it("saves merged weights and GGUF files that say the same", function()
+    local model <close>, tokenizer = new_model(), unsloth.AutoTokenizer.from_pretrained(dir)
+    new_trainer(model, { max_steps = 4 }):train()
+    local trained = model:logits(IDS)
+    local function reload(path)
+      local read <close>, tok = support.open(path)
+      assert.same(IDS, tok:encode "Hello")
+      return (read:logits(IDS):distance(trained))
+    end
+    model:save_pretrained_merged(temp .. "/merged", tokenizer, { save_method = "merged_32bit" })
+    assert.is_true(reload(temp .. "/merged") < 1e-5)
+    model:save_pretrained_merged(temp .. "/merged16", tokenizer, { save_method = "merged_16bit" })
+    assert.is_true(reload(temp .. "/merged16") < 2e-2)
+    local paths = model:save_pretrained_gguf(temp .. "/gguf", tokenizer, { quantization_method = { "f32", "q8_0" } })
+    assert.equals(2, #paths)
+    assert.is_true(reload(paths[1]) < 1e-5)
+    assert.is_true(reload(paths[2]) < 2e-2)
+    support.fails("USL_ERR_UNSUPPORTED", "q4_k_m", model.save_pretrained_gguf, model, temp, tokenizer, { quantization_method = "q1_x" })
+    support.fails("USL_ERR_UNSUPPORTED", "merged_16bit", model.save_pretrained_merged, model, temp .. "/m", tokenizer, { save_method = "zip" })
+  end)
+
+  it("trains all weights", function()
+    local model <close> = support.open(dir, { full_finetuning = true })
+    local stats = new_trainer(model, { max_steps = 8, learning_rate = 5e-3 }):train()
+    assert.is_true(stats.log_history[8].loss < stats.log_history[1].loss - 0.3)
+  end)
+end)
