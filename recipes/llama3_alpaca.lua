@@ -27,18 +27,20 @@ local o = args.parse(arg, {
 
 -- Without --model: what the repository ships, found beside this script.
 local root = arg[0]:match "^(.-)recipes/[^/]*$" or (arg[0]:match "^(.*)/[^/]*$" or ".") .. "/../"
-local model_path, rate = o.model, o.learning_rate or 2e-4
+local model_path, rate, max_seq_length = o.model, o.learning_rate or 2e-4, 2048
 if not model_path then
   model_path = root .. "examples/tiny-llama"
   -- Two million weights learn little in 60 small steps: the small model takes larger ones.
   rate = o.learning_rate or 5e-3
+  -- Its own context: a longer one would stretch its positions (linear rope scaling).
+  max_seq_length = 512
   print "No --model was given: this is the small model that comes with unsloth-lua, which fits a machine without a GPU."
 end
 local dataset_path = o.dataset or root .. "examples/instructions.json"
 
 -- 1. The model, its linear weights in 4 bits.
 local model, tokenizer = FastLanguageModel.from_pretrained {
-  model_name = model_path, max_seq_length = 2048, dtype = nil, load_in_4bit = true, device = o.device,
+  model_name = model_path, max_seq_length = max_seq_length, dtype = nil, load_in_4bit = true, device = o.device,
 }
 print(("%s on %s"):format(model_path, model.device))
 
@@ -72,7 +74,7 @@ end
 -- 4. Training.
 show_reply "before"
 local trainer = unsloth.SFTTrainer {
-  model = model, tokenizer = tokenizer, train_dataset = dataset, dataset_text_field = "text", max_seq_length = 2048,
+  model = model, tokenizer = tokenizer, train_dataset = dataset, dataset_text_field = "text", max_seq_length = max_seq_length,
   args = unsloth.TrainingArguments {
     per_device_train_batch_size = o.batch, gradient_accumulation_steps = o.accumulation, warmup_steps = 5, max_steps = o.max_steps,
     learning_rate = rate, logging_steps = 1, optim = "adamw_8bit", weight_decay = 0.01, lr_scheduler_type = "linear", seed = o.seed,

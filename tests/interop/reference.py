@@ -39,15 +39,19 @@ def as_bf16(x):
     return bits.view(np.float32).astype(np.float64)
 
 
-def as_q8(x):
-    """Blocks of 32 in eight bits with one scale, as llama.cpp keeps the activations it multiplies quantised weights by."""
-    blocks = x.reshape(-1, 32)
+def as_q8(x, block):
+    """Blocks in eight bits with one scale, as llama.cpp keeps the activations it multiplies quantised weights by."""
+    blocks = x.reshape(-1, block)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
     return (np.round(blocks / np.where(scale == 0, 1, scale)) * scale).reshape(x.shape)
 
 
-# How llama.cpp rounds the other operand of a product, by the type of the weight.
 ROUNDING = {"F32": exact, "F16": as_f16, "BF16": as_bf16}
+
+
+def rounded_for(weight_type, x):
+    """x as llama.cpp rounds it before a product with weights of that type."""
+    return ROUNDING[weight_type](x) if weight_type in ROUNDING else as_q8(x, 256 if weight_type.endswith("_K") else 32)
 
 
 def rms_norm(x, w, eps):
@@ -66,12 +70,17 @@ def logits(gguf, ids, rounded=False):
     def linear(x, name):
         t = gguf.tensors.get(name) or gguf.tensors["token_embd.weight"]
         if rounded:
-            x = ROUNDING.get(t.tensor_type.name, as_q8)(x)
+            x = rounded_for(t.tensor_type.name, x)
         return x @ gguf.weight(t.name).T.astype(np.float64)
 
     # llama.cpp keeps q and k so that neighbours (2i, 2i + 1) turn together.
     half = v("rope.dimension_count", width) // 2
     frequency = base ** (-np.arange(half) / half)
+    scaling = v("rope.scaling.type", "none")
+    if scaling == "linear":
+        frequency = frequency / v("rope.scaling.factor")
+    elif scaling != "none":
+        raise NotImplementedError(f"rope scaling {scaling}")
     factors = gguf.weight("rope_freqs.weight")
     if factors is not None:
         frequency = frequency / factors.astype(np.float64)
