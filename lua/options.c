@@ -47,7 +47,11 @@ int ulua_nearest(lua_State *L) {
     const char *word = luaL_checkstring(L, 1);
     luaL_checktype(L, 2, LUA_TTABLE);
     nearest_word best = { NULL, 0 };
-    for (lua_Integer i = 1; lua_geti(L, 2, i) == LUA_TSTRING; i++) consider(&best, word, lua_tostring(L, -1));
+    /* The table keeps the names; a list may be longer than the stack. */
+    for (lua_Integer i = 1; lua_geti(L, 2, i) == LUA_TSTRING; i++) {
+        consider(&best, word, lua_tostring(L, -1));
+        lua_pop(L, 1);
+    }
     if (!is_near(&best, word)) return 0;
     lua_pushstring(L, best.name);
     return 1;
