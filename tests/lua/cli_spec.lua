@@ -1,0 +1,163 @@
+-- The program as a child: options, scripts, verbs, exit codes, Ctrl-C. A stock lua5.4 has no program of its own: pending there.
+local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+
+local function program_path()
+  local least = 0
+  while arg and arg[least - 1] do least = least - 1 end
+  local name = arg and arg[least] or ""
+  return name:find("unsloth-lua", 1, true) and name or nil
+end
+local PROGRAM = program_path()
+
+local function check(title, body)
+  it(title, function()
+    if not PROGRAM then
+      pending "this is not unsloth-lua"
+      return
+    end
+    body()
+  end)
+end
+
+local function quote(text)
+  return "'" .. text:gsub("'", [['\'']]) .. "'"
+end
+
+-- Runs the program with these words; returns standard output, standard error, exit status.
+local function run(...)
+  local words = { ... }
+  for i, word in ipairs(words) do words[i] = quote(word) end
+  return support.shell("%s %s", PROGRAM, table.concat(words, " "))
+end
+
+local function fails(texts, ...)
+  local out, err, code = run(...)
+  assert.equals(1, code, err)
+  for _, text in ipairs(type(texts) == "table" and texts or { texts }) do assert(err:find(text, 1, true), err) end
+  return out, err
+end
+
+describe("unsloth-lua", function()
+  local dir
+
+  setup(function() dir = support.tiny_folder() end)
+  teardown(function() support.remove(dir) end)
+
+  check("takes lua's options", function()
+    assert.equals("3\n", (run("-e", "print(1 + 2)")))
+    assert.equals("7\n", (run("-e", "x = 7", "-e", "print(x)")))
+    assert.equals("[1]\n", (run("-l", "j=unsloth.core", "-e", "print(j.json.encode { 1 })")))
+    assert.is_truthy(run("-v"):find("Lua 5.4", 1, true))
+    assert.is_truthy(run("-h"):find("usage: unsloth-lua", 1, true))
+    local out, _, code = support.shell("echo 'print(6 * 7, ...)' | %s - a b", PROGRAM)
+    assert.equals("42\ta\tb\n", out)
+    assert.equals(0, code)
+    local _, err, wrong = run "-q"
+    assert.equals(1, wrong)
+    assert.is_truthy(err:find("usage", 1, true))
+  end)
+
+  check("runs scripts with their words", function()
+    local script = support.write(dir .. "/script.lua", "print(#arg, arg[0], ...) if arg[1] == 'fail' then error 'it failed' end")
+    assert.equals("2\t" .. script .. "\tone\ttwo words\n", (run(script, "one", "two words")))
+    fails({ "it failed", "script.lua:1" }, script, "fail")
+    fails({ "/no/such/script.lua", "no such file" }, "/no/such/script.lua")
+    fails("unexpected symbol", "-e", "x = = 1")
+    local _, err = fails("learning_rate", "-e", "require('unsloth').SFTConfig { learning_rte = 1 }")
+    assert.is_nil(err:find("traceback", 1, true))
+  end)
+
+  check("has verbs, each with --help", function()
+    for _, verb in ipairs { "info", "generate", "bench", "plan" } do
+      local out, _, code = run(verb, "--help")
+      assert.equals(0, code, verb)
+      assert.is_truthy(out:find("usage: unsloth-lua " .. verb, 1, true))
+    end
+    fails("--promt", "generate", dir, "--promt", "x")
+  end)
+
+  check("info describes a folder, and refuses what it cannot load", function()
+    local out, _, code = run("info", dir)
+    assert.equals(0, code)
+    assert.is_truthy(out:find("2 layers, hidden 32", 1, true))
+    fails("/no/such/path", "info", "/no/such/path")
+    fails("script.txt", "info", support.write(dir .. "/script.txt", "text"))
+  end)
+
+  check("generates what the library generates", function()
+    local out, err, code = run("generate", dir, "--prompt", "Hello", "--max-new-tokens", "8", "--dtype", "float32")
+    assert.equals(0, code, err)
+    local model <close> = support.open(dir)
+    assert.equals(model:generate("Hello", { max_new_tokens = 8 }) .. "\n", out)
+  end)
+
+  check("plans and measures a tiny shape", function()
+    local out, err, code = run("plan", "--shape", "tiny", "--batch", "1", "--seq", "32")
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("total", 1, true))
+    local file = dir .. "/bench.json"
+    out, err, code = run("bench", "--shape", "tiny", "--steps", "1", "--batch", "1", "--seq", "32", "--json", file)
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("tokens/s", 1, true))
+    assert.is_truthy(support.read(file):find('"tokens_per_second":', 1, true))
+    fails({ "tinny", "tiny" }, "bench", "--shape", "tinny")
+  end)
+
+  local MODELS = "data/malformed_models"
+  check("info refuses malformed files as the manifest says", function()
+    local folder = support.find(MODELS)
+    if not folder then
+      pending(MODELS .. " is not here")
+      return
+    end
+    for _, entry in ipairs(support.json_lines(folder .. "/MANIFEST.jsonl")) do
+      local path = folder .. "/" .. entry.file
+      if path:find "%.gz$" then
+        local plain = dir .. "/" .. entry.file:gsub("%.gz$", "")
+        support.shell("gunzip -c %s > %s", quote(path), quote(plain))
+        path = plain
+      end
+      local out, err, code = run("info", path)
+      assert.equals(entry.expect == "ok" and 0 or 1, code, entry.file .. ": " .. out .. err)
+      if code == 1 then assert.is_truthy(err:find(path, 1, true), err) end
+      if path:find(dir, 1, true) then os.remove(path) end
+    end
+  end)
+
+  for _, name in ipairs { "stories260K/hf", "stories260K/gguf/stories260K.gguf", "stories260K/gguf/stories260K-Q4_K_M.gguf",
+    "gguf/llama-2-tiny-random.gguf", "malformed_models/good.safetensors" } do
+    check("info describes " .. name, function()
+      local path = support.find("data/" .. name)
+      if not path then
+        pending(name .. " is not here")
+        return
+      end
+      local out, err, code = run("info", path)
+      assert.equals(0, code, err)
+      assert.is_truthy(out:find("tensors", 1, true))
+    end)
+  end
+
+  check("stops at Ctrl-C with a sentence, and what was saved is whole", function()
+    local script = support.write(dir .. "/train.lua", ([[
+      local unsloth = require "unsloth"
+      local dir = %q
+      local model = unsloth.FastLanguageModel.from_pretrained { model_name = dir, dtype = "float32", load_in_4bit = false }
+      unsloth.FastLanguageModel.get_peft_model(model, { r = 4 })
+      io.open(dir .. "/rows.jsonl", "w"):write('{"text":"one row of text</s>"}\n'):close()
+      local trainer = unsloth.SFTTrainer { model = model, train_dataset = unsloth.load_dataset("json", { data_files = dir .. "/rows.jsonl" }),
+        args = { max_steps = 1000000, save_steps = 5, save_total_limit = 1, output_dir = dir .. "/out", logging_strategy = "no", warmup_steps = 0 },
+        callbacks = { on_save = function(t) if t.state.global_step == 10 then
+          local stat = io.open("/proc/self/stat"):read "n"
+          io.popen("kill -INT " .. stat):close() -- os.execute would ignore the signal
+        end end } }
+      if arg[1] then trainer.args.max_steps = 12 end
+      trainer:train { resume_from_checkpoint = arg[1] }
+    ]]):format(dir))
+    local _, err, code = run(script)
+    assert.is_true(code > 0 and code < 128 and code ~= 3, ("%d: %s"):format(code, err))
+    assert.is_truthy(err:find("interrupted", 1, true), err)
+    local _, resumed, status = run(script, dir .. "/out/checkpoint-10")
+    assert.equals(0, status, resumed)
+  end)
+end)
