@@ -33,6 +33,8 @@ def run_ours(args):
         out = os.path.join(folder, "bench.json")
         command = [args.program, "bench", "--shape", "smollm2-135m", "--method", "lora", "--device", "cpu", "--batch", BATCH,
                    "--seq", LENGTH, "--rank", RANK, "--recompute", "none", "--steps", args.steps, "--json", out]
+        # Otherwise the program computes in what is best for the machine; the random weights are stored in that type.
+        command += ["--dtype", "float32"] if args.weights == "float32" else []
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
         with open(out) as f:
             return json.load(f)["tokens_per_second"]
