@@ -88,6 +88,7 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
     if (c->rope.kind != USLI_ROPE_LINEAR && c->rope.kind != USLI_ROPE_YARN) return USL_OK;
     USLI_TRY(put_text(w, arch_key(k, "rope.scaling.type"), c->rope.kind == USLI_ROPE_YARN ? "yarn" : "linear"));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "rope.scaling.factor"), (float)c->rope.factor));
+    if (c->rope.original_context <= 0) return USL_OK;
     return usli_gguf_put_u32(w, arch_key(k, "rope.scaling.original_context_length"),
                              (uint32_t)c->rope.original_context);
 }
