@@ -3,7 +3,12 @@
 #define USLI_BASE_CTX_H
 
 #include <stdarg.h>
+#ifdef __cplusplus
+#include <atomic>
+using std::atomic_int;
+#else
 #include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

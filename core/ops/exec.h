@@ -34,6 +34,8 @@ typedef struct usli_backend {
     usl_status (*copy_out)(usli_exec *x, void *host, const void *src, size_t bytes);
     usl_status (*zero)(usli_exec *x, void *dst, size_t bytes);
     usl_status (*sync)(usli_exec *x);
+    /* Bytes in use on the device by everybody, and its size, as its driver counts them; NULL: host memory. */
+    usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);
     void (*close)(usli_exec *x); /* frees x->state */
 } usli_backend;
 

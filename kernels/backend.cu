@@ -1,0 +1,142 @@
+/* Opening a device, its memory, and the table of ops. */
+#include "kernels/device.cuh"
+
+#include <cstring>
+
+#include "kernels/cublaslt.cuh"
+
+/* Each op's file defines usli_cuda_NAME; one that is not there yet is NULL. */
+#define USLI_OP(name) extern "C" __attribute__((weak)) const usli_op_impl usli_cuda_##name;
+#include "core/ops/ops.def"
+#undef USLI_OP
+
+usl_status usli_cuda_check(usli_exec *x, cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return USL_OK;
+    if (error == cudaErrorMemoryAllocation)
+        return usli_fail(x->ctx, USL_ERR_NOMEM,
+                         "%s: the GPU has no memory left for it; close other programs that use the GPU, or lower "
+                         "max_seq_length or the batch",
+                         what);
+    return usli_fail(x->ctx, USL_ERR_DEVICE, "%s: the GPU reports \"%s\"", what, cudaGetErrorString(error));
+}
+
+static cudaStream_t stream_of(const usli_exec *x) {
+    return static_cast<cudaStream_t>(x->stream);
+}
+
+static void *device_alloc(usli_exec *x, size_t bytes) {
+    void *p = nullptr;
+    cudaSetDevice(usli_cuda_of(x)->device);
+    if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
+    (void)cudaGetLastError(); /* the caller says what did not fit */
+    return nullptr;
+}
+
+static void device_free(usli_exec *x, void *ptr) {
+    (void)x;
+    cudaFree(ptr);
+}
+
+static usl_status copy_in(usli_exec *x, void *dst, const void *host, size_t bytes) {
+    if (!bytes) return USL_OK;
+    return usli_cuda_check(x, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, stream_of(x)),
+                           "copy to the GPU");
+}
+
+/* Waits for everything before it. */
+static usl_status copy_out(usli_exec *x, void *host, const void *src, size_t bytes) {
+    if (bytes)
+        USLI_TRY(usli_cuda_check(x, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, stream_of(x)),
+                                 "copy from the GPU"));
+    return usli_cuda_check(x, cudaStreamSynchronize(stream_of(x)), "copy from the GPU");
+}
+
+static usl_status zero(usli_exec *x, void *dst, size_t bytes) {
+    if (!bytes) return USL_OK;
+    return usli_cuda_check(x, cudaMemsetAsync(dst, 0, bytes, stream_of(x)), "clearing memory");
+}
+
+static usl_status sync(usli_exec *x) {
+    return usli_cuda_check(x, cudaStreamSynchronize(stream_of(x)), "waiting for the GPU");
+}
+
+static usl_status memory(usli_exec *x, size_t *used, size_t *total) {
+    size_t left = 0;
+    USLI_TRY(usli_cuda_check(x, cudaMemGetInfo(&left, total), "asking for free memory"));
+    *used = *total - left;
+    return USL_OK;
+}
+
+static void close_device(usli_exec *x) {
+    usli_cuda *c = usli_cuda_of(x);
+    if (!c) return;
+    usli_cublaslt_close(x);
+    if (x->stream) cudaStreamDestroy(stream_of(x));
+    usli_free(x->ctx, c);
+    x->state = x->stream = nullptr;
+}
+
+static const usli_backend CUDA = {
+    .name = "cuda",
+    .ops = {
+#define USLI_OP(name) &usli_cuda_##name,
+#include "core/ops/ops.def"
+#undef USLI_OP
+    },
+    .alloc = device_alloc,
+    .free = device_free,
+    .copy_in = copy_in,
+    .copy_out = copy_out,
+    .zero = zero,
+    .sync = sync,
+    .memory = memory,
+    .close = close_device,
+};
+
+extern "C" int usli_cuda_count(void) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return 0;
+    }
+    return count;
+}
+
+static usl_status open_stream(usli_exec *x, usli_cuda *c) {
+    cudaDeviceProp prop;
+    cudaStream_t stream;
+    USLI_TRY(usli_cuda_check(x, cudaSetDevice(c->device), "opening the GPU"));
+    USLI_TRY(usli_cuda_check(x, cudaGetDeviceProperties(&prop, c->device), "opening the GPU"));
+    c->sm = prop.major * 10 + prop.minor;
+    c->multiprocessors = prop.multiProcessorCount;
+    c->shared_most = prop.sharedMemPerBlockOptin;
+    if (c->sm < 75)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
+                         "GPU %d (%s) is of compute capability %d.%d; 7.5 or newer is needed; use device = \"cpu\"",
+                         c->device, prop.name, prop.major, prop.minor);
+    USLI_TRY(usli_cuda_check(x, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening the GPU"));
+    x->stream = stream;
+    return usli_cublaslt_open(x);
+}
+
+extern "C" usl_status usli_cuda_open(usl_ctx *ctx, int device, usli_exec *x) {
+    int count = usli_cuda_count();
+    if (device < 0 || device >= count)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         count ? "device \"cuda:%d\": there are %d GPUs here, counted from 0"
+                               : "device \"cuda:%d\": no usable GPU or driver is here (%d found); use device = \"cpu\"",
+                         device, count);
+    usli_cuda *c = static_cast<usli_cuda *>(usli_calloc(ctx, 1, sizeof *c));
+    if (!c) return usli_nomem(ctx, sizeof *c);
+    c->device = device;
+    x->ctx = ctx;
+    x->backend = &CUDA;
+    x->state = c;
+    x->stream = nullptr;
+    usl_status st = open_stream(x, c);
+    if (st != USL_OK) {
+        close_device(x);
+        x->backend = nullptr;
+    }
+    return st;
+}

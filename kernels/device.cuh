@@ -1,0 +1,150 @@
+/* What every kernel file includes: the ops' structs, 16-bit types, loads and stores of 16 bytes, sums over warps and
+ * blocks, and the launch. Kernels use nothing of CUDA's language that this header does not wrap or that
+ * tests/gpu/emulate.h does not provide, so the same files also run, slowly, on a CPU in the tests.
+ *
+ * Rules: no atomics on floats (results must repeat bit for bit); no allocation, no synchronisation, no copy from
+ * pageable memory inside an op; sizes of more than 2^31 elements are int64_t. */
+#ifndef USLI_KERNELS_DEVICE_CUH
+#define USLI_KERNELS_DEVICE_CUH
+
+#include <atomic>
+#include <cmath>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+
+#ifdef USLI_EMULATED
+#include "tests/gpu/emulate.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+/* USLI_LAUNCH(blocks, threads, shared bytes, x, kernel<...>)(arguments); blocks and threads may be dim3. */
+#define USLI_LAUNCH(grid, block, shared, x, ...) __VA_ARGS__<<<(grid), (block), (shared), (cudaStream_t)(x)->stream>>>
+/* The dynamic shared memory of a block, as an array of type; 16-byte aligned. */
+#define USLI_SHARED(type, name)                                        \
+    extern __shared__ __align__(16) unsigned char usli_shared_bytes[]; \
+    type *name = reinterpret_cast<type *>(usli_shared_bytes)
+#endif
+
+extern "C" {
+#include "kernels/cuda.h"
+}
+
+/* x->state. */
+struct usli_cublaslt;
+typedef struct usli_cuda {
+    int device, sm; /* sm: 75, 80, 90, ... */
+    int multiprocessors;
+    size_t shared_most;         /* bytes of dynamic shared memory a block may ask for */
+    struct usli_cublaslt *blas; /* NULL: no cuBLASLt here, own GEMM */
+} usli_cuda;
+
+static inline usli_cuda *usli_cuda_of(const usli_exec *x) {
+    return static_cast<usli_cuda *>(x->state);
+}
+/* After launches: what CUDA says, as a status with a sentence that names the op. */
+usl_status usli_cuda_check(usli_exec *x, cudaError_t error, const char *what);
+static inline usl_status usli_launched(usli_exec *x, const char *what) {
+    return usli_cuda_check(x, cudaGetLastError(), what);
+}
+/* Kernels that want more than 48 KiB of dynamic shared memory ask once before each launch. */
+#define USLI_ALLOW_SHARED(x, bytes, ...)                                                                              \
+    usli_cuda_check(                                                                                                  \
+        x,                                                                                                            \
+        cudaFuncSetAttribute((const void *)(__VA_ARGS__), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)), \
+        "shared memory")
+
+enum { USLI_WARP = 32 };
+
+static inline int64_t usli_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* ---- Types ------------------------------------------------------------------------------------------------------- */
+
+typedef __nv_bfloat16 usli_bf16;
+typedef __half usli_f16;
+
+__device__ __forceinline__ float to_f32(float v) {
+    return v;
+}
+__device__ __forceinline__ float to_f32(usli_bf16 v) {
+    return __bfloat162float(v);
+}
+__device__ __forceinline__ float to_f32(usli_f16 v) {
+    return __half2float(v);
+}
+template <typename T> __device__ __forceinline__ T from_f32(float v);
+template <> __device__ __forceinline__ float from_f32<float>(float v) {
+    return v;
+}
+template <> __device__ __forceinline__ usli_bf16 from_f32<usli_bf16>(float v) {
+    return __float2bfloat16_rn(v);
+}
+template <> __device__ __forceinline__ usli_f16 from_f32<usli_f16>(float v) {
+    return __float2half_rn(v);
+}
+
+/* N values side by side, loaded and stored at once: N * sizeof(T) is 2, 4, 8 or 16 bytes, the address a multiple. */
+template <typename T, int N> struct alignas(sizeof(T) * N) usli_pack { T v[N]; };
+template <typename T, int N> __device__ __forceinline__ usli_pack<T, N> load_pack(const T *p) {
+    return *reinterpret_cast<const usli_pack<T, N> *>(p);
+}
+template <typename T, int N> __device__ __forceinline__ void store_pack(T *p, const usli_pack<T, N> &v) {
+    *reinterpret_cast<usli_pack<T, N> *>(p) = v;
+}
+
+/* Calls body with T the C++ type of a dtype that is F32, F16 or BF16:  USLI_BY_DTYPE(a->dtype, T, { ... }) */
+#define USLI_BY_DTYPE(dtype, T, ...) \
+    do {                             \
+        switch (dtype) {             \
+        case USL_BF16: {             \
+            typedef usli_bf16 T;     \
+            __VA_ARGS__;             \
+        } break;                     \
+        case USL_F16: {              \
+            typedef usli_f16 T;      \
+            __VA_ARGS__;             \
+        } break;                     \
+        default: {                   \
+            typedef float T;         \
+            __VA_ARGS__;             \
+        } break;                     \
+        }                            \
+    } while (0)
+
+/* ---- Sums: one order always -------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ float warp_sum(float v) {
+    for (int i = 16; i > 0; i /= 2) v += __shfl_xor_sync(0xffffffffu, v, i);
+    return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+    for (int i = 16; i > 0; i /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, i));
+    return v;
+}
+/* Over a block of THREADS (a multiple of 32, 1024 at most); every thread gets the sum. part: 32 floats of shared memory
+ * that no thread reads or writes meanwhile. */
+template <int THREADS> __device__ __forceinline__ float block_sum(float v, float *part) {
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    v = warp_sum(v);
+    if (THREADS == USLI_WARP) return v;
+    __syncthreads();
+    if (lane == 0) part[warp] = v;
+    __syncthreads();
+    v = lane < THREADS / USLI_WARP ? part[lane] : 0.0f;
+    return warp_sum(v);
+}
+template <int THREADS> __device__ __forceinline__ float block_max(float v, float *part) {
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    v = warp_max(v);
+    if (THREADS == USLI_WARP) return v;
+    __syncthreads();
+    if (lane == 0) part[warp] = v;
+    __syncthreads();
+    v = lane < THREADS / USLI_WARP ? part[lane] : -INFINITY;
+    return warp_max(v);
+}
+
+#endif
