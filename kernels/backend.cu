@@ -67,6 +67,10 @@ static usl_status memory(usli_exec *x, size_t *used, size_t *total) {
     return USL_OK;
 }
 
+static usl_dtype fast_dtype(const usli_exec *x) {
+    return usli_cuda_of(x)->sm >= 80 ? USL_BF16 : USL_F16;
+}
+
 static void close_device(usli_exec *x) {
     usli_cuda *c = usli_cuda_of(x);
     if (!c) return;
@@ -78,6 +82,7 @@ static void close_device(usli_exec *x) {
 
 static const usli_backend CUDA = {
     .name = "cuda",
+    .host = false,
     .ops = {
 #define USLI_OP(name) &usli_cuda_##name,
 #include "core/ops/ops.def"
@@ -90,6 +95,7 @@ static const usli_backend CUDA = {
     .zero = zero,
     .sync = sync,
     .memory = memory,
+    .fast_dtype = fast_dtype,
     .close = close_device,
 };
 

@@ -77,6 +77,7 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
     usli_param_ref p;
     *out = NULL;
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
+    USLI_TRY(usli_model_pull(m));
     USLI_TRY(usl_tensor_new(m->ctx, USL_F32, p.ndim, p.shape, out));
     float *dst = usl_tensor_data(*out);
     if (p.data)
@@ -96,9 +97,13 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
                          (long long)(p.shape[0] * p.shape[1]), (long long)usl_tensor_elements(value));
     usl_tensor *copy;
     USLI_TRY(usl_tensor_to(m->ctx, value, USL_F32, &copy));
-    memcpy(p.data, usl_tensor_data(copy), (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+    size_t bytes = (size_t)(p.shape[0] * p.shape[1]) * sizeof(float);
+    usl_status st = usli_model_pull(m);
+    if (st == USL_OK && p.device != p.data)
+        st = m->exec.backend->copy_in(&m->exec, p.device, usl_tensor_data(copy), bytes);
+    if (st == USL_OK) memcpy(p.data, usl_tensor_data(copy), bytes);
     usl_tensor_free(copy);
-    return USL_OK;
+    return st;
 }
 
 usl_status usl_model_logits(usl_model *m, const int32_t *ids, size_t count, usl_tensor **out) {

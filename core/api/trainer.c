@@ -30,8 +30,14 @@ usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **o
     if (!usli_model_find_param(t->model, name, &p) || !p.trainable)
         return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
     USLI_TRY(usl_tensor_new(t->ctx, USL_F32, p.ndim, p.shape, out));
-    memcpy(usl_tensor_data(*out), *p.grad, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
-    return USL_OK;
+    usli_exec *x = &t->model->exec;
+    usl_status st =
+        x->backend->copy_out(x, usl_tensor_data(*out), *p.grad, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+    if (st != USL_OK) {
+        usl_tensor_free(*out);
+        *out = NULL;
+    }
+    return st;
 }
 
 void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate) {

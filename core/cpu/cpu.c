@@ -14,7 +14,7 @@ static void cpu_free(usli_exec *x, void *ptr) {
 
 static usl_status cpu_copy(usli_exec *x, void *dst, const void *src, size_t bytes) {
     (void)x;
-    if (bytes) memcpy(dst, src, bytes);
+    if (bytes && dst != src) memcpy(dst, src, bytes);
     return USL_OK;
 }
 
@@ -30,6 +30,14 @@ static usl_status cpu_sync(usli_exec *x) {
     return USL_OK;
 }
 
+static usl_dtype cpu_fast_dtype(const usli_exec *x) {
+    (void)x;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512bf16")) return USL_BF16;
+#endif
+    return USL_F32;
+}
+
 static void cpu_close(usli_exec *x) {
     usli_gemm_close(x->state);
     x->state = NULL;
@@ -37,6 +45,7 @@ static void cpu_close(usli_exec *x) {
 
 static const usli_backend CPU = {
     .name = "cpu",
+    .host = true,
     .ops = {
 #define USLI_OP(name) [USLI_OP_##name] = &usli_cpu_##name,
 #include "core/ops/ops.def"
@@ -48,6 +57,7 @@ static const usli_backend CPU = {
     .copy_out = cpu_copy,
     .zero = cpu_zero,
     .sync = cpu_sync,
+    .fast_dtype = cpu_fast_dtype,
     .close = cpu_close,
 };
 

@@ -84,6 +84,7 @@ static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
 
 usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool permuted,
                               usli_sink_fn sink, void *ud) {
+    USLI_TRY(usli_model_pull(m));
     usl_ctx *ctx = m->ctx;
     job j = { .m = m, .slot = slot, .layer = layer, .dtype = dtype, .permuted = permuted };
     int64_t rows, cols;

@@ -4,7 +4,7 @@
 
 #include "core/base/dtype.h"
 
-/* A running generation's memory and state. The batch's arrays are host arrays here: the CPU is the device. */
+/* A running generation's memory and state. The batch's arrays are the host's; passes read their twins. */
 typedef struct usl_generator {
     usl_model *m; /* retained */
     usl_ctx *ctx;
@@ -19,7 +19,8 @@ typedef struct usl_generator {
     bool started;
     int64_t longest; /* tokens a row can come to */
     usli_cache cache;
-    int32_t *numbers;                                     /* one block for all the arrays below */
+    int32_t *numbers; /* one block for all the arrays below */
+    usli_twin numbers_twin, offset_twin;
     int32_t *ids, *position, *store;                      /* (tokens of a step) */
     int32_t *cu, *begin, *k_lens, *last, *cu_seen, *next; /* (rows + 1) */
     int32_t *seen;                                        /* (rows * longest) */
@@ -27,6 +28,10 @@ typedef struct usl_generator {
     int live_count;
     uint64_t offset; /* steps sampled: Philox counter */
 } session;
+
+static int32_t *on_device(const session *s, const int32_t *array) {
+    return usli_twin_at(&s->numbers_twin, array);
+}
 
 static usl_status check_ids(usl_model *m, const int32_t *ids, int64_t count) {
     for (int64_t i = 0; i < count; i++)
@@ -67,11 +72,17 @@ enum { LOGITS_CHUNK = 512 };
 
 static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch *b, float *out) {
     void *hidden;
+    float *logits;
+    int64_t most = b->tokens < LOGITS_CHUNK ? b->tokens : LOGITS_CHUNK;
     USLI_TRY(usli_pass_infer(x, m, b, NULL, &hidden));
+    USLI_TAKE(logits, x, false, (size_t)(most * m->config.vocab) * sizeof(float));
     size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype);
-    for (int64_t i = 0; i < b->tokens; i += LOGITS_CHUNK) {
-        int64_t n = b->tokens - i < LOGITS_CHUNK ? b->tokens - i : LOGITS_CHUNK;
-        USLI_TRY(usli_pass_logits(x, m, (char *)hidden + (size_t)i * row, n, out + i * m->config.vocab));
+    for (int64_t i = 0; i < b->tokens; i += most) {
+        int64_t n = b->tokens - i < most ? b->tokens - i : most;
+        USLI_TRY(usli_pass_logits(x, m, (char *)hidden + (size_t)i * row, n, logits));
+        if (x->arena->dry) continue;
+        USLI_TRY(
+            x->backend->copy_out(x, out + i * m->config.vocab, logits, (size_t)(n * m->config.vocab) * sizeof(float)));
     }
     return USL_OK;
 }
@@ -80,27 +91,37 @@ usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *o
     usl_ctx *ctx = m->ctx;
     USLI_TRY(check_ids(m, ids, count));
     if (count == 0) return USL_OK;
-    int32_t cu[2] = { 0, (int32_t)count }, *position = usli_malloc(ctx, (size_t)count * sizeof *position);
-    if (!position) return usli_nomem(ctx, (size_t)count * sizeof *position);
-    for (int64_t i = 0; i < count; i++) position[i] = (int32_t)i;
-    usli_batch b = { .tokens = count, .rows = 1, .ids = ids, .position = position, .cu = cu, .longest = count };
+    size_t n = (size_t)count;
+    int32_t *numbers = usli_malloc(ctx, (2 * n + 2) * sizeof *numbers); /* ids, positions, cu */
+    if (!numbers) return usli_nomem(ctx, (2 * n + 2) * sizeof *numbers);
+    memcpy(numbers, ids, n * sizeof *ids);
+    for (size_t i = 0; i < n; i++) numbers[n + i] = (int32_t)i;
+    numbers[2 * n] = 0;
+    numbers[2 * n + 1] = (int32_t)count;
     usli_arena arena;
     usli_exec x = m->exec;
+    usli_twin twin = { 0 };
     void *base = NULL;
     usl_status st;
     x.arena = &arena;
     usli_arena_init_dry(&arena);
+    USLI_TRYGO(usli_twin_open(&x, numbers, (2 * n + 2) * sizeof *numbers, &twin));
+    USLI_TRYGO(usli_twin_push(&x, &twin));
+    usli_batch b = { .tokens = count,
+                     .rows = 1,
+                     .ids = usli_twin_at(&twin, numbers),
+                     .position = usli_twin_at(&twin, numbers + n),
+                     .cu = usli_twin_at(&twin, numbers + 2 * n),
+                     .longest = count };
     USLI_TRYGO(logits_pass(&x, m, &b, out));
     size_t bytes = arena.peak;
-    if (!(base = usli_malloc_aligned(ctx, bytes))) {
-        st = usli_nomem(ctx, bytes);
-        goto done;
-    }
+    USLI_TRYGO(usli_device_alloc(&x, bytes, &base));
     usli_arena_init(&arena, base, bytes);
     st = logits_pass(&x, m, &b, out);
 done:
-    usli_free_aligned(ctx, base);
-    usli_free(ctx, position);
+    usli_device_free(&x, base);
+    usli_twin_close(&x, &twin);
+    usli_free(ctx, numbers);
     return st;
 }
 
@@ -121,16 +142,18 @@ static usl_status take_memory(session *s, int64_t prompt_tokens) {
     int32_t **short_ones[] = { &s->cu, &s->begin, &s->k_lens, &s->last, &s->cu_seen, &s->next };
     for (int i = 0; i < 6; i++, p += rows) *short_ones[i] = p;
     s->seen = p;
+    USLI_TRY(usli_twin_open(&s->exec, s->numbers, n * sizeof *s->numbers, &s->numbers_twin));
+    USLI_TRY(usli_twin_open(&s->exec, &s->offset, sizeof s->offset, &s->offset_twin));
     s->cache = (usli_cache){ .dtype = s->m->dtype,
                              .layers = c->layers,
                              .slots = s->rows,
                              .length = s->longest,
                              .width = c->kv_heads * c->head_dim,
-                             .store = s->store,
-                             .begin = s->begin,
-                             .k_lens = s->k_lens };
+                             .store = on_device(s, s->store),
+                             .begin = on_device(s, s->begin),
+                             .k_lens = on_device(s, s->k_lens) };
     size_t half = (size_t)(c->layers * s->rows * s->longest * s->cache.width) * usli_dtype_bytes(s->m->dtype);
-    if (!(s->cache_base = usli_malloc_aligned(ctx, 2 * half))) return usli_nomem(ctx, 2 * half);
+    USLI_TRY(usli_device_alloc(&s->exec, 2 * half, &s->cache_base));
     s->cache.k = s->cache_base;
     s->cache.v = (char *)s->cache_base + half;
     return USL_OK;
@@ -156,16 +179,19 @@ static void fill(session *s, bool prompts, usli_batch *b) {
         if (have > s->cache.longest) s->cache.longest = have;
     }
     s->cu[s->live_count] = (int32_t)t;
-    *b = (usli_batch){
-        .tokens = t, .rows = s->live_count, .ids = s->ids, .position = s->position, .cu = s->cu, .longest = longest
-    };
+    *b = (usli_batch){ .tokens = t,
+                       .rows = s->live_count,
+                       .ids = on_device(s, s->ids),
+                       .position = on_device(s, s->position),
+                       .cu = on_device(s, s->cu),
+                       .longest = longest };
 }
 
 static usl_status forward_and_sample(session *s, const usli_batch *b) {
     const usl_generate_opts *o = &s->opts;
     bool penalty = o->repetition_penalty > 0 && o->repetition_penalty != 1.0;
     float *logits;
-    USLI_TRY(forward(&s->exec, s->m, b, &s->cache, s->last, s->live_count, &logits));
+    USLI_TRY(forward(&s->exec, s->m, b, &s->cache, on_device(s, s->last), s->live_count, &logits));
     usli_sample_args sample = { .rows = s->live_count,
                                 .cols = s->m->config.vocab,
                                 .logits = logits,
@@ -174,11 +200,11 @@ static usl_status forward_and_sample(session *s, const usli_batch *b) {
                                 .min_p = (float)o->min_p,
                                 .repetition_penalty = penalty ? (float)o->repetition_penalty : 1.0f,
                                 .top_k = o->top_k,
-                                .seen = s->seen,
-                                .cu_seen = penalty ? s->cu_seen : NULL,
+                                .seen = on_device(s, s->seen),
+                                .cu_seen = penalty ? on_device(s, s->cu_seen) : NULL,
                                 .seed = o->seed,
-                                .offset = &s->offset,
-                                .out = s->next };
+                                .offset = s->offset_twin.device,
+                                .out = on_device(s, s->next) };
     USLI_TRY(usli_op_sample(&s->exec, &sample, USLI_FORWARD));
     s->arena.high = s->arena.low = 0;
     return USL_OK;
@@ -195,7 +221,7 @@ static usl_status size_arena(session *s) {
     s->cache.longest = s->longest; /* the cache at its fullest */
     USLI_TRY(forward_and_sample(s, &b));
     size_t bytes = s->arena.peak;
-    if (!(s->arena_base = usli_malloc_aligned(s->ctx, bytes))) return usli_nomem(s->ctx, bytes);
+    USLI_TRY(usli_device_alloc(&s->exec, bytes, &s->arena_base));
     usli_arena_init(&s->arena, s->arena_base, bytes);
     return USL_OK;
 }
@@ -228,7 +254,11 @@ static usl_status step(session *s, bool prompts) {
     USLI_TRY(usli_checkpoint(s->ctx));
     fill(s, prompts, &b);
     collect_seen(s);
+    USLI_TRY(usli_twin_push(&s->exec, &s->numbers_twin));
+    USLI_TRY(usli_twin_push(&s->exec, &s->offset_twin));
     USLI_TRY(forward_and_sample(s, &b));
+    USLI_TRY(
+        s->exec.backend->copy_out(&s->exec, s->next, on_device(s, s->next), (size_t)s->live_count * sizeof *s->next));
     s->offset++;
     int kept = 0;
     for (int i = 0; i < s->live_count; i++) {
@@ -331,8 +361,10 @@ void usli_generator_free(usl_generator *s) {
     usl_model *m = s->m;
     usl_ctx *ctx = s->ctx;
     for (int i = 0; s->out && i < s->rows; i++) usli_free(ctx, s->out[i].ids);
-    usli_free_aligned(ctx, s->arena_base);
-    usli_free_aligned(ctx, s->cache_base);
+    usli_device_free(&s->exec, s->arena_base);
+    usli_device_free(&s->exec, s->cache_base);
+    usli_twin_close(&s->exec, &s->numbers_twin);
+    usli_twin_close(&s->exec, &s->offset_twin);
     void *const blocks[] = { s->numbers, s->live, s->prompts, s->given_ids, s->stop_ids, s->out };
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) usli_free(ctx, blocks[i]);
     usli_free(ctx, s);

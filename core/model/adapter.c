@@ -19,7 +19,7 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
     *out = NULL;
     if (!a || !(a->name = usli_strdup(ctx, name)) ||
         !(a->modules = usli_calloc(ctx, (size_t)count, sizeof *a->modules))) {
-        usli_adapter_free(ctx, a);
+        usli_adapter_free(m, a);
         return usli_nomem(ctx, (size_t)count * sizeof *a->modules);
     }
     size_t numbers = 0;
@@ -31,8 +31,13 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
     a->bytes = numbers * sizeof(float);
     if (!(a->storage = usli_malloc_aligned(ctx, a->bytes))) {
         size_t bytes = a->bytes;
-        usli_adapter_free(ctx, a);
+        usli_adapter_free(m, a);
         return usli_nomem(ctx, bytes);
+    }
+    usl_status st = usli_twin_open(&m->exec, a->storage, a->bytes, &a->twin);
+    if (st != USL_OK) {
+        usli_adapter_free(m, a);
+        return st;
     }
     memset(a->storage, 0, a->bytes);
     float *next = a->storage;
@@ -65,7 +70,7 @@ static void attach(usl_model *m, usli_adapter *a) {
         if (strcmp((*p)->name, a->name) != 0) continue;
         usli_adapter *old = *p;
         *p = old->next;
-        usli_adapter_free(m->ctx, old);
+        usli_adapter_free(m, old);
         break;
     }
     a->next = m->adapters;
@@ -183,10 +188,12 @@ usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *given) {
     a->rslora = o.use_rslora;
     set_scale(a);
     USLI_TRYGO(init_values(m, a, o.init ? o.init : "default", o.seed));
+    USLI_TRYGO(usli_model_pull(m)); /* of the adapter that is active till now */
+    USLI_TRYGO(usli_twin_push(&m->exec, &a->twin));
     attach(m, a);
     a = NULL;
 done:
-    usli_adapter_free(ctx, a);
+    usli_adapter_free(m, a);
     usli_free(ctx, wanted);
     usli_free(ctx, ranks);
     return st;
@@ -194,6 +201,7 @@ done:
 
 usl_status usli_model_set_adapter(usl_model *m, const char *name) {
     USLI_TRY(check_free(m, "set_adapter"));
+    USLI_TRY(usli_model_pull(m));
     if (!name) {
         m->active = NULL;
         return USL_OK;
@@ -319,10 +327,12 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
             usli_to_f32(t[p]->data, t[p]->dtype, dst[p], t[p]->shape[0] * t[p]->shape[1]);
         }
     }
+    USLI_TRYGO(usli_model_pull(m));
+    USLI_TRYGO(usli_twin_push(&m->exec, &a->twin));
     attach(m, a);
     a = NULL;
 done:
-    usli_adapter_free(ctx, a);
+    usli_adapter_free(m, a);
     usli_safetensors_close(file);
     if (json) json_decref(json);
     usli_free(ctx, config);
@@ -387,6 +397,7 @@ usl_status usli_model_save_adapter(usl_model *m, const char *dir, const char *ba
     if (!a)
         return usli_fail(ctx, USL_ERR_INVALID,
                          "%s: the model has no active adapter to save; add one with get_peft_model", dir);
+    USLI_TRY(usli_model_pull(m));
     USLI_TRY(usli_make_dirs(ctx, dir));
     char *config = usli_path_join(ctx, dir, "adapter_config.json"),
          *weights = usli_path_join(ctx, dir, "adapter_model.safetensors");

@@ -36,14 +36,19 @@ static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
         usli_slot slot = GROUPS[which].slot[i];
         usli_weight *w = usli_model_weight(m, slot, layer), *bias = usli_model_weight(m, GROUPS[which].bias[i], layer);
         g->segment[i] = (usli_segment){
-            .w = w->m, .bias = bias->m.data, .bias_dtype = USL_F32, .dw = w->grad, .dbias = bias->grad
+            .w = w->d, .bias = bias->d.data, .bias_dtype = USL_F32, .dw = w->grad, .dbias = bias->grad
         };
         g->args.in = w->m.cols;
         g->args.out += w->m.rows;
         if (!m->active) continue;
         const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-        g->segment[i].lora =
-            (usli_lora){ .rank = l->rank, .scale = m->active->scale, .a = l->a, .b = l->b, .da = l->da, .db = l->db };
+        if (l->rank)
+            g->segment[i].lora = (usli_lora){ .rank = l->rank,
+                                              .scale = m->active->scale,
+                                              .a = usli_twin_at(&m->active->twin, l->a),
+                                              .b = usli_twin_at(&m->active->twin, l->b),
+                                              .da = l->da,
+                                              .db = l->db };
         if (s->training && m->active->dropout > 0)
             g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout,
                                               .seed = b->dropout_seed,
@@ -76,7 +81,7 @@ static usli_rmsnorm_args norm_args(const usli_pass_state *s, usli_slot slot, int
                                 .res_dtype = m->res_dtype,
                                 .n_dtype = m->res_dtype,
                                 .weight_dtype = USL_F32,
-                                .weight = w->m.data,
+                                .weight = w->d.data,
                                 .dweight = w->grad };
 }
 

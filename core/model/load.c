@@ -9,13 +9,8 @@
 #include "core/base/dtype.h"
 #include "core/base/pool.h"
 #include "core/base/rng.h"
-#include "core/cpu/cpu.h"
 #include "core/io/json.h"
 #include "core/quant/traits.h"
-
-usl_status usli_cpu_open_exec(usl_ctx *ctx, usli_exec *x) {
-    return usli_cpu_open(ctx, x);
-}
 
 /* ---- Sources
  * ---------------------------------------------------------------------------------------------------------------- */

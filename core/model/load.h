@@ -17,7 +17,6 @@ usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *
 usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_4bit);
 /* dtype: of the linear weights and the embedding (AUTO: BF16, or F32 when trained). */
 usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype);
-void usli_adapter_free(usl_ctx *ctx, usli_adapter *a);
-usl_status usli_cpu_open_exec(usl_ctx *ctx, usli_exec *x);
+void usli_adapter_free(usl_model *m, usli_adapter *a);
 
 #endif

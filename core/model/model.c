@@ -4,55 +4,63 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/cpu/cpu.h"
 #include "core/io/json.h"
 #include "core/model/load.h"
 #include "core/quant/traits.h"
+#include "kernels/cuda.h"
 
 static usl_status make_rope(usl_model *m) {
     usl_ctx *ctx = m->ctx;
     int64_t half = m->config.head_dim / 2;
     size_t bytes = (size_t)m->context * (size_t)half * sizeof(float);
+    usl_status st = USL_OK;
     double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv);
-    m->cos = usli_malloc_aligned(ctx, bytes);
-    m->sin = usli_malloc_aligned(ctx, bytes);
-    if (!inv || !m->cos || !m->sin) {
-        usli_free(ctx, inv);
-        return usli_nomem(ctx, bytes);
+    float *sines = usli_malloc(ctx, bytes), *cosines = usli_malloc(ctx, bytes);
+    if (!inv || !sines || !cosines) {
+        st = usli_nomem(ctx, bytes);
+        goto done;
     }
+    USLI_TRYGO(usli_device_alloc(&m->exec, bytes, &m->cos));
+    USLI_TRYGO(usli_device_alloc(&m->exec, bytes, &m->sin));
     usli_rope_frequencies(&m->config, m->rope_divisors, inv, &m->rope_attention);
     for (int64_t p = 0; p < m->context; p++) {
         for (int64_t i = 0; i < half; i++) {
             /* The angle is rounded to float32 where transformers rounds it. */
             double angle = (double)((float)p * (float)inv[i]);
-            m->cos[p * half + i] = (float)(cos(angle) * m->rope_attention);
-            m->sin[p * half + i] = (float)(sin(angle) * m->rope_attention);
+            cosines[p * half + i] = (float)(cos(angle) * m->rope_attention);
+            sines[p * half + i] = (float)(sin(angle) * m->rope_attention);
         }
     }
+    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, m->cos, cosines, bytes));
+    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, m->sin, sines, bytes));
+    st = m->exec.backend->sync(&m->exec); /* the host's tables go now */
+done:
     usli_free(ctx, inv);
-    return USL_OK;
+    usli_free(ctx, sines);
+    usli_free(ctx, cosines);
+    return st;
 }
 
-static usl_dtype default_dtype(const usli_config *c, bool full) {
-#if defined(__x86_64__)
-    bool fast_bf16 = __builtin_cpu_supports("avx512bf16");
-#else
-    bool fast_bf16 = false;
-#endif
-    return fast_bf16 && !full && c->dtype != USL_F32 ? USL_BF16 : USL_F32;
+/* On a CPU a checkpoint of float32, and full fine-tuning, stay in float32. */
+static usl_dtype default_dtype(const usl_model *m) {
+    bool exact = m->exec.backend->host && (m->full || m->config.dtype == USL_F32);
+    return exact ? USL_F32 : m->exec.backend->fast_dtype(&m->exec);
 }
 
-static usl_status check_device(usl_ctx *ctx, const char *device) {
-    if (!device || strcmp(device, "cpu") == 0) return USL_OK;
-    if (strncmp(device, "cuda", 4) == 0)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
-                         "device \"%s\": this program was built without CUDA; use device = \"cpu\"", device);
-    return usli_fail(ctx, USL_ERR_INVALID, "device \"%s\" is not known; \"cpu\" is", device);
+/* NULL: the first GPU that can be used, else the CPU. */
+static usl_status open_device(usl_ctx *ctx, const char *device, usli_exec *x) {
+    if (!device) device = usli_cuda_count() ? "cuda" : "cpu";
+    if (strcmp(device, "cpu") == 0) return usli_cpu_open(ctx, x);
+    int number = 0, end = 0;
+    if (strcmp(device, "cuda") == 0 || (sscanf(device, "cuda:%3d%n", &number, &end) == 1 && !device[end]))
+        return usli_cuda_open(ctx, number, x);
+    return usli_fail(ctx, USL_ERR_INVALID, "device \"%s\" is not known; \"cpu\", \"cuda\" and \"cuda:1\" are", device);
 }
 
 /* Everything but the weights: what opening and making at random share. */
 static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **out) {
     *out = NULL;
-    USLI_TRY(check_device(ctx, opts->device));
     if (opts->dtype != USL_DTYPE_AUTO && opts->dtype != USL_F32 && opts->dtype != USL_BF16 && opts->dtype != USL_F16)
         return usli_fail(ctx, USL_ERR_INVALID, "dtype %s cannot be computed in; use float32, bfloat16 or float16",
                          usl_dtype_name(opts->dtype));
@@ -66,7 +74,7 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
     usli_ctx_retain(ctx);
     atomic_init(&m->refs, 1);
     m->full = opts->full_finetuning;
-    usl_status st = usli_cpu_open_exec(ctx, &m->exec);
+    usl_status st = open_device(ctx, opts->device, &m->exec);
     if (st != USL_OK) {
         usli_model_release(m);
         return st;
@@ -77,7 +85,8 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
 
 static usl_status finish(usl_model *m, const usl_model_opts *opts) {
     const usli_config *c = &m->config;
-    m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(c, m->full) : opts->dtype;
+    USLI_TRY(usli_model_place(m));
+    m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(m) : opts->dtype;
     m->res_dtype = m->dtype;
     m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 2048 ? c->context : 2048;
     return make_rope(m);
@@ -172,8 +181,10 @@ usl_model *usli_model_retain(usl_model *m) {
     return m;
 }
 
-void usli_adapter_free(usl_ctx *ctx, usli_adapter *a) {
+void usli_adapter_free(usl_model *m, usli_adapter *a) {
+    usl_ctx *ctx = m->ctx;
     if (!a) return;
+    usli_twin_close(&m->exec, &a->twin);
     usli_free(ctx, a->name);
     usli_free(ctx, a->base);
     usli_free(ctx, a->modules);
@@ -186,13 +197,16 @@ void usli_model_release(usl_model *m) {
     usl_ctx *ctx = m->ctx;
     for (usli_adapter *a = m->adapters, *next; a; a = next) {
         next = a->next;
-        usli_adapter_free(ctx, a);
+        usli_adapter_free(m, a);
     }
     int64_t count = m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
     for (int64_t i = 0; i < count; i++) usli_storage_release(m->weights[i].storage);
     usli_free(ctx, m->weights);
-    usli_free_aligned(ctx, m->cos);
-    usli_free_aligned(ctx, m->sin);
+    if (m->exec.backend) {
+        usli_model_unplace(m);
+        usli_device_free(&m->exec, m->cos);
+        usli_device_free(&m->exec, m->sin);
+    }
     usli_free(ctx, m->rope_divisors);
     usli_free(ctx, m->path);
     usli_config_free(&m->config);
@@ -258,6 +272,7 @@ static bool weight_param(const usl_model *m, int64_t i, usli_param_ref *out) {
     out->part = 0;
     out->trainable = m->full;
     out->data = m->full ? w->storage->data : NULL;
+    out->device = m->full ? (float *)(uintptr_t)w->d.data : NULL;
     out->grad = m->full ? &w->grad : NULL;
     usli_slot_name(out->slot, out->layer, false, out->name, sizeof out->name);
     return true;
@@ -276,6 +291,7 @@ static bool lora_param(const usl_model *m, int64_t i, usli_param_ref *out) {
     out->shape[1] = out->part == 1 ? cols : l->rank;
     out->trainable = true;
     out->data = out->part == 1 ? l->a : l->b;
+    out->device = usli_twin_at(&m->active->twin, out->data);
     out->grad = out->part == 1 ? &l->da : &l->db;
     char base[128];
     usli_slot_name(out->slot, out->layer, false, base, sizeof base);

@@ -4,6 +4,7 @@
 #define USLI_MODEL_MODEL_H
 
 #include "core/model/config.h"
+#include "core/ops/twin.h"
 #include "core/tensor/tensor.h"
 
 /* ---- Names: one row a tensor of a block or of the whole model (names.c)
@@ -56,14 +57,16 @@ typedef struct usli_weight {
     usli_matrix m;         /* vectors are (1, n) and always F32 */
     usli_nf4 nf4;          /* m.nf4 points here for NF4 */
     usli_storage *storage; /* NULL: this config has no such tensor */
-    float *grad;           /* set by a trainer that trains it; NULL: frozen. F32 weights only */
+    usli_matrix d;         /* m as the device sees it: what passes read (place.c) */
+    usli_nf4 d_nf4;
+    float *grad; /* on the device, set by a trainer that trains it; NULL: frozen. F32 weights only */
 } usli_weight;
 
 /* One adapter on one linear weight: scale * B A. */
 typedef struct usli_lora_module {
     int rank;       /* 0: none here */
     float *a, *b;   /* (rank, in), (out, rank) */
-    float *da, *db; /* set by a trainer */
+    float *da, *db; /* on the device, set by a trainer */
 } usli_lora_module;
 
 typedef struct usli_adapter {
@@ -75,7 +78,8 @@ typedef struct usli_adapter {
     usli_lora_module *modules; /* layers * USLI_LINEARS */
     float *storage;            /* all a and b, one block */
     size_t bytes;
-    char *base; /* base_model_name_or_path of the folder it came from, or NULL */
+    usli_twin twin; /* storage on the device */
+    char *base;     /* base_model_name_or_path of the folder it came from, or NULL */
     struct usli_adapter *next;
 } usli_adapter;
 
@@ -88,8 +92,11 @@ struct usl_model {
     bool full;                  /* weights are trained */
     usl_dtype dtype, res_dtype; /* of activations and of the residual stream */
     int64_t context;            /* max_seq_length in force */
-    float *cos, *sin;           /* (context, head_dim / 2) */
-    float *rope_divisors;       /* (head_dim / 2) from a GGUF, or NULL */
+    float *cos, *sin;           /* (context, head_dim / 2), on the device */
+    void *placed, *tables;      /* the device's block of weights, and of NF4's tables; NULL where d is m */
+    size_t placed_bytes;
+    bool device_newer;    /* trained values on the device have not been pulled yet */
+    float *rope_divisors; /* (head_dim / 2) from a GGUF, or NULL */
     double rope_attention;
     usli_adapter *adapters, *active;
     usli_exec exec; /* backend and its state; a pass sets the arena */
@@ -118,6 +125,12 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
     (void)m;
     return &a->modules[layer * USLI_LINEARS + slot];
 }
+/* place.c: gives every weight its place on the device; releases it. */
+usl_status usli_model_place(usl_model *m);
+void usli_model_unplace(usl_model *m);
+/* The host's copy of trained values is made as new as the device's: before anything reads it. */
+usl_status usli_model_pull(usl_model *m);
+
 /* Decodes rows first .. first + count - 1 of a weight to float32, with the active adapter merged when merge is set
  * (W + scale B A in float32). dst: (count, cols). For export: a piece of a tensor at a time. */
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
@@ -144,8 +157,9 @@ typedef struct usli_param_ref {
     bool trainable; /* adapter weights when one is active, all weights when full */
     int ndim;
     int64_t shape[2];
-    float *data;  /* float32 masters of trainable ones, else NULL */
-    float **grad; /* where a trainer puts the gradient of a trainable one */
+    float *data;   /* float32 masters of trainable ones on the host (see usli_model_pull), else NULL */
+    float *device; /* the same, on the device */
+    float **grad;  /* where a trainer puts the gradient of a trainable one */
     usli_slot slot;
     int64_t layer;
     int part; /* 0: the weight, 1: lora_A, 2: lora_B */

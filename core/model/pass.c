@@ -16,7 +16,7 @@ static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, v
     usli_embedding_args a = { .tokens = b->tokens,
                               .cols = m->config.hidden,
                               .dtype = m->res_dtype,
-                              .table = w->m,
+                              .table = w->d,
                               .scale = 1,
                               .ids = b->ids,
                               .y = out };
@@ -33,7 +33,7 @@ static usli_rmsnorm_args final_norm(const usl_model *m, int64_t tokens) {
                                 .res_dtype = m->res_dtype,
                                 .n_dtype = m->res_dtype,
                                 .weight_dtype = USL_F32,
-                                .weight = w->m.data,
+                                .weight = w->d.data,
                                 .dweight = w->grad };
 }
 
@@ -119,7 +119,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
         usli_embedding_args a = { .tokens = t,
                                   .cols = m->config.hidden,
                                   .dtype = m->res_dtype,
-                                  .table = w->m,
+                                  .table = w->d,
                                   .scale = 1,
                                   .ids = s->batch->ids,
                                   .dy = dn,
@@ -159,7 +159,7 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
 }
 
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits) {
-    usli_segment head = { .w = usli_model_head(m)->m };
+    usli_segment head = { .w = usli_model_head(m)->d };
     usli_linear_args a = { .tokens = rows,
                            .in = m->config.hidden,
                            .out = m->config.vocab,

@@ -26,17 +26,20 @@ typedef struct usli_op_impl {
 
 typedef struct usli_backend {
     const char *name;                       /* "cpu", "cuda" */
+    bool host;                              /* its memory is the host's: pointers are good on both sides */
     const usli_op_impl *ops[USLI_OP_COUNT]; /* NULL: not there */
     /* Memory of the device. alloc answers NULL when there is none. */
     void *(*alloc)(usli_exec *x, size_t bytes);
     void (*free)(usli_exec *x, void *ptr);
+    /* copy_in: the host's memory may be used again at once. copy_out waits for all that came before. */
     usl_status (*copy_in)(usli_exec *x, void *dst, const void *host, size_t bytes);
     usl_status (*copy_out)(usli_exec *x, void *host, const void *src, size_t bytes);
     usl_status (*zero)(usli_exec *x, void *dst, size_t bytes);
     usl_status (*sync)(usli_exec *x);
     /* Bytes in use on the device by everybody, and its size, as its driver counts them; NULL: host memory. */
     usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);
-    void (*close)(usli_exec *x); /* frees x->state */
+    usl_dtype (*fast_dtype)(const usli_exec *x); /* the shortest float type that it multiplies quickly */
+    void (*close)(usli_exec *x);                 /* frees x->state */
 } usli_backend;
 
 struct usli_exec {

@@ -33,12 +33,32 @@ static int pieces_of(const usli_param *p, piece out[5]) {
     return count;
 }
 
+/* Values of the device reach a file through a piece of host memory. */
+enum { BOUNCE = 4 << 20 };
+
+static usl_status write_values(usl_trainer *t, usli_safetensors_writer *w, const char *data, size_t bytes,
+                               void *bounce) {
+    usli_exec *x = &t->model->exec;
+    if (x->backend->host) return usli_safetensors_write(w, data, bytes);
+    for (size_t at = 0; at < bytes; at += BOUNCE) {
+        size_t n = bytes - at < BOUNCE ? bytes - at : BOUNCE;
+        USLI_TRY(x->backend->copy_out(x, bounce, data + at, n));
+        USLI_TRY(usli_safetensors_write(w, bounce, n));
+    }
+    return USL_OK;
+}
+
 /* *out is new and wants to be committed. */
 static usl_status write_state(usl_trainer *t, const char *path, usli_safetensors_writer **out) {
     usli_safetensors_writer *w;
     usl_status st = USL_OK;
     *out = NULL;
-    USLI_TRY(usli_safetensors_create(t->ctx, path, &w));
+    void *bounce = usli_malloc(t->ctx, BOUNCE);
+    if (!bounce) return usli_nomem(t->ctx, BOUNCE);
+    if ((st = usli_safetensors_create(t->ctx, path, &w)) != USL_OK) {
+        usli_free(t->ctx, bounce);
+        return st;
+    }
     for (int writing = 0; writing < 2; writing++) {
         if (writing) USLI_TRYGO(usli_safetensors_begin(w));
         for (int64_t i = 0; i < t->optimizer.count; i++) {
@@ -51,13 +71,14 @@ static usl_status write_state(usl_trainer *t, const char *path, usli_safetensors
                 snprintf(name, sizeof name, "%s%s", ref.name, pieces[k].suffix);
                 size_t bytes = (size_t)pieces[k].n * (pieces[k].dtype == USL_U8 ? 1 : sizeof(float));
                 if (writing)
-                    USLI_TRYGO(usli_safetensors_write(w, pieces[k].data, bytes));
+                    USLI_TRYGO(write_values(t, w, pieces[k].data, bytes, bounce));
                 else
                     USLI_TRYGO(usli_safetensors_add(w, name, pieces[k].dtype, 1, &pieces[k].n));
             }
         }
     }
 done:
+    usli_free(t->ctx, bounce);
     if (st != USL_OK)
         usli_safetensors_abandon(w);
     else
@@ -87,10 +108,13 @@ static usl_status read_state(usl_trainer *t, const char *path) {
                                    path, name);
                     goto done;
                 }
-                if (copying) memcpy(pieces[k].data, f->data, f->bytes);
+                if (copying)
+                    USLI_TRYGO(t->model->exec.backend->copy_in(&t->model->exec, pieces[k].data, f->data, f->bytes));
             }
         }
     }
+    t->model->device_newer = true;
+    st = t->model->exec.backend->sync(&t->model->exec); /* the file is unmapped next */
 done:
     usli_safetensors_close(file);
     return st;

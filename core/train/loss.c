@@ -21,7 +21,7 @@ static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_upd
                              bool with_gradient) {
     const usl_model *m = s->model;
     usli_weight *w = usli_model_head(m);
-    usli_segment head = { .w = w->m, .dw = w->grad };
+    usli_segment head = { .w = w->d, .dw = w->grad };
     usli_linear_args a = { .tokens = c->rows,
                            .in = m->config.hidden,
                            .out = m->config.vocab,

@@ -41,12 +41,26 @@ void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *paramete
     }
 }
 
-static void set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay,
-                      float *grad, char *state) {
+/* The codes of a block of zeros, in device memory: 0 is a code of the map, not the byte 0. */
+static usl_status fill_codes(usli_optimizer *o, void *dst, int64_t n, const float *map) {
+    usli_exec *x = &o->model->exec;
+    uint8_t codes[USLI_OPTIM8_BLOCK];
+    float zeros[USLI_OPTIM8_BLOCK] = { 0 }, absmax;
+    usli_quantize_blockwise(zeros, USLI_OPTIM8_BLOCK, map, codes, &absmax);
+    void *bytes = usli_malloc(o->ctx, (size_t)n);
+    if (!bytes) return usli_nomem(o->ctx, (size_t)n);
+    memset(bytes, codes[0], (size_t)n);
+    usl_status st = x->backend->copy_in(x, dst, bytes, (size_t)n);
+    usli_free(o->ctx, bytes);
+    return st;
+}
+
+static usl_status set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay,
+                            float *grad, char *state) {
     int64_t n = p->shape[0] * p->shape[1];
     bool decays = p->part != 0 || p->ndim > 1;
     usli_param *out = &o->params[i];
-    *out = (usli_param){ .w = p->data,
+    *out = (usli_param){ .w = p->device,
                          .g = grad,
                          .n = n,
                          .weight_decay = decays ? (float)weight_decay : 0,
@@ -55,16 +69,11 @@ static void set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, boo
     size_t half = state_bytes(p, eight_bit) / 2;
     out->m = state;
     out->v = state + half;
-    if (out->state != USL_U8) return;
+    if (out->state != USL_U8) return USL_OK;
     out->m_absmax = (float *)(void *)(state + align64((size_t)n));
     out->v_absmax = (float *)(void *)(state + half + align64((size_t)n));
-    /* Zero is a code of the map, not the number 0. */
-    float zeros[USLI_OPTIM8_BLOCK] = { 0 }, absmax;
-    uint8_t code_m[USLI_OPTIM8_BLOCK], code_v[USLI_OPTIM8_BLOCK];
-    usli_quantize_blockwise(zeros, USLI_OPTIM8_BLOCK, usli_dynamic_map, code_m, &absmax);
-    usli_quantize_blockwise(zeros, USLI_OPTIM8_BLOCK, usli_dynamic_map_unsigned, code_v, &absmax);
-    memset(out->m, code_m[0], (size_t)n);
-    memset(out->v, code_v[0], (size_t)n);
+    USLI_TRY(fill_codes(o, out->m, n, usli_dynamic_map));
+    return fill_codes(o, out->v, n, usli_dynamic_map_unsigned);
 }
 
 usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, double weight_decay) {
@@ -82,28 +91,26 @@ usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, 
     o->state_bytes = states;
     o->params = usli_calloc(ctx, (size_t)o->count, sizeof *o->params);
     o->ref = usli_calloc(ctx, (size_t)o->count, sizeof *o->ref);
-    o->grads = usli_malloc_aligned(ctx, grads);
-    o->states = usli_malloc_aligned(ctx, states);
-    if (!o->params || !o->ref || !o->grads || !o->states) {
-        usli_optimizer_done(o);
-        return usli_nomem(ctx, grads + states);
-    }
-    memset(o->states, 0, states);
+    usl_status st = o->params && o->ref ? USL_OK : usli_nomem(ctx, (size_t)o->count * sizeof *o->params);
+    if (st == USL_OK) st = usli_device_alloc(&m->exec, grads, &o->grads);
+    if (st == USL_OK) st = usli_device_alloc(&m->exec, states, &o->states);
+    if (st == USL_OK) st = m->exec.backend->zero(&m->exec, o->states, states);
     char *grad = (char *)o->grads, *state = o->states;
-    for (int64_t i = 0, k = 0; usli_model_param(m, i, &p); i++) {
+    for (int64_t i = 0, k = 0; st == USL_OK && usli_model_param(m, i, &p); i++) {
         if (!p.trainable) continue;
-        set_param(o, k, &p, eight_bit, weight_decay, (float *)(void *)grad, state);
+        st = set_param(o, k, &p, eight_bit, weight_decay, (float *)(void *)grad, state);
         o->ref[k++] = i;
         *p.grad = (float *)(void *)grad;
         grad += align64((size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
         state += state_bytes(&p, eight_bit);
     }
-    usli_optimizer_zero(o);
-    return USL_OK;
+    if (st == USL_OK) st = usli_optimizer_zero(o);
+    if (st != USL_OK) usli_optimizer_done(o);
+    return st;
 }
 
-void usli_optimizer_zero(usli_optimizer *o) {
-    memset(o->grads, 0, o->grad_bytes);
+usl_status usli_optimizer_zero(usli_optimizer *o) {
+    return o->model->exec.backend->zero(&o->model->exec, o->grads, o->grad_bytes);
 }
 
 void usli_optimizer_done(usli_optimizer *o) {
@@ -112,8 +119,10 @@ void usli_optimizer_done(usli_optimizer *o) {
         if (p.grad) *p.grad = NULL;
     usli_free(o->ctx, o->params);
     usli_free(o->ctx, o->ref);
-    usli_free_aligned(o->ctx, o->grads);
-    usli_free_aligned(o->ctx, o->states);
+    if (o->model) {
+        usli_device_free(&o->model->exec, o->grads);
+        usli_device_free(&o->model->exec, o->states);
+    }
     *o = (usli_optimizer){ 0 };
 }
 

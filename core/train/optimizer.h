@@ -10,7 +10,7 @@ typedef struct usli_optimizer {
     usli_param *params;
     int64_t *ref; /* each one's number for usli_model_param */
     int64_t count;
-    float *grads; /* all gradients */
+    float *grads; /* all gradients, on the device as the states are */
     size_t grad_bytes;
     char *states; /* all states */
     size_t state_bytes;
@@ -24,8 +24,8 @@ usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, 
 void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *parameters, uint64_t *gradients,
                           uint64_t *states);
 void usli_optimizer_done(usli_optimizer *o); /* disconnects the gradients */
-void usli_optimizer_zero(usli_optimizer *o);
-/* grad_norm and adamw over everything. */
+usl_status usli_optimizer_zero(usli_optimizer *o);
+/* grad_norm and adamw over everything; update is on the device. */
 usl_status usli_optimizer_step(usli_optimizer *o, usli_exec *x, usli_update *update);
 
 #endif

@@ -5,9 +5,6 @@
 
 #include <string.h>
 
-/* What the process needs beside the plan's items: allocator slack, the GEMM library's buffers, tokens and rows. */
-enum { SLACK = 32 << 20 };
-
 usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes) {
     usli_arena arena;
     usli_arena_init_dry(&arena);
@@ -64,7 +61,7 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
     int64_t layers = t->model->config.layers, from = 0;
     if (t->recompute && t->recompute[0] == 'f') from = layers; /* "full" */
     bool may = !(t->recompute && t->recompute[0] == 'n');      /* not "none" */
-    uint64_t used = t->fixed_bytes + SLACK;
+    uint64_t used = t->fixed_bytes + t->beside;
     size_t room = t->limit > used ? (size_t)(t->limit - used) : 0, bytes = 0;
     for (;;) {
         int64_t found;
@@ -110,7 +107,7 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
         { "optimiser state", states },
         { "rope tables", (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float) },
         { "activations and workspace", t->arena_bytes },
-        { "libraries and slack", SLACK },
+        { "libraries and others", t->beside },
     };
     for (size_t i = 0; i < sizeof items / sizeof *items; i++) {
         if (!items[i].bytes) continue;

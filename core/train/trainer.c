@@ -66,7 +66,9 @@ static usl_status window_bounds(usl_trainer *t, int64_t window, int64_t *tokens,
         left -= take;
     }
     usli_free(ctx, histogram);
-    *tokens = sum;
+    for (int64_t i = 0; t->eval && i < usli_rows_count(t->eval); i++)
+        if (usli_rows_length(t->eval, i) > most) most = usli_rows_length(t->eval, i);
+    *tokens = sum > most ? sum : most;
     *longest = most;
     return USL_OK;
 }
@@ -94,25 +96,43 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
     return USL_OK;
 }
 
+/* ids, positions, data-set rows, and of the counted labels index and target; cu; the update's number. */
+enum { TOKEN_ARRAYS = 5 };
+
+static size_t numbers_count(const usli_capacity *c) {
+    return TOKEN_ARRAYS * (size_t)c->tokens + (size_t)c->rows + 2;
+}
+
+static void release_capacity(usl_trainer *t) {
+    usli_exec *x = &t->model->exec;
+    usli_device_free(x, t->arena_base);
+    usli_device_free(x, t->losses);
+    usli_twin_close(x, &t->numbers_twin);
+    usli_free(t->ctx, t->numbers);
+}
+
 usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes) {
     usl_ctx *ctx = t->ctx;
-    size_t n = (size_t)c->tokens;
-    int32_t *numbers = usli_calloc(ctx, 3 * n, sizeof *numbers);
-    float *losses = usli_malloc(ctx, n * sizeof *losses);
-    void *base = usli_malloc_aligned(ctx, arena_bytes);
-    if (!numbers || !losses || !base) {
+    usli_exec *x = &t->model->exec;
+    size_t count = numbers_count(c);
+    int32_t *numbers = usli_calloc(ctx, count, sizeof *numbers);
+    usli_twin twin = { 0 };
+    float *losses = NULL;
+    void *base = NULL;
+    usl_status st = numbers ? USL_OK : usli_nomem(ctx, count * sizeof *numbers);
+    if (st == USL_OK) st = usli_twin_open(x, numbers, count * sizeof *numbers, &twin);
+    if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->tokens * sizeof *losses, &losses);
+    if (st == USL_OK) st = usli_device_alloc(x, arena_bytes, &base);
+    if (st != USL_OK) {
+        usli_device_free(x, losses);
+        usli_twin_close(x, &twin);
         usli_free(ctx, numbers);
-        usli_free(ctx, losses);
-        usli_free_aligned(ctx, base);
-        return usli_nomem(ctx, arena_bytes);
+        return st;
     }
-    usli_free(ctx, t->numbers);
-    usli_free(ctx, t->losses);
-    usli_free_aligned(ctx, t->arena_base);
+    release_capacity(t);
     t->capacity = *c;
-    t->numbers = t->index = numbers;
-    t->target = numbers + n;
-    t->row_of_token = numbers + 2 * n;
+    t->numbers = numbers;
+    t->numbers_twin = twin;
     t->losses = losses;
     t->arena_base = base;
     t->arena_bytes = arena_bytes;
@@ -126,13 +146,31 @@ static usl_status take_memory(usl_trainer *t) {
     return usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
 }
 
+/* What the plan may come to, and what is in use beside the plan's own items. */
+static usl_status find_limit(usl_trainer *t) {
+    usli_exec *x = &t->model->exec;
+    if (x->backend->host) {
+        uint64_t free_now = usli_free_memory();
+        /* Weights may be mapped and not read yet, so what the limit is compared with counts them from the start. */
+        t->limit = free_now ? free_now + usli_process_bytes() : UINT64_MAX;
+        t->beside = USLI_HOST_SLACK;
+    } else {
+        size_t used, total;
+        USLI_TRY(x->backend->memory(x, &used, &total));
+        uint64_t ours =
+            t->fixed_bytes + (uint64_t)t->model->context * (uint64_t)t->model->config.head_dim * sizeof(float);
+        t->limit = total;
+        t->beside = used > ours ? used - ours : 0;
+    }
+    if (t->opts.memory_limit) t->limit = t->opts.memory_limit;
+    return USL_OK;
+}
+
 static usl_status make_plan(usl_trainer *t) {
     uint64_t weights, grads, states;
     usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
     t->fixed_bytes = usli_model_weight_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
-    uint64_t free_now = usli_free_memory();
-    /* Weights may be mapped and not read yet, so what the limit is compared with counts them from the start. */
-    t->limit = t->opts.memory_limit ? t->opts.memory_limit : free_now ? free_now + usli_process_bytes() : UINT64_MAX;
+    USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
     int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows);
@@ -164,6 +202,7 @@ static usl_status init(usl_trainer *t) {
     t->rate = -1;
     t->update.loss_scale = t->model->dtype == USL_F16 ? 65536.0f : 1.0f;
     t->update.max_norm = (float)o->max_grad_norm;
+    USLI_TRY(usli_twin_open(&t->model->exec, &t->update, sizeof t->update, &t->update_twin));
     USLI_TRY(make_plan(t));
     return take_memory(t);
 }
@@ -196,6 +235,8 @@ void usli_trainer_free(usl_trainer *t) {
     if (!t) return;
     usl_ctx *ctx = t->ctx;
     usli_optimizer_done(&t->optimizer);
+    release_capacity(t);
+    usli_twin_close(&t->model->exec, &t->update_twin);
     t->model->trainers--;
     usli_model_release(t->model);
     usli_rows_release(t->rows);
@@ -204,10 +245,7 @@ void usli_trainer_free(usl_trainer *t) {
     usli_free(ctx, t->optimizer_name);
     usli_free(ctx, t->recompute);
     usli_free(ctx, t->blocks);
-    usli_free(ctx, t->numbers);
-    usli_free(ctx, t->losses);
     usli_free(ctx, t->pick);
-    usli_free_aligned(ctx, t->arena_base);
     usli_free(ctx, t);
     usl_ctx_free(ctx);
 }
@@ -216,38 +254,59 @@ void usli_trainer_free(usl_trainer *t) {
  * -----------------------------------------------------------------------------------------------------------------------
  */
 
+/* The arrays of a pass, on the device. */
+static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli_targets *targets) {
+    const usli_capacity *c = &t->capacity;
+    const usli_twin *twin = &t->numbers_twin;
+    size_t n = (size_t)c->tokens, used = (size_t)w->tokens * sizeof(int32_t);
+    int32_t *ids = t->numbers, *position = ids + n, *row_of_token = position + n, *index = row_of_token + n;
+    int32_t *target = index + n, *cu = target + n, *update = cu + c->rows + 1;
+    memcpy(ids, w->ids, used);
+    memcpy(position, w->positions, used);
+    memcpy(cu, w->cu, ((size_t)w->rows + 1) * sizeof *cu);
+    *update = (int32_t)t->step;
+    int64_t count = 0;
+    for (int64_t r = 0; r < w->rows; r++)
+        for (int64_t i = w->cu[r]; i < w->cu[r + 1]; i++) {
+            row_of_token[i] = (int32_t)w->row_id[r];
+            if (w->targets[i] < 0) continue;
+            index[count] = (int32_t)i;
+            target[count++] = w->targets[i];
+        }
+    *targets = (usli_targets){
+        .count = count, .index = usli_twin_at(twin, index), .target = usli_twin_at(twin, target), .losses = t->losses
+    };
+    *b = (usli_batch){ .tokens = w->tokens,
+                       .rows = (int)w->rows,
+                       .ids = usli_twin_at(twin, ids),
+                       .position = usli_twin_at(twin, position),
+                       .cu = usli_twin_at(twin, cu),
+                       .longest = w->longest,
+                       .row_of_token = usli_twin_at(twin, row_of_token),
+                       .update = usli_twin_at(twin, update),
+                       .dropout_seed = t->opts.seed };
+    return usli_twin_push(&t->model->exec, twin);
+}
+
 static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradient, double *flops) {
     usli_arena arena;
     usli_arena_init(&arena, t->arena_base, t->arena_bytes);
     usli_exec x = t->model->exec;
     x.arena = &arena;
-    usli_targets targets = { .index = t->index, .target = t->target, .losses = t->losses };
-    for (int64_t r = 0; r < w->rows; r++)
-        for (int64_t i = w->cu[r]; i < w->cu[r + 1]; i++) {
-            t->row_of_token[i] = (int32_t)w->row_id[r];
-            if (w->targets[i] < 0) continue;
-            t->index[targets.count] = (int32_t)i;
-            t->target[targets.count++] = w->targets[i];
-        }
-    usli_batch b = { .tokens = w->tokens,
-                     .rows = (int)w->rows,
-                     .ids = w->ids,
-                     .position = w->positions,
-                     .cu = w->cu,
-                     .longest = w->longest,
-                     .row_of_token = t->row_of_token,
-                     .update = &t->dropout_update,
-                     .dropout_seed = t->opts.seed };
+    usli_batch b;
+    usli_targets targets;
+    USLI_TRY(send(t, w, &b, &targets));
     usli_pass_state s = {
         .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks
     };
     x.matmul_flops = 0;
-    usl_status st = usli_loss_pass(&s, &targets, &t->update, with_gradient);
+    usl_status st = usli_loss_pass(&s, &targets, t->update_twin.device, with_gradient);
     *flops += (double)x.matmul_flops;
     return st;
 }
 
-/* Loss (and gradients) of the rows in pick, normalised by their own counted labels. */
+/* Loss (and gradients) of the rows in pick, normalised by their own counted labels. Once update_twin has been pulled,
+ * loss_of says which. */
 static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pick, int64_t count, bool with_gradient,
                              usl_step_stats *stats) {
     usli_window *w, *part;
@@ -256,6 +315,7 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
     t->update.inv_counted = w->counted ? 1.0f / (float)w->counted : 0.0f;
     t->update.loss_sum = 0;
     t->update.correct = 0;
+    if ((st = usli_twin_push(&t->model->exec, &t->update_twin)) != USL_OK) goto done;
     stats->tokens = w->tokens;
     stats->counted = w->counted;
     stats->rows = w->rows;
@@ -269,10 +329,13 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
         usli_window_free(part);
         if (st != USL_OK) goto done;
     }
-    stats->loss = w->counted ? t->update.loss_sum / (double)w->counted : 0;
 done:
     usli_window_free(w);
     return st;
+}
+
+static double loss_of(const usl_trainer *t, const usl_step_stats *s) {
+    return s->counted ? t->update.loss_sum / (double)s->counted : 0;
 }
 
 /* ---- Updates
@@ -311,6 +374,16 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
                      (long long)t->step + 1, isfinite(s->loss) ? "gradient" : "loss");
 }
 
+static usl_status optimize(usl_trainer *t) {
+    usli_arena arena;
+    usli_arena_init(&arena, t->arena_base, t->arena_bytes);
+    usli_exec x = t->model->exec;
+    x.arena = &arena;
+    USLI_TRY(usli_optimizer_step(&t->optimizer, &x, t->update_twin.device));
+    t->model->device_newer = true;
+    return usli_twin_pull(&x, &t->update_twin);
+}
+
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
     if (t->step >= t->total)
         return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "all %lld updates are done", (long long)t->total);
@@ -324,27 +397,18 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
     usl_step_stats s = { .total = t->total };
     int64_t count;
     usl_status st = usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count);
-    t->dropout_update = (int32_t)t->step;
-    if (st == USL_OK) st = run_window(t, t->rows, t->pick, count, true, &s);
-    if (st != USL_OK) {
-        t->cursor = before;
-        usli_optimizer_zero(&t->optimizer);
-        return st;
-    }
     double embed = t->opts.embedding_learning_rate;
     t->update.lr[0] = (float)rate;
     t->update.lr[1] = (float)(embed > 0 && t->opts.learning_rate > 0 ? rate * embed / t->opts.learning_rate : rate);
     t->update.step++;
-    usli_arena none;
-    usli_arena_init(&none, t->arena_base, t->arena_bytes);
-    usli_exec x = t->model->exec;
-    x.arena = &none;
-    st = usli_optimizer_step(&t->optimizer, &x, &t->update);
+    if (st == USL_OK) st = run_window(t, t->rows, t->pick, count, true, &s);
+    if (st == USL_OK) st = optimize(t);
+    if (st == USL_OK) s.loss = loss_of(t, &s);
     if (st != USL_OK || !t->update.finite) t->update.step--; /* Adam's clock counts updates that were made */
     if (st == USL_OK) st = judge(t, &s);
     if (st != USL_OK) {
         t->cursor = before;
-        usli_optimizer_zero(&t->optimizer);
+        (void)usli_optimizer_zero(&t->optimizer); /* the first failure is the one to tell */
         return st;
     }
     t->step++;
@@ -367,8 +431,10 @@ usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, 
     double start = usli_now();
     usl_step_stats s = { .step = t->step, .total = t->total };
     for (int64_t i = 0; i < count; i++) t->pick[i] = first + i;
-    usli_optimizer_zero(&t->optimizer);
+    USLI_TRY(usli_optimizer_zero(&t->optimizer));
     USLI_TRY(run_window(t, t->rows, t->pick, count, true, &s));
+    USLI_TRY(usli_twin_pull(&t->model->exec, &t->update_twin));
+    s.loss = loss_of(t, &s);
     s.seconds = usli_now() - start;
     give_stats(&s, out);
     return USL_OK;
@@ -384,6 +450,7 @@ usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out) {
         int64_t count = n - first < window ? n - first : window;
         for (int64_t i = 0; i < count; i++) t->pick[i] = first + i;
         USLI_TRY(run_window(t, t->eval, t->pick, count, false, &s));
+        USLI_TRY(usli_twin_pull(&t->model->exec, &t->update_twin));
         sum += t->update.loss_sum;
         all.tokens += s.tokens;
         all.counted += s.counted;

@@ -9,6 +9,9 @@
 #include "core/train/optimizer.h"
 #include "core/train/schedule.h"
 
+/* What a process needs beside the plan's items: allocator slack, the GEMM library's buffers, tokens and rows. */
+enum { USLI_HOST_SLACK = 32 << 20 };
+
 /* What the plan decided; replayed on resume, since it decides the order of sums. */
 typedef struct usli_capacity {
     int64_t tokens, rows; /* of one pass */
@@ -24,20 +27,22 @@ struct usl_trainer {
     char *schedule_name, *optimizer_name, *recompute;
     usli_schedule_fn schedule;
     usli_optimizer optimizer;
-    usli_update update;
+    usli_update update;    /* the host's side of update_twin */
+    usli_twin update_twin; /* pushed before an update's passes, pulled after its optimiser */
     usli_cursor cursor;
     int64_t step, total, updates_per_epoch, warmup;
     int64_t good_steps; /* since the loss scale last moved (float16) */
     double rate;        /* set by hand; negative: the schedule's */
     usli_capacity capacity;
     uint64_t limit, fixed_bytes, arena_bytes;
-    void *arena_base;
+    uint64_t beside;  /* in use beside the plan's items: libraries, other programs on the GPU */
+    void *arena_base; /* on the device */
     usli_block_saved *blocks;
     int64_t *pick; /* (batch * accumulation) rows of the window */
-    /* of one pass */
-    int32_t *numbers, *index, *target, *row_of_token;
-    float *losses;
-    int32_t dropout_update;
+    /* of one pass: its arrays in one block of the host, and on the device */
+    int32_t *numbers;
+    usli_twin numbers_twin;
+    float *losses; /* on the device */
 };
 
 /* As unsloth.h describes usl_trainer_new, _free, _step, _gradients, _evaluate. */

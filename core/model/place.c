@@ -1,0 +1,89 @@
+/* Where weights are for the passes. On the CPU: where they were loaded or mapped. On a GPU: one block, in the order of
+ * the slots, so that q, k, v and gate, up lie side by side. */
+#include <string.h>
+
+#include "core/model/model.h"
+
+enum { ALIGN = 256, TABLE = 16, MAP = 256 };
+
+static int64_t weight_count(const usl_model *m) {
+    return m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
+}
+
+static size_t aligned(size_t n) {
+    return (n + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+}
+
+static const void *moved(const void *p, const usli_storage *s, const char *to) {
+    return p ? to + ((const char *)p - (const char *)s->data) : NULL;
+}
+
+/* The two tables that every quantised weight of a model shares. */
+static usl_status place_tables(usl_model *m, const usli_nf4 *q) {
+    usli_exec *x = &m->exec;
+    if (m->tables) return USL_OK;
+    USLI_TRY(usli_device_alloc(x, (TABLE + MAP) * sizeof(float), &m->tables));
+    USLI_TRY(x->backend->copy_in(x, m->tables, q->table, TABLE * sizeof(float)));
+    return x->backend->copy_in(x, (float *)m->tables + TABLE, q->map, MAP * sizeof(float));
+}
+
+static usl_status place_one(usl_model *m, usli_weight *w, char *to) {
+    usli_exec *x = &m->exec;
+    const usli_storage *s = w->storage;
+    USLI_TRY(x->backend->copy_in(x, to, s->data, s->bytes));
+    w->d = w->m;
+    w->d.data = moved(w->m.data, s, to);
+    w->d.scale = moved(w->m.scale, s, to);
+    if (!w->m.nf4) return USL_OK;
+    USLI_TRY(place_tables(m, w->m.nf4));
+    w->d_nf4 = *w->m.nf4;
+    w->d_nf4.codes = moved(w->m.nf4->codes, s, to);
+    w->d_nf4.absmax_q = moved(w->m.nf4->absmax_q, s, to);
+    w->d_nf4.absmax2 = moved(w->m.nf4->absmax2, s, to);
+    w->d_nf4.absmax = moved(w->m.nf4->absmax, s, to);
+    w->d_nf4.table = m->tables;
+    w->d_nf4.map = (const float *)m->tables + TABLE;
+    w->d.nf4 = &w->d_nf4;
+    return USL_OK;
+}
+
+usl_status usli_model_place(usl_model *m) {
+    int64_t count = weight_count(m);
+    if (m->exec.backend->host) {
+        for (int64_t i = 0; i < count; i++) m->weights[i].d = m->weights[i].m;
+        return USL_OK;
+    }
+    size_t bytes = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (m->weights[i].storage) bytes += aligned(m->weights[i].storage->bytes);
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->placed));
+    m->placed_bytes = bytes;
+    char *to = m->placed;
+    for (int64_t i = 0; i < count; i++) {
+        usli_weight *w = &m->weights[i];
+        if (!w->storage) continue;
+        if (i % USLI_LAYER_SLOTS == 0) USLI_TRY(usli_progress(m->ctx, "to the GPU", (uint64_t)i, (uint64_t)count));
+        USLI_TRY(place_one(m, w, to));
+        to += aligned(w->storage->bytes);
+    }
+    return m->exec.backend->sync(&m->exec);
+}
+
+void usli_model_unplace(usl_model *m) {
+    usli_device_free(&m->exec, m->placed);
+    usli_device_free(&m->exec, m->tables);
+    m->placed = m->tables = NULL;
+}
+
+usl_status usli_model_pull(usl_model *m) {
+    if (!m->device_newer) return USL_OK;
+    int64_t count = m->full ? weight_count(m) : 0;
+    for (int64_t i = 0; i < count; i++) {
+        usli_weight *w = &m->weights[i];
+        if (w->storage && w->d.data != w->m.data)
+            USLI_TRY(m->exec.backend->copy_out(&m->exec, w->storage->data, w->d.data, w->storage->bytes));
+    }
+    if (m->active) USLI_TRY(usli_twin_pull(&m->exec, &m->active->twin));
+    m->device_newer = false;
+    return USL_OK;
+}
