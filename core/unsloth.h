@@ -287,6 +287,9 @@ USL_API usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_mode
 USL_API usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
                                     usl_model **out);
 USL_API void usl_model_free(usl_model *model);
+/* Bytes of memory in use: on a GPU by everybody, as its driver counts them; on the CPU the process's peak, as the
+ * operating system counts it. 0 when it cannot be told. */
+USL_API uint64_t usl_model_memory(usl_model *model);
 
 typedef struct usl_model_info {
     size_t size;

@@ -54,6 +54,12 @@ static int model_random(lua_State *L) {
     return 1;
 }
 
+/* memory(model) -> bytes in use on its device */
+static int memory(lua_State *L) {
+    lua_pushinteger(L, (lua_Integer)usl_model_memory(check_model(L, 1)));
+    return 1;
+}
+
 /* gemm_rate(model) -> floating-point operations a second */
 static int gemm_rate(lua_State *L) {
     double rate;
@@ -251,10 +257,8 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Model");
     ulua_define(L, &ulua_generator);
     lua_setfield(L, -2, "Generator");
-    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
-                                          { "model_random", model_random },
-                                          { "inspect", inspect },
-                                          { "gemm_rate", gemm_rate },
-                                          { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open }, { "model_random", model_random },
+                                          { "inspect", inspect },       { "gemm_rate", gemm_rate },
+                                          { "memory", memory },         { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -28,7 +28,7 @@ local o = args.parse(arg, {
     { "intermediate", "N", "width of the MLP", 512 },
     { "context", "N", "longest text in tokens", 512 },
     { "row", "N", "characters of a training row", 800 },
-    { "device", "NAME", "cpu" },
+    { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
     { "seed", "N", "of weights and row order", 3407 },
   },
 })

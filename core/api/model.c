@@ -12,6 +12,12 @@ usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed
     return usli_model_random(ctx, config_json, seed, opts, out);
 }
 
+uint64_t usl_model_memory(usl_model *m) {
+    size_t used, total;
+    if (m->exec.backend->host) return usl_peak_memory();
+    return m->exec.backend->memory(&m->exec, &used, &total) == USL_OK ? used : 0;
+}
+
 void usl_model_free(usl_model *model) {
     usli_model_release(model);
 }

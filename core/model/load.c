@@ -208,7 +208,7 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
     return USL_OK;
 }
 
-static usl_status quantize(usl_model *m) {
+static usl_status quantize(usl_model *m, int64_t layers) {
     usl_ctx *ctx = m->ctx;
     int64_t most = 0, rows, cols;
     for (int s = 0; s < USLI_LINEARS; s++)
@@ -219,8 +219,8 @@ static usl_status quantize(usl_model *m) {
     usl_status st = scratch ? USL_OK : usli_nomem(ctx, sizeof *scratch);
     for (int i = 0; st == USL_OK && i < workers; i++)
         if (!(scratch[i] = usli_malloc_aligned(ctx, each))) st = usli_nomem(ctx, each);
-    for (int64_t l = 0; st == USL_OK && l < m->config.layers; l++) {
-        st = usli_progress(ctx, "quantising", (uint64_t)l, (uint64_t)m->config.layers);
+    for (int64_t l = 0; st == USL_OK && l < layers; l++) {
+        st = usli_progress(ctx, "quantising", (uint64_t)l, (uint64_t)layers);
         if (st == USL_OK) st = quantize_layer(m, l, scratch);
     }
     for (int i = 0; scratch && i < workers; i++) usli_free_aligned(ctx, scratch[i]);
@@ -259,7 +259,7 @@ usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_
         USLI_TRY(usli_progress(m->ctx, "loading", (uint64_t)l, (uint64_t)m->config.layers));
         for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(load_one(m, src, (usli_slot)s, l));
     }
-    return load_in_4bit ? quantize(m) : USL_OK;
+    return load_in_4bit ? quantize(m, m->config.layers) : USL_OK;
 }
 
 typedef struct random_job {
@@ -309,16 +309,36 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
     return USL_OK;
 }
 
+enum { SHARED_FROM = 1 << 24 };
+
+/* Layer l has the storages of layer 0. */
+static void share_layer(usl_model *m, int64_t l) {
+    for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+        usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
+        *w = *usli_model_weight(m, (usli_slot)s, 0);
+        if (w->storage) usli_storage_retain(w->storage);
+        if (w->m.nf4) w->m.nf4 = &w->nf4;
+    }
+}
+
 usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype) {
     if (m->full)
         dtype = USL_F32;
     else if (dtype == USL_DTYPE_AUTO)
         dtype = USL_BF16;
+    int64_t cols;
     USLI_TRY(make_table(m));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++) USLI_TRY(random_one(m, (usli_slot)s, 0, seed, dtype));
-    for (int64_t l = 0; l < m->config.layers; l++) {
-        USLI_TRY(usli_progress(m->ctx, "making weights", (uint64_t)l, (uint64_t)m->config.layers));
+    /* Frozen random weights serve benchmarks: on a GPU, where each layer gets memory of its own all the same, big
+     * layers share the numbers of the first, which takes seconds instead of minutes. */
+    int64_t first, distinct = m->config.layers;
+    usli_slot_shape(&m->config, USLI_GATE, &first, &cols);
+    if (!m->exec.backend->host && !m->full && first * cols > SHARED_FROM) distinct = 1;
+    for (int64_t l = 0; l < distinct; l++) {
+        USLI_TRY(usli_progress(m->ctx, "making weights", (uint64_t)l, (uint64_t)distinct));
         for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(random_one(m, (usli_slot)s, l, seed, dtype));
     }
-    return load_in_4bit ? quantize(m) : USL_OK;
+    if (load_in_4bit) USLI_TRY(quantize(m, distinct));
+    for (int64_t l = distinct; l < m->config.layers; l++) share_layer(m, l);
+    return USL_OK;
 }

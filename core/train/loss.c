@@ -2,19 +2,28 @@
 
 #include "core/base/dtype.h"
 
-/* A chunk of float32 logits is at most so large; more would not make the product quicker. */
-enum { CHUNK_BYTES = 48 << 20, CHUNK_ALIGN = 16 };
+/* A chunk of logits is at most so large; more would not make the product quicker. */
+enum { HOST_CHUNK = 48 << 20, DEVICE_CHUNK = 256 << 20, HOST_ALIGN = 16, DEVICE_ALIGN = 128 };
+
+/* On the CPU, where 16-bit products yield float32 at no cost, logits stay float32; on a GPU they have the model's type,
+ * as in transformers, and half the bytes to move. */
+static usl_dtype logits_dtype(const usl_model *m) {
+    return m->exec.backend->host ? USL_F32 : m->dtype;
+}
 
 static int64_t chunk_rows(const usl_model *m, int64_t count) {
-    int64_t rows = CHUNK_BYTES / (m->config.vocab * (int64_t)sizeof(float)) / CHUNK_ALIGN * CHUNK_ALIGN;
-    if (rows < CHUNK_ALIGN) rows = CHUNK_ALIGN;
+    bool host = m->exec.backend->host;
+    int64_t align = host ? HOST_ALIGN : DEVICE_ALIGN,
+            row = m->config.vocab * (int64_t)usli_dtype_bytes(logits_dtype(m));
+    int64_t rows = (host ? HOST_CHUNK : DEVICE_CHUNK) / row / align * align;
+    if (rows < align) rows = align;
     return rows < count ? rows : count;
 }
 
 typedef struct chunk {
     int64_t first, rows;
-    void *x, *dx;  /* (rows, hidden) */
-    float *logits; /* (rows, vocab) */
+    void *x, *dx; /* (rows, hidden) */
+    void *logits; /* (rows, vocab) */
 } chunk;
 
 static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_update *update, const chunk *c,
@@ -28,13 +37,13 @@ static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_upd
                            .segments = 1,
                            .segment = &head,
                            .dtype = m->dtype,
-                           .y_dtype = USL_F32,
+                           .y_dtype = logits_dtype(m),
                            .x = c->x,
                            .y = c->logits };
     USLI_TRY(usli_op_linear(s->exec, &a, USLI_FORWARD));
     usli_cross_entropy_args ce = { .rows = c->rows,
                                    .cols = m->config.vocab,
-                                   .dtype = USL_F32,
+                                   .dtype = logits_dtype(m),
                                    .logit_scale = 1,
                                    .with_gradient = with_gradient,
                                    .logits = c->logits,
@@ -57,10 +66,10 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     size_t mark = x->arena->high;
     if (t->count) {
         int64_t most = chunk_rows(m, t->count);
-        float *logits;
+        void *logits;
         USLI_TAKE(picked, x, false, (size_t)t->count * row);
         if (with_gradient) USLI_TAKE(dpicked, x, false, (size_t)t->count * row);
-        USLI_TAKE(logits, x, false, (size_t)most * (size_t)m->config.vocab * sizeof(float));
+        USLI_TAKE(logits, x, false, (size_t)most * (size_t)m->config.vocab * usli_dtype_bytes(logits_dtype(m)));
         usli_gather_args g = { .rows = t->count,
                                .cols = m->config.hidden,
                                .x_rows = s->batch->tokens,

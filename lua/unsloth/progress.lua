@@ -21,9 +21,9 @@ end
 local Progress = {}
 Progress.__index = Progress
 
-function M.new(total, quiet)
+function M.new(total, quiet, model)
   local terminal = core.is_terminal(1) and not quiet
-  return setmetatable({ total = total, terminal = terminal, start = core.clock(), tokens = 0, steps = 0, width = 0 }, Progress)
+  return setmetatable({ total = total, terminal = terminal, start = core.clock(), model = model, tokens = 0, steps = 0, width = 0 }, Progress)
 end
 
 function Progress:add(stats)
@@ -36,7 +36,7 @@ end
 local function numbers(self, stats)
   local seconds = core.clock() - self.start
   return ("loss %.4f  lr %.2e  %.0f tok/s  %s  %s left"):format(stats.loss, stats.learning_rate,
-    seconds > 0 and self.tokens / seconds or 0, M.bytes(core.peak_memory()), M.duration(self.left))
+    seconds > 0 and self.tokens / seconds or 0, M.bytes(core.memory(self.model)), M.duration(self.left))
 end
 
 function Progress:draw(stats)

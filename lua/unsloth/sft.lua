@@ -361,7 +361,7 @@ local function summary(self, losses, count, start, rows, tokens)
   local seconds = core.clock() - start
   local per = function(n) return seconds > 0 and n / seconds or 0 end
   local metrics = { train_runtime = seconds, train_loss = count > 0 and losses / count or 0, train_samples_per_second = per(rows),
-    train_steps_per_second = per(count), train_tokens_per_second = per(tokens), epoch = self.state.epoch, peak_memory = core.peak_memory() }
+    train_steps_per_second = per(count), train_tokens_per_second = per(tokens), epoch = self.state.epoch, peak_memory = core.memory(self.model) }
   return { training_loss = metrics.train_loss, global_step = self.state.global_step, metrics = metrics, log_history = self.log_history }
 end
 
@@ -373,7 +373,7 @@ function Trainer:train(opts)
   self:core()
   resume(self, o.resume_from_checkpoint or self.args.resume_from_checkpoint)
   introduce(self)
-  local bar <close> = setmetatable({ bar = progress.new(self.state.max_steps, self.args.disable_tqdm) }, {
+  local bar <close> = setmetatable({ bar = progress.new(self.state.max_steps, self.args.disable_tqdm, self.model) }, {
     __close = function(held, err)
       self.bar, self.failed = nil, err ~= nil
       held.bar:close()

@@ -17,7 +17,7 @@ local o = args.parse(arg, {
     { "stop", "TEXT", "end before this text" },
     { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
     { "load-in-4bit", nil, "quantise 16-bit weights to 4 bits" },
-    { "device", "NAME", "cpu" },
+    { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
   },
 })
 if not o[1] or not o.prompt then error "generate wants a model and --prompt TEXT" end

@@ -7,7 +7,7 @@ local unsloth = require "unsloth"
 local M = {}
 
 M.options = {
-  { "shape", "NAME", "random weights of a published shape: smollm2-135m, tinyllama-1.1b, llama3.2-1b, llama3-8b, tiny" },
+  { "shape", "NAME", "random weights of a published shape: tiny, smollm2-135m, tinyllama-1.1b, llama3.2-1b, llama3-8b, llama3-70b" },
   { "method", "NAME", "lora, qlora or full", "lora" },
   { "batch", "N", "rows of an update", 4 },
   { "seq", "N", "tokens of a row", 512 },
@@ -16,7 +16,7 @@ M.options = {
   { "recompute", "NAME", "auto, none or full", "auto" },
   { "memory", "SIZE", "the most to use, as 24GiB (default: what is free)" },
   { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
-  { "device", "NAME", "cpu", "cpu" },
+  { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
   { "seed", "N", "of weights and tokens", 3407 },
 }
 

@@ -16,4 +16,6 @@ return {
     theta = 500000.0, tied = true },
   ["llama3-8b"] = llama { vocab = 128256, hidden = 4096, inter = 14336, layers = 32, heads = 32, kv_heads = 8, context = 8192,
     theta = 500000.0 },
+  ["llama3-70b"] = llama { vocab = 128256, hidden = 8192, inter = 28672, layers = 80, heads = 64, kv_heads = 8, context = 8192,
+    theta = 500000.0 },
 }
