@@ -104,7 +104,11 @@ struct usli_writer {
 
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     static atomic_uint serial; /* a name, not a state: two writers of one process never share a temporary file */
+    struct stat sb;
     *out = NULL;
+    /* The rename would put a file in the place of a device or a pipe. */
+    if (stat(path, &sb) == 0 && !S_ISREG(sb.st_mode))
+        return usli_fail(ctx, USL_ERR_IO, "%s: is not a regular file and cannot be replaced by one", path);
     usli_writer *w = usli_malloc(ctx, sizeof *w);
     if (!w) return usli_nomem(ctx, sizeof *w);
     w->ctx = ctx;
@@ -233,6 +237,7 @@ bool usli_is_dir(const char *path) {
 }
 
 usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
+    if (!*path) return usli_fail(ctx, USL_ERR_INVALID, "the folder's name is empty; give a path, \".\" for this one");
     char *copy = usli_strdup(ctx, path);
     if (!copy) return usli_nomem(ctx, strlen(path));
     usl_status st = USL_OK;
