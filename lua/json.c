@@ -247,14 +247,21 @@ static void push_keys(lua_State *L, int idx) {
     if (n - ordered > 1) sort_keys(L, (int)ordered + 1, (int)n);
 }
 
-/* Lua has no stable order of its own, so keys that nobody ordered come sorted. Only strings are compared as strings;
- * anything else keeps its place, and encoding refuses it later. The array is on top. Heap sort: no recursion, no
- * surprise. */
+static bool text_less(lua_State *L, int ia, int ib) {
+    size_t na, nb;
+    const char *a = lua_tolstring(L, ia, &na), *b = lua_tolstring(L, ib, &nb);
+    int order = memcmp(a, b, na < nb ? na : nb);
+    return order ? order < 0 : na < nb;
+}
+
+/* Lua has no stable order of its own, so keys that nobody ordered come sorted. Only strings are compared as strings,
+ * by their bytes, since Lua's own comparison follows the locale; anything else keeps its place, and encoding refuses it
+ * later. The array is on top. Heap sort: no recursion, no surprise. */
 static bool key_less(lua_State *L, int a, int b) {
     lua_rawgeti(L, -1, a);
     lua_rawgeti(L, -2, b);
     bool both = lua_type(L, -1) == LUA_TSTRING && lua_type(L, -2) == LUA_TSTRING;
-    bool less = both ? lua_compare(L, -2, -1, LUA_OPLT) : lua_type(L, -2) > lua_type(L, -1);
+    bool less = both ? text_less(L, -2, -1) : lua_type(L, -2) > lua_type(L, -1);
     lua_pop(L, 2);
     return less;
 }
@@ -442,6 +449,20 @@ static void put_string(writer *w, const char *s, size_t len) {
     puts_(w, "\"");
 }
 
+/* A host's locale may write another sign, of several bytes even, where JSON wants a point. */
+static void point_it(char *text) {
+    char *to = text;
+    for (const char *from = text; *from;) {
+        if (strchr("0123456789+-e", *from)) {
+            *to++ = *from++;
+        } else {
+            *to++ = '.';
+            while (*from && !strchr("0123456789+-e", *from)) from++;
+        }
+    }
+    *to = '\0';
+}
+
 /* The shortest digits that read back as the same number, laid out as Python's repr does, so that a float stays a float.
  */
 static void put_real(writer *w, double v) {
@@ -456,6 +477,7 @@ static void put_real(writer *w, double v) {
         snprintf(text, sizeof text, "%.*f", precision - exponent > 1 ? precision - exponent : 1, v);
     else
         snprintf(text, sizeof text, "%s", digits);
+    point_it(text);
     puts_(w, text);
 }
 

@@ -1,6 +1,9 @@
-/* One question about UTF-8 that several floors ask. */
+/* Questions about UTF-8 that several floors ask. */
 #ifndef USLI_BASE_UTF8_H
 #define USLI_BASE_UTF8_H
+
+#include <stdbool.h>
+#include <string.h>
 
 /* Length of the sequence at text, 0 when it is none (overlong, surrogate, too large, cut off). text < end. */
 static inline int usli_utf8_length(const char *text, const char *end) {
@@ -15,6 +18,13 @@ static inline int usli_utf8_length(const char *text, const char *end) {
         (c == 0xF4 && p[1] > 0x8F))
         return 0;
     return n;
+}
+
+static inline bool usli_utf8_is_text(const char *text) {
+    const char *end = text + strlen(text);
+    for (int n; text < end; text += n)
+        if (!(n = usli_utf8_length(text, end))) return false;
+    return true;
 }
 
 #endif

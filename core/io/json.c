@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/number.h"
 #include "core/base/utf8.h"
 
 enum { MAX_DEPTH = 512, BEFORE_VALUE = 0, AFTER_VALUE, FIRST_IN_ARRAY, FIRST_IN_OBJECT, BEFORE_KEY, AFTER_KEY, DONE };
@@ -183,7 +184,7 @@ static usl_status read_number(usli_json_reader *r) {
         }
     }
     r->kind = USLI_JSON_FLOAT;
-    r->d = strtod(buf, NULL);
+    r->d = usli_number_parse(buf);
     if (isinf(r->d)) return bad(r, start, "a number is too large");
     return USL_OK;
 }

@@ -1,9 +1,8 @@
 /* jansson's values from our reader, and back to text. */
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/number.h"
 #include "core/io/json.h"
 
 static usl_status build_array(usli_json_reader *r, json_t *array) {
@@ -125,17 +124,9 @@ static void put_string(text *t, const char *s, size_t n) {
     put(t, "\"", 1);
 }
 
-/* The shortest digits that read back the same, spelled as Python spells them: 0.1, 1.0, 1e-05, 1e+16. */
 static void put_real(text *t, double d) {
-    char buf[40];
-    int digits = 1;
-    do snprintf(buf, sizeof buf, "%.*e", digits - 1, d);
-    while (strtod(buf, NULL) != d && ++digits <= 17);
-    int exponent = atoi(strchr(buf, 'e') + 1);
-    if (exponent >= -4 && exponent < 16) {
-        int decimals = digits - 1 - exponent;
-        snprintf(buf, sizeof buf, "%.*f", decimals > 0 ? decimals : 1, d);
-    }
+    char buf[USLI_NUMBER_TEXT];
+    usli_number_text(d, buf);
     put_text(t, buf);
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/dtype.h"
+#include "core/base/utf8.h"
 #include "core/io/json.h"
 
 enum { MAX_HEADER = 100000000 };
@@ -333,7 +334,15 @@ usl_status usli_safetensors_create(usl_ctx *ctx, const char *path, usli_safetens
     return USL_OK;
 }
 
+/* The header is JSON: text that is not UTF-8 cannot stand in it. */
+static usl_status check_text(const usli_safetensors_writer *w, const char *what, const char *text) {
+    if (usli_utf8_is_text(text)) return USL_OK;
+    return usli_fail(w->ctx, USL_ERR_INVALID, "%s in a safetensors file must be valid UTF-8", what);
+}
+
 usl_status usli_safetensors_meta(usli_safetensors_writer *w, const char *key, const char *value) {
+    USLI_TRY(check_text(w, "metadata", key));
+    USLI_TRY(check_text(w, "metadata", value));
     return json_object_set_new(w->meta, key, json_string(value)) == 0 ? USL_OK : usli_nomem(w->ctx, 0);
 }
 
@@ -344,6 +353,7 @@ usl_status usli_safetensors_add(usli_safetensors_writer *w, const char *name, us
         if (DTYPES[i].dtype == dtype) type = DTYPES[i].name;
     if (!type)
         return usli_fail(w->ctx, USL_ERR_UNSUPPORTED, "safetensors cannot hold the type %s", usl_dtype_name(dtype));
+    USLI_TRY(check_text(w, "a tensor's name", name));
     if (json_object_get(w->header, name))
         return usli_fail(w->ctx, USL_ERR_INVALID, "tensor \"%s\" is given twice", name);
     uint64_t bytes = usli_dtype_bytes(dtype);

@@ -4,6 +4,7 @@
 
 #include "core/base/dtype.h"
 #include "core/base/rng.h"
+#include "core/base/utf8.h"
 #include "core/io/json.h"
 #include "core/model/load.h"
 
@@ -343,6 +344,7 @@ done:
 
 static json_t *settings_json(const usl_model *m, const usli_adapter *a, const char *base) {
     json_t *targets = json_array(), *layers = json_array();
+    if (base && !usli_utf8_is_text(base)) base = NULL; /* JSON cannot hold it: the adapter is saved without */
     int64_t used_layers = 0;
     for (int s = 0; s < USLI_LINEARS; s++)
         for (int64_t l = 0; l < m->config.layers; l++)
