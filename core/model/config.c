@@ -98,6 +98,15 @@ static const struct {
     { "yarn", USLI_ROPE_YARN },
 };
 
+static usl_status check_rope(usl_ctx *ctx, const char *name, const usli_rope_config *r) {
+    if (r->kind != USLI_ROPE_DEFAULT && !(r->factor >= 1 && r->factor < 1e6))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: the rope scaling factor %g is not sensible", name, r->factor);
+    if (r->original_context < 1 || r->original_context > (int64_t)1 << 32)
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: the original context %lld of its rope scaling is not sensible", name,
+                         (long long)r->original_context);
+    return USL_OK;
+}
+
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c) {
     fields f = { ctx, name, scaling, USL_OK };
     usli_rope_config *r = &c->rope;
@@ -123,9 +132,8 @@ usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *sc
     r->mscale = get_real(&f, "mscale", 0);
     r->mscale_all_dim = get_real(&f, "mscale_all_dim", 0);
     r->truncate = get_bool(&f, "truncate", true);
-    if (f.st == USL_OK && r->kind != USLI_ROPE_DEFAULT && !(r->factor >= 1 && r->factor < 1e6))
-        return usli_fail(ctx, USL_ERR_FORMAT, "%s: the rope scaling factor %g is not sensible", name, r->factor);
-    return f.st;
+    USLI_TRY(f.st);
+    return check_rope(ctx, name, r);
 }
 
 static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config *c) {
@@ -309,13 +317,14 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     else if (str_is(scaling, "yarn"))
         c->rope.kind = USLI_ROPE_YARN;
     else if (scaling.data && !str_is(scaling, "none"))
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name, (int)scaling.len,
-                         scaling.data);
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name,
+                         (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);
     if (meta_int(g, a, "expert_count", 0) > 0)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", name);
     if (meta_int(g, a, "rope.dimension_count", c->head_dim) != c->head_dim)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: partial rotary embeddings are not supported", name);
     USLI_TRY(check_config(ctx, name, c));
+    USLI_TRY(check_rope(ctx, name, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
     return USL_OK;
 }

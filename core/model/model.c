@@ -10,6 +10,8 @@
 #include "core/quant/traits.h"
 #include "kernels/cuda.h"
 
+enum { MAX_CONTEXT = 1 << 30 }; /* positions are 32-bit, and a table has a row for each */
+
 static usl_status make_rope(usl_model *m) {
     usl_ctx *ctx = m->ctx;
     int64_t half = m->config.head_dim / 2;
@@ -68,6 +70,10 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
         return usli_fail(ctx, USL_ERR_INVALID,
                          "full_finetuning trains every weight and cannot be combined with load_in_4bit; "
                          "set load_in_4bit = false");
+    if (opts->max_seq_length < 0 || opts->max_seq_length > MAX_CONTEXT)
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "max_seq_length is %lld; a number from 1 to %d is wanted, or 0 for the model's own",
+                         (long long)opts->max_seq_length, MAX_CONTEXT);
     usl_model *m = usli_calloc(ctx, 1, sizeof *m);
     if (!m) return usli_nomem(ctx, sizeof *m);
     m->ctx = ctx;
