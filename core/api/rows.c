@@ -19,7 +19,9 @@ void usl_rows_get_stats(const usl_rows *rows, usl_rows_stats *stats) {
 
 usl_status usl_rows_get(const usl_rows *rows, int64_t i, const int32_t **ids, const int32_t **labels, size_t *count) {
     int64_t n;
-    if (i < 0 || i >= usli_rows_count(rows)) return USL_ERR_INVALID;
+    if (i < 0 || i >= usli_rows_count(rows))
+        return usli_fail(usli_rows_ctx(rows), USL_ERR_INVALID, "there is no row %lld among %lld (counted from 0)",
+                         (long long)i, (long long)usli_rows_count(rows));
     usli_rows_at(rows, i, ids, labels, &n);
     *count = (size_t)n;
     return USL_OK;

@@ -50,6 +50,10 @@ void usli_rows_release(usli_rows *r) {
     usl_ctx_free(ctx);
 }
 
+usl_ctx *usli_rows_ctx(const usli_rows *r) {
+    return r->ctx;
+}
+
 usl_status usli_rows_add(usli_rows *r, const int32_t *ids, const int32_t *labels, int64_t count) {
     usl_ctx *ctx = r->ctx;
     if (count > INT32_MAX) return usli_fail(ctx, USL_ERR_INVALID, "a row of %lld tokens is too long", (long long)count);

@@ -13,6 +13,7 @@ typedef struct usl_rows usli_rows;
 usl_status usli_rows_new(usl_ctx *ctx, int64_t max_length, usli_rows **out);
 usli_rows *usli_rows_retain(usli_rows *rows); /* NULL is fine */
 void usli_rows_release(usli_rows *rows);
+usl_ctx *usli_rows_ctx(const usli_rows *rows);
 /* labels NULL: every id counts. Cut to max_length from the end. */
 usl_status usli_rows_add(usli_rows *rows, const int32_t *ids, const int32_t *labels, int64_t count);
 int64_t usli_rows_count(const usli_rows *rows);

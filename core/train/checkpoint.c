@@ -1,5 +1,6 @@
 #include "core/train/checkpoint.h"
 
+#include <float.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -189,6 +190,8 @@ static int64_t get_int(const json_t *j, const char *key) {
 /* What must be as it was, for the sums to come out the same. */
 static usl_status check_state(usl_trainer *t, const char *path, const json_t *j) {
     const json_t *c = json_object_get(j, "cursor");
+    int64_t position = get_int(c, "position"), adam = get_int(j, "adam_step");
+    double scale = json_number_value(json_object_get(j, "loss_scale"));
     const struct {
         const char *what;
         int64_t saved, now;
@@ -197,6 +200,7 @@ static usl_status check_state(usl_trainer *t, const char *path, const json_t *j)
         { "seed", get_int(c, "seed"), (int64_t)t->cursor.seed },
         { "per_device_train_batch_size", get_int(j, "batch"), t->opts.batch },
         { "gradient_accumulation_steps", get_int(j, "accumulation"), t->opts.accumulation },
+        { "shuffle", json_is_true(json_object_get(c, "shuffle")), t->cursor.shuffle },
     };
     if (get_int(j, "format") != FORMAT)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: is no checkpoint of this program's format %d", path, FORMAT);
@@ -205,6 +209,9 @@ static usl_status check_state(usl_trainer *t, const char *path, const json_t *j)
             return usli_fail(t->ctx, USL_ERR_INVALID,
                              "%s: the run had %s %lld, this one has %lld; resume with the same settings and data", path,
                              same[i].what, (long long)same[i].saved, (long long)same[i].now);
+    if (position < 0 || position > t->cursor.rows || get_int(c, "epoch") < 0 || get_int(j, "global_step") < 0 ||
+        adam < 0 || adam >= INT32_MAX || !(scale >= 1 && scale <= FLT_MAX) || get_int(j, "good_steps") < 0)
+        return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its numbers are not sensible; the file is damaged", path);
     return USL_OK;
 }
 
@@ -215,8 +222,8 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
                         .longest = get_int(plan, "longest"),
                         .recomputed = get_int(plan, "recomputed") };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
-    if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.longest < 1 || c.longest > c.tokens ||
-        c.recomputed < 0 || c.recomputed > t->model->config.layers)
+    if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.rows > c.tokens || c.longest < 1 ||
+        c.longest > c.tokens || c.recomputed < 0 || c.recomputed > t->model->config.layers)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
     size_t bytes;
     USLI_TRY(usli_plan_arena(t, &c, &bytes));

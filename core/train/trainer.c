@@ -140,7 +140,9 @@ usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, siz
 }
 
 static usl_status take_memory(usl_trainer *t) {
-    size_t n = (size_t)(t->opts.batch * t->opts.accumulation);
+    int64_t window = t->opts.batch * t->opts.accumulation, most = usli_rows_count(t->rows);
+    if (t->eval && usli_rows_count(t->eval) > most) most = usli_rows_count(t->eval);
+    size_t n = (size_t)(window < most ? window : most);
     if (!(t->pick = usli_malloc(t->ctx, n * sizeof *t->pick))) return usli_nomem(t->ctx, n * sizeof *t->pick);
     usli_capacity c = t->capacity;
     return usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
