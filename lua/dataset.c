@@ -60,6 +60,7 @@ static int dataset_len(lua_State *L) {
 
 static void push_row(lua_State *L, const usl_dataset *ds, int64_t i) {
     ulua_tape *tape = ulua_tape_new(L);
+    lua_toclose(L, lua_gettop(L));
     usl_status st = usl_dataset_visit(ds, i, &ulua_tape_visitor, tape);
     if (st != USL_OK) ulua_tape_raise(L, tape, st);
     ulua_tape_push(L, tape, true);

@@ -48,7 +48,7 @@ int ulua_nearest(lua_State *L) {
     luaL_checktype(L, 2, LUA_TTABLE);
     nearest_word best = { NULL, 0 };
     /* The table keeps the names; a list may be longer than the stack. */
-    for (lua_Integer i = 1; lua_geti(L, 2, i) == LUA_TSTRING; i++) {
+    for (lua_Integer i = 1; lua_rawgeti(L, 2, i) == LUA_TSTRING; i++) {
         consider(&best, word, lua_tostring(L, -1));
         lua_pop(L, 1);
     }
