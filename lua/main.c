@@ -10,6 +10,8 @@
 #include <lua.h>
 #include <lualib.h>
 
+#define LUA_INIT_VAR "LUA_INIT"
+
 #include "lua/unsloth_lua.h"
 
 #ifdef USL_HAVE_EDIT
@@ -28,6 +30,8 @@ static const char USAGE[] =
     "  -l name   require library 'name' into global 'name'\n"
     "  -i        enter interactive mode after executing 'script'\n"
     "  -v        show version information\n"
+    "  -E        ignore environment variables\n"
+    "  -W        turn warnings on\n"
     "  -h        show this help\n"
     "  --        stop handling options\n"
     "  -         execute stdin and stop handling options\n"
@@ -64,7 +68,7 @@ static int message_handler(lua_State *L) {
         return 1;
     }
     if (!luaL_callmeta(L, 1, "__tostring")) {
-        lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
+        luaL_traceback(L, L, lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1)), 1);
         return 1;
     }
     lua_Debug ar;
@@ -122,12 +126,9 @@ static int run_library(lua_State *L, const char *name) {
 
 /* ---- Scripts and verbs ---- */
 
+/* Anything that is there and no folder: looked at, never opened, since a pipe can be read only once. */
 static bool is_file(const char *path) {
-    FILE *f = fopen(path, "r");
-    if (!f) return false;
-    bool ok = fgetc(f) != EOF || feof(f); /* a folder opens, but does not read */
-    fclose(f);
-    return ok;
+    return usl_path_look(path) != USL_PATH_DIR && access(path, F_OK) == 0;
 }
 
 /* Leaves the path of the verb's script, when the word is one. */
@@ -290,11 +291,12 @@ static void print_version(void) {
 
 typedef struct command_line {
     int script; /* index of the script, argc when there is none */
-    bool interactive, version, help, executes, wrong;
+    bool interactive, version, help, executes, no_environment;
+    const char *wrong; /* the option that cannot be read */
 } command_line;
 
 static command_line read_command_line(int argc, char **argv) {
-    command_line c = { argc, false, false, false, false, false };
+    command_line c = { argc, false, false, false, false, false, NULL };
     int i = 1;
     for (; i < argc && argv[i][0] == '-' && argv[i][1] != '\0'; i++) {
         const char *a = argv[i];
@@ -306,16 +308,20 @@ static command_line read_command_line(int argc, char **argv) {
             c.interactive = true;
         } else if (strcmp(a, "-v") == 0) {
             c.version = true;
+        } else if (strcmp(a, "-E") == 0) {
+            c.no_environment = true;
+        } else if (strcmp(a, "-W") == 0) {
+            continue; /* stands in the order of -e and -l */
         } else if (strcmp(a, "-h") == 0 || strcmp(a, "--help") == 0) {
             c.help = true;
         } else if (a[1] == 'e' || a[1] == 'l') {
             c.executes = c.executes || a[1] == 'e';
             if (a[2] == '\0' && ++i == argc) {
-                c.wrong = true;
+                c.wrong = a;
                 break;
             }
         } else {
-            c.wrong = true;
+            c.wrong = a;
             break;
         }
     }
@@ -323,10 +329,11 @@ static command_line read_command_line(int argc, char **argv) {
     return c;
 }
 
-/* -e and -l in the order they stand. */
+/* -e, -l and -W in the order they stand. */
 static bool run_options(lua_State *L, char **argv, int end) {
     for (int i = 1; i < end; i++) {
         char kind = argv[i][1];
+        if (strcmp(argv[i], "-W") == 0) lua_warning(L, "@on", 0);
         if (strcmp(argv[i], "--") == 0 || (kind != 'e' && kind != 'l')) continue;
         const char *value = argv[i][2] ? argv[i] + 2 : argv[++i];
         int status = kind == 'l' ? run_library(L, value)
@@ -334,6 +341,15 @@ static bool run_options(lua_State *L, char **argv, int end) {
         if (status != LUA_OK) return false;
     }
     return true;
+}
+
+/* LUA_INIT_5_4, else LUA_INIT: a chunk, or "@file". */
+static bool run_environment(lua_State *L) {
+    const char *name = "=" LUA_INIT_VAR LUA_VERSUFFIX, *text = getenv(name + 1);
+    if (!text) text = getenv((name = "=" LUA_INIT_VAR) + 1);
+    if (!text) return true;
+    return run_chunk(L, *text == '@' ? luaL_loadfile(L, text + 1) : luaL_loadbuffer(L, text, strlen(text), name)) ==
+           LUA_OK;
 }
 
 /* ---- The Lua modules ---- */
@@ -372,6 +388,7 @@ static int protected_main(lua_State *L) {
     int argc = (int)lua_tointeger(L, 1);
     char **argv = lua_touserdata(L, 2);
     command_line c = read_command_line(argc, argv);
+    if (c.wrong) complain(lua_pushfstring(L, "option '%s' is not known, or what belongs to it is missing", c.wrong));
     if (c.wrong || c.help) {
         fputs(USAGE, c.wrong ? stderr : stdout);
         lua_pushboolean(L, !c.wrong);
@@ -379,9 +396,11 @@ static int protected_main(lua_State *L) {
     }
     if (c.version) print_version();
     lua_settop(L, 0);
+    lua_pushboolean(L, c.no_environment);
+    lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
     open_modules(L);
     make_arg(L, argv, argc, c.script);
-    bool ok = run_options(L, argv, c.script), has_script = c.script < argc;
+    bool ok = (c.no_environment || run_environment(L)) && run_options(L, argv, c.script), has_script = c.script < argc;
     if (ok && has_script)
         ok = run_script(L, argv[c.script], strcmp(argv[c.script], "-") == 0 && strcmp(argv[c.script - 1], "--") != 0) ==
              LUA_OK;
