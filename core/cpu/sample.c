@@ -96,9 +96,9 @@ static double keep_min_p(const job *j) {
 static int32_t draw(const job *j, int64_t r, float top) {
     const usli_sample_args *a = j->a;
     int64_t n = a->cols, last = 0;
-    for (int64_t i = 0; i < n; i++) j->z[i] /= a->temperature;
+    for (int64_t i = 0; i < n; i++) j->z[i] = (j->z[i] - top) / a->temperature; /* no temperature makes it overflow */
     if (a->top_k > 0 && a->top_k < n) keep_top_k(j);
-    double sum = (double)j->v->exp_sum(j->z, top / a->temperature, n);
+    double sum = (double)j->v->exp_sum(j->z, 0, n);
     if (a->top_p < 1) sum = keep_top_p(j, sum);
     if (a->min_p > 0) sum = keep_min_p(j);
     uint32_t word[4];

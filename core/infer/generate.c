@@ -278,8 +278,16 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
     if (o->max_new_tokens < 1)
         return usli_fail(m->ctx, USL_ERR_INVALID, "max_new_tokens is %lld; 1 or more is wanted",
                          (long long)o->max_new_tokens);
-    if (!(o->temperature >= 0))
-        return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; 0 (greedy) or more is wanted", o->temperature);
+    if (!(o->temperature >= 0 && o->temperature <= 1e30))
+        return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; a number from 0 (greedy) to 1e30 is wanted",
+                         o->temperature);
+    if (!(o->top_p >= 0 && o->top_p <= 1) || !(o->min_p >= 0 && o->min_p <= 1) || !(o->repetition_penalty >= 0) ||
+        o->top_k < 0)
+        return usli_fail(
+            m->ctx, USL_ERR_INVALID,
+            "top_p %g and min_p %g must lie between 0 and 1; top_k %d and repetition_penalty %g must not be "
+            "negative",
+            o->top_p, o->min_p, o->top_k, o->repetition_penalty);
     for (int i = 0; i < rows; i++) {
         if (prompts[i].count < 1)
             return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt is empty; give at least one token (BOS, say)");
