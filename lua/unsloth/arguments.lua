@@ -158,6 +158,18 @@ local OPTIM = {
 
 local SCHEDULE = {}
 
+-- What lr_scheduler_kwargs may hold for each.
+local POSITIVE = { "number", check = at_least(0) }
+local KWARGS = {
+  cosine = { num_cycles = POSITIVE }, cosine_with_restarts = { num_cycles = POSITIVE },
+  cosine_with_min_lr = { num_cycles = POSITIVE, min_lr = POSITIVE, min_lr_rate = POSITIVE },
+  polynomial = { lr_end = POSITIVE, power = POSITIVE }, inverse_sqrt = { timescale = POSITIVE },
+}
+
+function SCHEDULE.cosine(p, k)
+  return math.max(0, 0.5 * (1 + math.cos(math.pi * 2 * k.num_cycles * p)))
+end
+
 function SCHEDULE.cosine_with_restarts(p, k)
   if p >= 1 then return 0 end
   return math.max(0, 0.5 * (1 + math.cos(math.pi * ((k.num_cycles or 1) * p % 1))))
@@ -188,7 +200,7 @@ local function rate_function(o)
     return function(step, total) return kind(step, total, rate) end
   end
   local factor = SCHEDULE[kind]
-  if not factor then
+  if not factor or kind == "cosine" and not kwargs.num_cycles then
     if IN_CORE[kind] then return nil end
     errors.invalid('lr_scheduler_type "%s" is not known: linear, cosine, constant, constant_with_warmup, cosine_with_restarts, '
       .. "cosine_with_min_lr, polynomial, inverse_sqrt, or a function(step, total, rate)", kind)
@@ -219,6 +231,9 @@ function M.new(opts)
   if getmetatable(opts) == Arguments then return opts end
   local o = options.check("TrainingArguments", opts, SPEC)
   check_report(o.report_to)
+  if o.lr_scheduler_kwargs then
+    o.lr_scheduler_kwargs = options.check("lr_scheduler_kwargs", o.lr_scheduler_kwargs, KWARGS[o.lr_scheduler_type] or {})
+  end
   if not OPTIM[o.optim] then
     errors.unsupported('optim "%s" is not built in: use "adamw_8bit" or "adamw_torch"', o.optim)
   end

@@ -178,10 +178,11 @@ local function layer_list(o, layers)
   if not list then return nil end
   local names = {}
   for i, layer in ipairs(list) do
-    if math.type(layer) ~= "integer" or layer < 0 or layer >= layers then
+    local number = type(layer) == "number" and math.tointeger(layer)
+    if not number or number < 0 or number >= layers then
       errors.invalid("get_peft_model: layer %s is not among 0 to %d", layer, layers - 1)
     end
-    names[i] = ("%d"):format(layer)
+    names[i] = ("%d"):format(number)
   end
   return table.concat(names, ",")
 end

@@ -13,7 +13,7 @@ local M = {}
 
 local function is_kind(kind, value)
   if kind == "any" then return true end
-  if kind == "integer" then return math.type(value) == "integer" or (math.type(value) == "float" and value % 1 == 0) end
+  if kind == "integer" then return type(value) == "number" and math.tointeger(value) ~= nil end
   return type(value) == kind
 end
 
@@ -47,7 +47,7 @@ local function one(what, name, value, rule)
   if not matches(rule[1], value) then
     errors.invalid("%s: %s must be %s, not %s", what, name, rule[1]:gsub("|", " or "), show(value))
   end
-  if rule[1] == "integer" then value = math.tointeger(value) end
+  if rule[1]:find("integer", 1, true) and math.type(value) == "float" then value = math.tointeger(value) or value end
   if rule.only and not rule.only[value] then
     local names = {}
     for known in pairs(rule.only) do names[#names + 1] = show(known) end
@@ -68,6 +68,9 @@ function M.check(what, given, spec)
     local rule = spec[name]
     if not rule then unknown(what, name, spec) end
     local target = rule.alias or name
+    if target ~= name and given[target] ~= nil and given[target] ~= value then
+      errors.invalid("%s: %s and %s are two names of one option; give one of them", what, name, target)
+    end
     out[target] = one(what, target, value, spec[target])
   end
   for name, rule in pairs(spec) do

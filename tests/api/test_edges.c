@@ -27,6 +27,30 @@ static void test_sizes(usl_ctx *ctx) {
     }
 }
 
+/* A temperature that divides every logit into infinity is a greedy one; what is no probability is refused. */
+static void test_sampling(usl_ctx *ctx) {
+    usl_model *m;
+    int32_t *greedy, *sampled, prompt[] = { 1, 2, 3 };
+    size_t n, k;
+    usl_generate_opts o = USL_GENERATE_OPTS_INIT;
+    o.max_new_tokens = 8;
+    o.stop_count = 0;
+    CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 1, NULL, &m));
+    CHECK_OK(ctx, usl_model_generate(m, prompt, 3, &o, &greedy, &n));
+    o.temperature = 1e-40;
+    o.top_p = 0.9;
+    CHECK_OK(ctx, usl_model_generate(m, prompt, 3, &o, &sampled, &k));
+    CHECK(n == 8 && k == n && memcmp(greedy, sampled, n * sizeof *greedy) == 0, "a cold draw is not greedy");
+    usl_free(ctx, greedy);
+    usl_free(ctx, sampled);
+    o.top_p = -0.5;
+    refused(ctx, usl_model_generate(m, prompt, 3, &o, &sampled, &k), USL_ERR_INVALID, "top_p");
+    o.top_p = 1;
+    o.temperature = INFINITY;
+    refused(ctx, usl_model_generate(m, prompt, 3, &o, &sampled, &k), USL_ERR_INVALID, "temperature");
+    usl_model_free(m);
+}
+
 static void test_files(usl_ctx *ctx) {
     refused(ctx, usl_dir_make(ctx, ""), USL_ERR_INVALID, "empty");
     /* A pipe stands for the devices, which only root could lose. */
@@ -190,6 +214,7 @@ int main(void) {
     usl_ctx *ctx;
     CHECK(usl_ctx_new(NULL, &ctx) == USL_OK, "context");
     test_sizes(ctx);
+    test_sampling(ctx);
     test_files(ctx);
     test_checkpoints(ctx);
     test_locale(ctx);

@@ -179,6 +179,8 @@ describe("the contract", function()
     support.fails("USL_ERR_INVALID", { "q_porj" }, add, { target_modules = { "q_porj" } })
     support.fails("USL_ERR_INVALID", { "r ", "0" }, add, { r = 0 })
     support.fails("USL_ERR_INVALID", { "layer 2", "0 to 1" }, add, { layers_to_transform = { 2 } })
+    support.fails("USL_ERR_INVALID", "0.5", add, { layers_to_transform = { 0.5 } })
+    support.fails("USL_ERR_INVALID", "q_prof", add, { layers_to_transform = { 2 / 2 }, target_modules = { "q_prof" } })
     support.fails("USL_ERR_UNSUPPORTED", "loftq_config", add, { loftq_config = {} })
   end)
 

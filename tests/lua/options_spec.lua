@@ -15,6 +15,29 @@ describe("options", function()
     assert.equals("integer", math.type(arguments({ max_steps = 60 / 2 }).max_steps))
     support.fails("USL_ERR_INVALID", { "max_steps", "1.5" }, arguments, { max_steps = 1.5 })
     support.fails("USL_ERR_INVALID", "max_steps", arguments, { max_steps = "60" })
+    for _, none in ipairs { 1e300, math.huge, 0 / 0 } do
+      support.fails("USL_ERR_INVALID", { "max_steps", "integer" }, arguments, { max_steps = none })
+    end
+  end)
+
+  it("that go by two names are given once", function()
+    for _ = 1, 10 do -- whatever the order of the table
+      support.fails("USL_ERR_INVALID", { "eval_strategy", "evaluation_strategy" }, arguments,
+        { eval_strategy = "no", evaluation_strategy = "steps" })
+    end
+    assert.equals("steps", arguments({ eval_strategy = "steps", evaluation_strategy = "steps" }).eval_strategy)
+  end)
+
+  it("of a schedule are used or refused", function()
+    support.fails("USL_ERR_INVALID", { "num_cycels", "num_cycles" }, arguments,
+      { lr_scheduler_type = "cosine", lr_scheduler_kwargs = { num_cycels = 1 } })
+    support.fails("USL_ERR_INVALID", "power", arguments, { lr_scheduler_type = "linear", lr_scheduler_kwargs = { power = 2 } })
+    local core_options = require("unsloth.arguments").core_options
+    local _, rate = core_options(arguments { lr_scheduler_type = "cosine", lr_scheduler_kwargs = { num_cycles = 1 },
+      learning_rate = 1, warmup_steps = 0 }, "auto")
+    assert.is_true(math.abs(rate(25, 100) - 0.5) < 1e-12 and math.abs(rate(50, 100)) < 1e-12 and math.abs(rate(75, 100) - 0.5) < 1e-12)
+    _, rate = core_options(arguments { lr_scheduler_type = "cosine" }, "auto")
+    assert.is_nil(rate)
   end)
 
   it("have Unsloth's defaults, and false is Python's None", function()
