@@ -86,6 +86,20 @@ template <> __device__ __forceinline__ usli_f16 from_f32<usli_f16>(float v) {
     return __float2half_rn(v);
 }
 
+/* Two neighbours at once: one instruction rounds both. The address is a multiple of two values. */
+template <typename T> __device__ __forceinline__ void store_two(T *p, float first, float second) {
+    p[0] = from_f32<T>(first);
+    p[1] = from_f32<T>(second);
+}
+#ifndef USLI_EMULATED
+template <> __device__ __forceinline__ void store_two<usli_bf16>(usli_bf16 *p, float first, float second) {
+    *reinterpret_cast<__nv_bfloat162 *>(p) = __floats2bfloat162_rn(first, second);
+}
+template <> __device__ __forceinline__ void store_two<usli_f16>(usli_f16 *p, float first, float second) {
+    *reinterpret_cast<__half2 *>(p) = __floats2half2_rn(first, second);
+}
+#endif
+
 /* N values side by side, loaded and stored at once: N * sizeof(T) is 2, 4, 8 or 16 bytes, the address a multiple. */
 template <typename T, int N> struct alignas(sizeof(T) * N) usli_pack { T v[N]; };
 template <typename T, int N> __device__ __forceinline__ usli_pack<T, N> load_pack(const T *p) {
@@ -93,6 +107,45 @@ template <typename T, int N> __device__ __forceinline__ usli_pack<T, N> load_pac
 }
 template <typename T, int N> __device__ __forceinline__ void store_pack(T *p, const usli_pack<T, N> &v) {
     *reinterpret_cast<usli_pack<T, N> *>(p) = v;
+}
+
+/* The same for N values of any size, in pieces of 16 bytes. */
+template <typename T, int N> __device__ __forceinline__ usli_pack<T, N> load_wide(const T *p) {
+    constexpr int STEP = N * sizeof(T) > 16 ? (int)(16 / sizeof(T)) : N;
+    usli_pack<T, N> out;
+#pragma unroll
+    for (int i = 0; i < N; i += STEP) {
+        usli_pack<T, STEP> part = load_pack<T, STEP>(p + i);
+        for (int k = 0; k < STEP; k++) out.v[i + k] = part.v[k];
+    }
+    return out;
+}
+template <typename T, int N> __device__ __forceinline__ void store_wide(T *p, const usli_pack<T, N> &v) {
+    constexpr int STEP = N * sizeof(T) > 16 ? (int)(16 / sizeof(T)) : N;
+#pragma unroll
+    for (int i = 0; i < N; i += STEP) {
+        usli_pack<T, STEP> part;
+        for (int k = 0; k < STEP; k++) part.v[k] = v.v[i + k];
+        store_pack<T, STEP>(p + i, part);
+    }
+}
+
+/* A value of any float type; for paths that take every shape. */
+__device__ __forceinline__ float load_any(const void *p, usl_dtype dtype, int64_t i) {
+    if (dtype == USL_BF16) return to_f32(static_cast<const usli_bf16 *>(p)[i]);
+    if (dtype == USL_F16) return to_f32(static_cast<const usli_f16 *>(p)[i]);
+    return static_cast<const float *>(p)[i];
+}
+__device__ __forceinline__ void store_any(void *p, usl_dtype dtype, int64_t i, float v) {
+    if (dtype == USL_BF16)
+        static_cast<usli_bf16 *>(p)[i] = from_f32<usli_bf16>(v);
+    else if (dtype == USL_F16)
+        static_cast<usli_f16 *>(p)[i] = from_f32<usli_f16>(v);
+    else
+        static_cast<float *>(p)[i] = v;
+}
+static inline bool usli_aligned16(const void *p) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
 /* Calls body with T the C++ type of a dtype that is F32, F16 or BF16:  USLI_BY_DTYPE(a->dtype, T, { ... }) */

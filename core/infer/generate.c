@@ -264,6 +264,9 @@ static usl_status step(session *s, bool prompts) {
     for (int i = 0; i < s->live_count; i++) {
         int row = s->live[i];
         int32_t id = s->next[i];
+        if (id < 0)
+            return usli_fail(s->ctx, USL_ERR_NUMERIC,
+                             "the logits are not numbers; the weights are damaged or overflow in this dtype");
         if (ends(s, id)) continue;
         bool stop = s->rows == 1 && o->on_token && o->on_token(o->ud, id);
         s->out[row].ids[s->out[row].count++] = id;
