@@ -54,7 +54,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     usli_update *u = j.a->update;
     double norm = sqrt(sum) / (double)u->loss_scale;
     u->grad_norm = (float)norm;
-    u->finite = isfinite(sum);
+    u->finite = isfinite(sum) && isfinite(u->loss_sum); /* a loss may overflow where its gradient does not */
     double clip = u->max_norm > 0 ? (double)u->max_norm / (norm + 1e-6) : 1;
     u->clip = (float)((clip < 1 ? clip : 1) / (double)u->loss_scale);
     return USL_OK;

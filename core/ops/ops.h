@@ -266,8 +266,7 @@ typedef struct usli_param {
 } usli_param;
 
 /* grad_norm: update->grad_norm = ||g|| / loss_scale over all params, ->clip = min(1, max_norm / (norm + 1e-6)) /
- * loss_scale,
- * ->finite. Fixed order of summation. */
+ * loss_scale, ->finite = gradients and ->loss_sum are. Fixed order of summation. */
 typedef struct usli_grad_norm_args {
     const usli_param *params;
     int64_t count;

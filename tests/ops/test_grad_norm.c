@@ -4,14 +4,18 @@
 enum { PARAMS = 4 };
 static const int64_t SIZES[PARAMS] = { 1, 16384, 50001, 300 };
 
-static usli_update run_on(usli_param *params, int64_t count, float max_norm, float loss_scale, int threads) {
+static usli_update run_from(usli_update u, usli_param *params, int64_t count, int threads) {
     rig r;
     rig_open(&r, threads);
-    usli_update u = { .max_norm = max_norm, .loss_scale = loss_scale, .grad_norm = -1, .clip = -1, .finite = -1 };
     usli_grad_norm_args a = { params, count, &u };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_grad_norm, &a, USLI_FORWARD));
     rig_close(&r);
     return u;
+}
+
+static usli_update run_on(usli_param *params, int64_t count, float max_norm, float loss_scale, int threads) {
+    usli_update u = { .max_norm = max_norm, .loss_scale = loss_scale, .grad_norm = -1, .clip = -1, .finite = -1 };
+    return run_from(u, params, count, threads);
 }
 
 int main(void) {
@@ -46,6 +50,9 @@ int main(void) {
     params[0].g[0] = 1e30f;
     usli_update u = run_on(params, PARAMS, 1, 1, 1);
     CHECK(u.finite == 1 && fabs((double)u.grad_norm / (double)1e30f - 1) < 1e-6, "norm %g", (double)u.grad_norm);
+    /* A loss that is too large for a number skips the update though its gradient is none. */
+    u.loss_sum = INFINITY;
+    CHECK(run_from(u, params, PARAMS, 1).finite == 0, "an infinite loss is seen");
     static const float bad[] = { NAN, INFINITY, -INFINITY };
     for (int i = 0; i < 3; i++) {
         params[2].g[50000] = bad[i];
