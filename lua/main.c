@@ -423,6 +423,7 @@ int main(int argc, char **argv) {
         return EXIT_FAILURE;
     }
     main_state = L;
+    signal(SIGXFSZ, SIG_IGN); /* a file that may grow no more is an error, as a full disk is */
     lua_pushcfunction(L, protected_main);
     lua_pushinteger(L, argc);
     lua_pushlightuserdata(L, argv);

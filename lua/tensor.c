@@ -113,7 +113,11 @@ static int tensor_readonly(lua_State *L) {
 
 static int tensor_select(lua_State *L) {
     usl_tensor *t = check_tensor(L, 1);
-    return push_select(L, t, ulua_integer(L, 2, "select: the index") - 1);
+    int64_t i = ulua_integer(L, 2, "select: the index");
+    if (i < 1 || (usl_tensor_ndim(t) > 0 && i > usl_tensor_dim(t, 0)))
+        return ulua_fail(L, USL_ERR_INVALID, "select: position %I is outside a dimension of %I, counted from 1",
+                         (LUAI_UACINT)i, (LUAI_UACINT)usl_tensor_dim(t, 0));
+    return push_select(L, t, i - 1);
 }
 
 /* t:narrow(dim, start, length), torch's words, 1-based. */

@@ -184,6 +184,7 @@ static int trainer_gradients(lua_State *L) {
     usl_trainer *t = ulua_ptr(L, 1, &ulua_trainer);
     int64_t first = ulua_integer(L, 2, "gradients: the first row"),
             count = ulua_integer(L, 3, "gradients: the number of rows");
+    if (first < 1) return ulua_fail(L, USL_ERR_INVALID, "gradients: rows count from 1, not %I", (LUAI_UACINT)first);
     usl_step_stats stats;
     memset(&stats, 0, sizeof stats);
     stats.size = sizeof stats;

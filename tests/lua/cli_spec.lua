@@ -76,6 +76,15 @@ describe("unsloth-lua", function()
     assert.equals("42\ta\n", out, err)
   end)
 
+  check("answers a limit of a file's size with a sentence", function()
+    local path = dir .. "/large.safetensors"
+    local _, err, code = support.shell("ulimit -f 8; %s -e 'local u = require \"unsloth\" local t = {} for i = 1, 50000 do t[i] = i end "
+      .. "u.safetensors.save(\"%s\", { a = u.tensor(t) })'", PROGRAM, path)
+    assert.equals(1, code, err)
+    assert.is_truthy(err:find("large.safetensors: cannot be written", 1, true), err)
+    assert.is_nil(io.open(path))
+  end)
+
   check("runs scripts with their words", function()
     local script = support.write(dir .. "/script.lua", "print(#arg, arg[0], ...) if arg[1] == 'fail' then error 'it failed' end")
     assert.equals("2\t" .. script .. "\tone\ttwo words\n", (run(script, "one", "two words")))

@@ -63,6 +63,7 @@ describe("tensors", function()
     assert.same({ { 1.0, 2.0, 3.0 }, { 4.0, 5.0, 6.0 } }, t:totable())
     assert.same({ 1.5, 2.5 }, tensor({ 1.5, 2.5 }):totable())
     assert.same({ 2, 2 }, t:narrow(2, 2, 2).shape)
+    for _, i in ipairs { 0, -1, math.mininteger, math.maxinteger } do support.fails("USL_ERR_INVALID", tostring(i), t.select, t, i) end
     assert.same({ { { 1.0 } }, { { 2.0 } } }, tensor({ { { 1 } }, { { 2 } } }):totable())
   end)
 
