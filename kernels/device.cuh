@@ -13,9 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef USLI_EMULATED
-#include "tests/gpu/emulate.h"
-#else
+#ifndef USLI_EMULATED
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -1,0 +1,569 @@
+/* The emulator's scheduler and runtime: see emulate.h. */
+#include "tests/gpu/emulate.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <time.h>
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace {
+
+enum { THREADS_MOST = 1024, WARP = 32, STACK = 256 << 10, COPIES_MOST = 4096 };
+const size_t SHARED_MOST = 256 << 10, MEMORY = (size_t)8 << 30;
+
+enum state { FREE, READY, AT_BARRIER, AT_COLLECTIVE };
+
+struct copy {
+    void *to;
+    const void *from;
+    bool valid;
+    int group;
+};
+
+struct fiber {
+    void *stack_pointer;
+    char *stack;
+    state now;
+    uint3 index;
+    int number;
+    const char *waits_at;
+    int value; /* brought to the barrier, then its answer */
+    copy *copies;
+    int copies_count, copies_room, group;
+};
+
+/* Lanes that wait for each other. */
+struct meeting {
+    unsigned mask, here;
+    usli_emulated_collective run;
+    void *lanes[WARP];
+};
+
+struct warp {
+    meeting meetings[WARP];
+    int count;
+};
+
+fiber fibers[THREADS_MOST];
+warp warps[THREADS_MOST / WARP];
+fiber *self;
+void *scheduler; /* its stack pointer */
+int ready[THREADS_MOST], ready_count;
+int threads, alive, at_barrier, barrier_sum;
+bool latest_first, faulty;
+uint64_t seed;
+void (*thread_run)(void *);
+void *thread_call;
+const char *kernel_name;
+char *shared_block, *shared_end; /* shared_end is followed by a page that nobody may touch */
+char *shared_now;
+cudaError_t last_error;
+char fault_text[512];
+size_t memory_used;
+pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+uint32_t draw(uint32_t below) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)((seed >> 32) * below >> 32);
+}
+
+/* ---- Fibers ------------------------------------------------------------------------------------------------------ */
+
+#if defined(__x86_64__)
+/* Keeps what a called function must keep on the old stack, takes up the new one. */
+__attribute__((naked, noinline)) void switch_stack(void **, void *) {
+    __asm__("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+            "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+            "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
+}
+void *new_stack(char *stack, void (*entry)()) {
+    void **top = (void **)(stack + STACK) - 2;
+    *top = nullptr;
+    *--top = (void *)entry;
+    return top - 6;
+}
+#else
+#include <ucontext.h>
+void switch_stack(void **from, void *to) {
+    ucontext_t here;
+    *from = &here;
+    swapcontext(&here, (ucontext_t *)to);
+}
+void *new_stack(char *stack, void (*entry)()) {
+    ucontext_t *context = (ucontext_t *)stack;
+    getcontext(context);
+    context->uc_stack.ss_sp = stack + sizeof *context;
+    context->uc_stack.ss_size = STACK - sizeof *context;
+    makecontext(context, entry, 0);
+    return context;
+}
+#endif
+
+void leave() {
+    switch_stack(&self->stack_pointer, scheduler);
+}
+
+/* A fiber lives on from block to block. */
+void fiber_main() {
+    for (;;) {
+        thread_run(thread_call);
+        self->now = FREE;
+        alive--;
+        leave();
+    }
+}
+
+void make_fiber(fiber *f) {
+    if (!f->stack) {
+        f->stack =
+            (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (f->stack == MAP_FAILED) abort();
+        mprotect(f->stack, 4096, PROT_NONE); /* a stack that overflows stops here */
+    }
+    f->stack_pointer = new_stack(f->stack, fiber_main);
+}
+
+void make_ready(int number) {
+    fibers[number].now = READY;
+    ready[ready_count++] = number;
+}
+
+const char *whereabouts(const fiber *f) {
+    return f->now == FREE ? "has returned" : f->now == READY ? "runs" : f->waits_at;
+}
+
+/* Nobody can go on, but not all have returned. */
+void report_deadlock() {
+    const fiber *waiting = nullptr, *other = nullptr;
+    for (int i = 0; i < threads; i++)
+        if (fibers[i].now != FREE && !waiting) waiting = &fibers[i];
+    for (int i = 0; i < threads; i++)
+        if (whereabouts(&fibers[i]) != whereabouts(waiting) && !other) other = &fibers[i];
+    self = const_cast<fiber *>(waiting);
+    threadIdx = self->index;
+    if (other)
+        usli_emulated_fault("waits for ever: it %s %s, thread %d %s %s", waiting->now == FREE ? "" : "is at",
+                            whereabouts(waiting), other->number, other->now == FREE ? "" : "is at", whereabouts(other));
+    else
+        usli_emulated_fault("waits for ever at %s: a lane of its mask is not in the block, or came with another mask",
+                            whereabouts(waiting));
+}
+
+void run_block() {
+    alive = threads;
+    ready_count = at_barrier = barrier_sum = 0;
+    latest_first = draw(2);
+    for (int i = 0; i < (threads + WARP - 1) / WARP; i++) warps[i].count = 0;
+    for (int i = 0; i < threads; i++) fibers[i].copies_count = fibers[i].group = 0, make_ready(i);
+    for (int i = threads - 1; i > 0; i--) {
+        int other = (int)draw((uint32_t)i + 1), keep = ready[i];
+        ready[i] = ready[other], ready[other] = keep;
+    }
+    while (ready_count) {
+        /* Either a warp runs as far ahead of the others as it can, or all go on at about the same pace. */
+        int at = latest_first ? ready_count - 1 : (int)draw((uint32_t)ready_count);
+        self = &fibers[ready[at]];
+        ready[at] = ready[--ready_count];
+        threadIdx = self->index;
+        switch_stack(&scheduler, self->stack_pointer);
+    }
+    if (!alive) return;
+    report_deadlock();
+    for (int i = 0; i < threads; i++)
+        if (fibers[i].now != FREE) fibers[i].now = FREE, make_fiber(&fibers[i]);
+}
+
+/* ---- Memory ------------------------------------------------------------------------------------------------------ */
+
+/* Before a block its size is kept: 256 bytes, so that the block stays aligned. */
+enum { HEAD = 256 };
+
+size_t *size_of(void *block) {
+    return (size_t *)((char *)block - HEAD);
+}
+
+void set_shared(size_t bytes) {
+    if (!shared_end) {
+        shared_block =
+            (char *)mmap(nullptr, SHARED_MOST + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (shared_block == MAP_FAILED) abort();
+        shared_end = shared_block + SHARED_MOST;
+        mprotect(shared_end, 4096, PROT_NONE);
+    }
+    shared_now = shared_end - (bytes + 15) / 16 * 16;
+}
+
+struct {
+    const void *kernel;
+    size_t bytes;
+} allowed[256];
+int allowed_count;
+
+size_t allowed_shared(const void *kernel) {
+    for (int i = 0; i < allowed_count; i++)
+        if (allowed[i].kernel == kernel) return allowed[i].bytes;
+    return 48 << 10;
+}
+
+size_t shared_most() {
+    int sm = usli_emulated_sm();
+    return (sm == 75 ? 64 : sm == 80 ? 163 : sm == 86 || sm == 89 || sm == 120 ? 99 : 227) << 10;
+}
+
+/* What the driver would refuse. */
+cudaError_t check_launch(dim3 grid, dim3 block, size_t shared, const void *kernel) {
+    uint64_t count = (uint64_t)block.x * block.y * block.z;
+    if (!count || count > THREADS_MOST || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > INT32_MAX ||
+        grid.y > 65535 || grid.z > 65535)
+        return cudaErrorInvalidConfiguration;
+    return shared > allowed_shared(kernel) ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+} // namespace
+
+int usli_emulated_sm() {
+    const char *text = getenv("USLI_EMULATED_SM");
+    return text ? atoi(text) : 80;
+}
+
+int usli_emulated_lane() {
+    return self->number % WARP;
+}
+
+void *usli_emulated_shared() {
+    return shared_now;
+}
+
+void usli_emulated_fault(const char *format, ...) {
+    if (faulty) return; /* the first says most */
+    faulty = true;
+    char what[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    snprintf(fault_text, sizeof fault_text, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s", kernel_name,
+             blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, what);
+    fprintf(stderr, "emulated GPU: %s\n", fault_text);
+}
+
+void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name, const void *kernel,
+                          void (*thread)(void *), void *call) {
+    pthread_mutex_lock(&lock);
+    cudaError_t error = check_launch(grid, block, shared, kernel);
+    kernel_name = name;
+    if (error != cudaSuccess) {
+        last_error = error;
+        fprintf(stderr, "emulated GPU: kernel %s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory\n",
+                name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
+    } else {
+        set_shared(shared);
+        threads = (int)(block.x * block.y * block.z);
+        thread_run = thread, thread_call = call;
+        gridDim = grid, blockDim = block;
+        faulty = false;
+        seed = 0x9e3779b97f4a7c15u;
+        for (int i = 0; i < threads; i++) {
+            fibers[i].number = i;
+            fibers[i].index = { (unsigned)i % block.x, (unsigned)i / block.x % block.y,
+                                (unsigned)i / block.x / block.y };
+            if (!fibers[i].stack) make_fiber(&fibers[i]);
+        }
+        for (unsigned z = 0; z < grid.z && !faulty; z++)
+            for (unsigned y = 0; y < grid.y && !faulty; y++)
+                for (unsigned x = 0; x < grid.x && !faulty; x++) {
+                    blockIdx = { x, y, z };
+                    memset(shared_now, 0xff, (size_t)(shared_end - shared_now));
+                    run_block();
+                }
+        if (faulty) last_error = cudaErrorLaunchFailure;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* ---- Waiting ----------------------------------------------------------------------------------------------------- */
+
+int usli_emulated_barrier(int value) {
+    barrier_sum += value != 0;
+    if (++at_barrier < threads) {
+        self->now = AT_BARRIER;
+        self->waits_at = "__syncthreads";
+        leave();
+        return self->value;
+    }
+    int sum = barrier_sum;
+    at_barrier = barrier_sum = 0;
+    for (int i = 0; i < threads; i++) {
+        fibers[i].value = sum;
+        if (&fibers[i] != self) make_ready(i);
+    }
+    return sum;
+}
+
+void usli_emulated_yield() {
+    make_ready(self->number);
+    leave();
+}
+
+void usli_emulated_meet(unsigned mask, const char *name, usli_emulated_collective run, void *lane) {
+    int own = usli_emulated_lane(), first = self->number - own;
+    warp *w = &warps[self->number / WARP];
+    if (!(mask >> own & 1)) usli_emulated_fault("comes to %s with mask %08x, which it is not in", name, mask);
+    meeting *m = nullptr;
+    for (int i = 0; i < w->count && !m; i++)
+        if (w->meetings[i].mask == mask && w->meetings[i].run == run) m = &w->meetings[i];
+    if (!m) {
+        m = &w->meetings[w->count++];
+        *m = {};
+        m->mask = mask, m->run = run;
+    }
+    m->lanes[own] = lane;
+    m->here |= 1u << own;
+    if ((m->here & mask) != mask) {
+        self->now = AT_COLLECTIVE;
+        self->waits_at = name;
+        leave();
+        return;
+    }
+    run(mask, m->lanes);
+    for (int i = 0; i < WARP; i++)
+        if (m->here >> i & 1 && i != own) make_ready(first + i);
+    *m = w->meetings[--w->count];
+}
+
+/* ---- Copies under way -------------------------------------------------------------------------------------------- */
+
+bool usli_emulated_aligned(const void *p, const char *what) {
+    if ((uintptr_t)p % 16 == 0) return true;
+    usli_emulated_fault("%s: the address %p is not a multiple of 16", what, p);
+    return false;
+}
+
+void cp_async16(void *shared, const void *global, bool valid) {
+    if (!usli_emulated_aligned(shared, "cp_async16, shared") ||
+        (valid && !usli_emulated_aligned(global, "cp_async16, global")))
+        return;
+    fiber *f = self;
+    if (f->copies_count == f->copies_room) {
+        f->copies_room = f->copies_room ? 2 * f->copies_room : 64;
+        f->copies = (copy *)realloc(f->copies, sizeof(copy) * (size_t)f->copies_room);
+        if (!f->copies) abort();
+    }
+    f->copies[f->copies_count++] = { shared, global, valid, f->group };
+    memset(shared, 0xff, 16);
+}
+
+void cp_async_commit() {
+    self->group++;
+}
+
+void usli_emulated_cp_wait(int newest) {
+    fiber *f = self;
+    int left = 0;
+    for (int i = 0; i < f->copies_count; i++) {
+        copy c = f->copies[i];
+        if (c.group >= f->group - newest)
+            f->copies[left++] = c;
+        else if (c.valid)
+            memcpy(c.to, c.from, 16);
+        else
+            memset(c.to, 0, 16);
+    }
+    f->copies_count = left;
+}
+
+/* ---- The runtime ------------------------------------------------------------------------------------------------- */
+
+struct usli_emulated_stream {
+    int unused;
+};
+struct usli_emulated_event {
+    timespec time;
+};
+
+long long clock64() {
+    static long long now;
+    return now += 100;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device) {
+    if (device) return cudaErrorInvalidDevice;
+    int sm = usli_emulated_sm();
+    *prop = {};
+    snprintf(prop->name, sizeof prop->name, "emulated GPU");
+    prop->major = sm / 10, prop->minor = sm % 10;
+    prop->multiProcessorCount = 4;
+    prop->warpSize = WARP;
+    prop->maxThreadsPerBlock = THREADS_MOST;
+    prop->maxThreadsPerMultiProcessor = sm == 75 ? 1024 : 2048;
+    prop->l2CacheSize = 1 << 20;
+    prop->totalGlobalMem = MEMORY;
+    prop->sharedMemPerBlock = 48 << 10;
+    prop->sharedMemPerBlockOptin = shared_most();
+    prop->sharedMemPerMultiprocessor = shared_most() + 1024;
+    return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+    cudaError_t error = last_error;
+    if (error != cudaSuccess && error != cudaErrorLaunchFailure) fault_text[0] = 0;
+    last_error = cudaSuccess;
+    return error;
+}
+cudaError_t cudaPeekAtLastError() {
+    return last_error;
+}
+const char *cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorLaunchFailure: return fault_text;
+    case cudaErrorNotSupported: return "operation not supported";
+    }
+    return "unknown error";
+}
+cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
+    *total = MEMORY, *left = MEMORY - memory_used;
+    return cudaSuccess;
+}
+/* As on a device, new memory holds anything: here, NaNs. */
+cudaError_t cudaMalloc(void **out, size_t bytes) {
+    *out = nullptr;
+    if (!bytes) return cudaSuccess;
+    pthread_mutex_lock(&lock);
+    char *block = bytes > MEMORY - memory_used ? nullptr : (char *)aligned_alloc(256, (bytes + 255) / 256 * 256 + HEAD);
+    if (block) {
+        *out = block + HEAD;
+        *size_of(*out) = bytes;
+        memory_used += bytes;
+    } else {
+        last_error = cudaErrorMemoryAllocation;
+    }
+    pthread_mutex_unlock(&lock);
+    if (block) memset(*out, 0xff, bytes);
+    return block ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void *p) {
+    if (!p) return cudaSuccess;
+    pthread_mutex_lock(&lock);
+    memory_used -= *size_of(p);
+    pthread_mutex_unlock(&lock);
+    free((char *)p - HEAD);
+    return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
+    *out = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return *out || !bytes ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind) {
+    memmove(dst, src, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+    return cudaMemcpy(dst, src, bytes, kind);
+}
+cudaError_t cudaMemset(void *dst, int value, size_t bytes) {
+    memset(dst, value, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t) {
+    return cudaMemset(dst, value, bytes);
+}
+cudaError_t cudaDeviceSynchronize() {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t *out) {
+    *out = (cudaStream_t)calloc(1, sizeof **out);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
+    return cudaStreamCreate(out);
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    free(stream);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *out) {
+    *out = (cudaEvent_t)calloc(1, sizeof **out);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned) {
+    return cudaEventCreate(out);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    free(event);
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+    clock_gettime(CLOCK_MONOTONIC, &event->time);
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    *ms = (float)(to->time.tv_sec - from->time.tv_sec) * 1e3f + (float)(to->time.tv_nsec - from->time.tv_nsec) * 1e-6f;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    return cudaErrorNotSupported;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *) {
+    return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long) {
+    return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
+    return cudaErrorNotSupported;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t) {
+    return cudaErrorNotSupported;
+}
+
+cudaError_t usli_emulated_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || (size_t)value > shared_most()) {
+        last_error = cudaErrorInvalidValue;
+        return cudaErrorInvalidValue;
+    }
+    pthread_mutex_lock(&lock);
+    int at = 0;
+    while (at < allowed_count && allowed[at].kernel != kernel) at++;
+    if (at == (int)(sizeof allowed / sizeof *allowed)) abort();
+    allowed[at] = { kernel, (size_t)value };
+    if (at == allowed_count) allowed_count++;
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
