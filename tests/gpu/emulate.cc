@@ -79,7 +79,7 @@ __attribute__((naked, noinline)) void switch_stack(void **, void *) {
             "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
 }
 void *new_stack(char *stack, void (*entry)()) {
-    void **top = (void **)(stack + STACK) - 2;
+    void **top = (void **)(stack + STACK) - 3; /* as after a call: 8 beyond a multiple of 16 */
     *top = nullptr;
     *--top = (void *)entry;
     return top - 6;
