@@ -80,6 +80,17 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 
 #endif
 
+/* 2 to the x in one instruction, to 2 units in the last place; results below the normal range become 0. */
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef USLI_EMULATED
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 /* Two values as one word of a fragment, the first low. */
 template <typename T> __device__ __forceinline__ uint32_t pack_two(float low, float high);
 template <> __device__ __forceinline__ uint32_t pack_two<usli_bf16>(float low, float high) {
