@@ -5,8 +5,8 @@
 
 #include "kernels/cublaslt.cuh"
 
-/* Each op's file defines usli_cuda_NAME; one that is not there yet is NULL. */
-#define USLI_OP(name) extern "C" __attribute__((weak)) const usli_op_impl usli_cuda_##name;
+/* Each op's file defines usli_cuda_NAME. */
+#define USLI_OP(name) extern "C" const usli_op_impl usli_cuda_##name;
 #include "core/ops/ops.def"
 #undef USLI_OP
 
