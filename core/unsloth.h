@@ -10,7 +10,8 @@
  * anywhere.
  *
  * Option structs carry their size first: write `usl_model_opts o = USL_MODEL_OPTS_INIT;` and change what you need.
- * Sizes are bytes, token ids are 0-based int32. */
+ * Sizes are bytes, token ids are 0-based int32. A path, name or
+ * text that is NULL is an error, a handle that is NULL is not looked for. */
 #ifndef UNSLOTH_H
 #define UNSLOTH_H
 

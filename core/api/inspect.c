@@ -1,6 +1,7 @@
 /* What a file or folder holds, as JSON: for `info` and for hosts that ask before they load. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/io/json.h"
 #include "core/model/load.h"
 
@@ -87,6 +88,7 @@ static json_t *describe(const found *f) {
 }
 
 usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud) {
+    USLI_NEED(ctx, path);
     found f = { { NULL, NULL }, { 0 }, false, "" };
     char *text = NULL;
     size_t len = 0;

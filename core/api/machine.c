@@ -1,4 +1,5 @@
 /* What the header says about the machine and memory: forwards to core/base. */
+#include "core/api/need.h"
 #include "core/base/ctx.h"
 #include "core/base/file.h"
 
@@ -19,6 +20,7 @@ usl_path_kind usl_path_look(const char *path) {
 }
 
 usl_status usl_dir_list(usl_ctx *ctx, const char *path, int (*fn)(void *ud, const char *name), void *ud) {
+    USLI_NEED(ctx, path);
     char **names;
     size_t count;
     USLI_TRY(usli_list_dir(ctx, path, &names, &count));
@@ -30,10 +32,12 @@ usl_status usl_dir_list(usl_ctx *ctx, const char *path, int (*fn)(void *ud, cons
 }
 
 usl_status usl_dir_make(usl_ctx *ctx, const char *path) {
+    USLI_NEED(ctx, path);
     return usli_make_dirs(ctx, path);
 }
 
 usl_status usl_path_remove(usl_ctx *ctx, const char *path) {
+    USLI_NEED(ctx, path);
     return usli_remove_tree(ctx, path);
 }
 

@@ -1,14 +1,19 @@
 /* Models and generation behind unsloth.h. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/infer/generate.h"
 
 usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out) {
+    *out = NULL;
+    USLI_NEED(ctx, path);
     return usli_model_open(ctx, path, opts, out);
 }
 
 usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
                             usl_model **out) {
+    *out = NULL;
+    USLI_NEED(ctx, config_json);
     return usli_model_random(ctx, config_json, seed, opts, out);
 }
 
@@ -52,6 +57,7 @@ usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts) {
 }
 
 usl_status usl_model_load_adapter(usl_model *model, const char *dir, const char *name) {
+    USLI_NEED(model->ctx, dir);
     return usli_model_load_adapter(model, dir, name);
 }
 
@@ -64,6 +70,7 @@ const char *usl_model_adapter(const usl_model *model) {
 }
 
 usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
+    USLI_NEED(model->ctx, dir);
     return usli_model_save_adapter(model, dir, base);
 }
 
@@ -82,6 +89,7 @@ static usl_status no_param(const usl_model *m, const char *name) {
 usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out) {
     usli_param_ref p;
     *out = NULL;
+    USLI_NEED(m->ctx, name);
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
     USLI_TRY(usli_model_pull(m));
     USLI_TRY(usl_tensor_new(m->ctx, USL_F32, p.ndim, p.shape, out));
@@ -94,6 +102,8 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
 }
 
 usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor *value) {
+    USLI_NEED(m->ctx, name);
+    USLI_NEED(m->ctx, value);
     usli_param_ref p;
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
     if (!p.trainable)

@@ -1,6 +1,7 @@
 /* Named tensors in and out of a .safetensors file. Loaded ones are views of the mapping. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/io/safetensors.h"
 #include "core/tensor/tensor.h"
 
@@ -34,6 +35,7 @@ static usl_status aligned_tensor(usl_ctx *ctx, const usli_file_tensor *f, usl_te
 }
 
 usl_status usl_safetensors_load(usl_ctx *ctx, const char *path, usl_named_tensor_fn fn, void *ud) {
+    USLI_NEED(ctx, path);
     usli_safetensors *file;
     usl_status st = usli_safetensors_open(ctx, path, &file);
     if (st != USL_OK) return st;
@@ -70,6 +72,7 @@ static usl_status write_all(usli_safetensors_writer *w, usl_ctx *ctx, size_t cou
 
 usl_status usl_safetensors_save(usl_ctx *ctx, const char *path, size_t count, const char *const *names,
                                 usl_tensor *const *tensors, const char *const *meta) {
+    USLI_NEED(ctx, path);
     usli_safetensors_writer *w;
     USLI_TRY(usli_safetensors_create(ctx, path, &w));
     usl_status st = write_all(w, ctx, count, names, tensors, meta);

@@ -1,6 +1,7 @@
 /* Tensors of the public header: shapes and views over counted storage, and conversion between plain types. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/tensor/tensor.h"
 
 static void strides_of(usl_tensor *t) {
@@ -19,6 +20,7 @@ usl_status usl_tensor_new(usl_ctx *ctx, usl_dtype dtype, int ndim, const int64_t
                          usl_dtype_name(dtype));
     if (ndim < 0 || ndim > USLI_TENSOR_DIMS)
         return usli_fail(ctx, USL_ERR_SHAPE, "a tensor has 0 to %d dimensions, not %d", USLI_TENSOR_DIMS, ndim);
+    if (ndim) USLI_NEED(ctx, shape);
     int64_t n = usli_shape_elements(ndim, shape, elem);
     if (n < 0) return usli_fail(ctx, USL_ERR_SHAPE, "the shape of the tensor is negative or too large");
     usl_tensor *t = usli_calloc(ctx, 1, sizeof *t);

@@ -1,6 +1,7 @@
 /* Training behind unsloth.h. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/train/checkpoint.h"
 
 usl_status usl_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, const usl_train_opts *opts,
@@ -27,6 +28,7 @@ usl_status usl_trainer_gradients(usl_trainer *trainer, int64_t first, int64_t co
 usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **out) {
     usli_param_ref p;
     *out = NULL;
+    USLI_NEED(t->ctx, name);
     if (!usli_model_find_param(t->model, name, &p) || !p.trainable)
         return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
     USLI_TRY(usl_tensor_new(t->ctx, USL_F32, p.ndim, p.shape, out));
@@ -50,10 +52,13 @@ int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total) {
 }
 
 usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const char *extra) {
+    USLI_NEED(trainer->ctx, dir);
     return usli_checkpoint_save(trainer, dir, extra);
 }
 
 usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra) {
+    if (extra) *extra = NULL;
+    USLI_NEED(trainer->ctx, dir);
     return usli_checkpoint_load(trainer, dir, extra);
 }
 

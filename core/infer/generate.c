@@ -291,6 +291,8 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
             "top_p %g and min_p %g must lie between 0 and 1; top_k %d and repetition_penalty %g must not be "
             "negative",
             o->top_p, o->min_p, o->top_k, o->repetition_penalty);
+    if (o->stop_count > 0 && !o->stop_ids)
+        return usli_fail(m->ctx, USL_ERR_INVALID, "stop_count is %lld and stop_ids is NULL", (long long)o->stop_count);
     for (int i = 0; i < rows; i++) {
         if (prompts[i].count < 1)
             return usli_fail(m->ctx, USL_ERR_INVALID, "the prompt is empty; give at least one token (BOS, say)");

@@ -182,9 +182,10 @@ static usl_status make_plan(usl_trainer *t) {
 static usl_status init(usl_trainer *t) {
     usl_ctx *ctx = t->ctx;
     usl_train_opts *o = &t->opts;
-    t->schedule_name = usli_strdup(ctx, o->schedule);
-    t->optimizer_name = usli_strdup(ctx, o->optimizer);
-    t->recompute = usli_strdup(ctx, o->recompute);
+    const usl_train_opts usual = USL_TRAIN_OPTS_INIT;
+    t->schedule_name = usli_strdup(ctx, o->schedule ? o->schedule : usual.schedule);
+    t->optimizer_name = usli_strdup(ctx, o->optimizer ? o->optimizer : usual.optimizer);
+    t->recompute = usli_strdup(ctx, o->recompute ? o->recompute : usual.recompute);
     t->blocks = usli_calloc(ctx, (size_t)t->model->config.layers, sizeof *t->blocks);
     if (!t->schedule_name || !t->optimizer_name || !t->recompute || !t->blocks) return usli_nomem(ctx, 4096);
     o->schedule = t->schedule_name;
@@ -351,6 +352,7 @@ static double rate_now(const usl_trainer *t) {
 }
 
 static void give_stats(const usl_step_stats *from, usl_step_stats *to) {
+    if (!to) return;
     size_t size = to->size;
     memcpy(to, from, size < sizeof *from ? size : sizeof *from);
     to->size = size;

@@ -51,6 +51,54 @@ static void test_sampling(usl_ctx *ctx) {
     usl_model_free(m);
 }
 
+typedef struct run {
+    usl_model *m;
+    usl_rows *rows;
+    usl_trainer *t;
+} run;
+
+static void begin(usl_ctx *ctx, const usl_train_opts *o, run *r) {
+    usl_lora_opts lora = USL_LORA_OPTS_INIT;
+    int32_t ids[] = { 1, 2, 3, 4, 5 };
+    CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 1, NULL, &r->m));
+    CHECK_OK(ctx, usl_model_add_lora(r->m, &lora));
+    CHECK_OK(ctx, usl_rows_new(ctx, 0, &r->rows));
+    for (int i = 0; i < 3; i++) CHECK_OK(ctx, usl_rows_add(r->rows, ids, NULL, 5));
+    CHECK_OK(ctx, usl_trainer_new(r->m, r->rows, NULL, o, &r->t));
+}
+
+static void end(run *r) {
+    usl_trainer_free(r->t);
+    usl_rows_free(r->rows);
+    usl_model_free(r->m);
+}
+
+/* What is NULL and should not be is named; what may be NULL means the usual. */
+static void test_nothing(usl_ctx *ctx) {
+    usl_model *m = NULL;
+    usl_tensor *t;
+    int32_t *ids, prompt[] = { 1 };
+    size_t n;
+    refused(ctx, usl_model_open(ctx, NULL, NULL, &m), USL_ERR_INVALID, "path");
+    refused(ctx, usl_model_random(ctx, NULL, 1, NULL, &m), USL_ERR_INVALID, "config_json");
+    refused(ctx, usl_tensor_new(ctx, USL_F32, 2, NULL, &t), USL_ERR_INVALID, "shape");
+    refused(ctx, usl_dir_make(ctx, NULL), USL_ERR_INVALID, "path");
+    CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 1, NULL, &m));
+    refused(ctx, usl_model_get_param(m, NULL, &t), USL_ERR_INVALID, "name");
+    refused(ctx, usl_export_gguf(m, NULL, "x.gguf", NULL), USL_ERR_INVALID, "method");
+    usl_generate_opts g = USL_GENERATE_OPTS_INIT;
+    g.stop_count = 2;
+    refused(ctx, usl_model_generate(m, prompt, 1, &g, &ids, &n), USL_ERR_INVALID, "stop_ids");
+    usl_model_free(m);
+    usl_train_opts o = USL_TRAIN_OPTS_INIT;
+    o.schedule = o.optimizer = o.recompute = NULL;
+    run r;
+    begin(ctx, &o, &r);
+    CHECK_OK(ctx, usl_trainer_step(r.t, NULL));
+    refused(ctx, usl_trainer_save(r.t, NULL, NULL), USL_ERR_INVALID, "dir");
+    end(&r);
+}
+
 static void test_files(usl_ctx *ctx) {
     refused(ctx, usl_dir_make(ctx, ""), USL_ERR_INVALID, "empty");
     /* A pipe stands for the devices, which only root could lose. */
@@ -78,28 +126,6 @@ static void test_files(usl_ctx *ctx) {
 /* ---- Checkpoints
  * -------------------------------------------------------------------------------------------------------------------
  */
-
-typedef struct run {
-    usl_model *m;
-    usl_rows *rows;
-    usl_trainer *t;
-} run;
-
-static void begin(usl_ctx *ctx, const usl_train_opts *o, run *r) {
-    usl_lora_opts lora = USL_LORA_OPTS_INIT;
-    int32_t ids[] = { 1, 2, 3, 4, 5 };
-    CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 1, NULL, &r->m));
-    CHECK_OK(ctx, usl_model_add_lora(r->m, &lora));
-    CHECK_OK(ctx, usl_rows_new(ctx, 0, &r->rows));
-    for (int i = 0; i < 3; i++) CHECK_OK(ctx, usl_rows_add(r->rows, ids, NULL, 5));
-    CHECK_OK(ctx, usl_trainer_new(r->m, r->rows, NULL, o, &r->t));
-}
-
-static void end(run *r) {
-    usl_trainer_free(r->t);
-    usl_rows_free(r->rows);
-    usl_model_free(r->m);
-}
 
 static char *slurp(const char *path) {
     FILE *f = fopen(path, "rb");
@@ -214,6 +240,7 @@ int main(void) {
     usl_ctx *ctx;
     CHECK(usl_ctx_new(NULL, &ctx) == USL_OK, "context");
     test_sizes(ctx);
+    test_nothing(ctx);
     test_sampling(ctx);
     test_files(ctx);
     test_checkpoints(ctx);
