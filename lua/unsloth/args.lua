@@ -54,6 +54,7 @@ function M.parse(words, spec)
     else
       local option = find(spec, name)
       if not option[2] then
+        if words[i]:find("=", 1, true) then errors.invalid("%s: --%s takes no value; give it or leave it out", spec.name, option[1]) end
         out[key(name)] = true
       else
         if not words[i]:find("=", 1, true) then

@@ -76,6 +76,16 @@ describe("unsloth-lua", function()
     assert.equals("42\ta\n", out, err)
   end)
 
+  check("says what a verb wants in one sentence", function()
+    for _, words in ipairs { { "generate" }, { "info" }, { "info", "a", "b" }, { "generate", dir, "--prompt", "a", "--load-in-4bit=false" },
+      { "bench", "--shape", "tiny", "--batch", "1e12" }, { "bench", "--shape", "tiny", "--steps", "0" }, { "plan", "--shape", "tiny", "--rows", "x" },
+      { "plan", "--shape", "tiny", "--seq", "1.5" } } do
+      local _, err, code = run(table.unpack(words))
+      assert.equals(1, code, err)
+      assert.is_truthy(err:find("^unsloth%-lua: [^\n]+\n[^\n]*\n?$") and not err:find("traceback", 1, true), err)
+    end
+  end)
+
   check("answers a limit of a file's size with a sentence", function()
     local path = dir .. "/large.safetensors"
     local _, err, code = support.shell("ulimit -f 8; %s -e 'local u = require \"unsloth\" local t = {} for i = 1, 50000 do t[i] = i end "

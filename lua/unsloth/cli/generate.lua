@@ -1,5 +1,6 @@
 --- unsloth-lua generate MODEL --prompt TEXT: one answer, shown as it comes.
 local args = require "unsloth.args"
+local errors = require "unsloth.errors"
 local unsloth = require "unsloth"
 
 local o = args.parse(arg, {
@@ -20,10 +21,10 @@ local o = args.parse(arg, {
     { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
   },
 })
-if not o[1] or not o.prompt then error "generate wants a model and --prompt TEXT" end
+if not o[1] or not o.prompt then errors.invalid "generate wants a model and --prompt TEXT; --help shows the options" end
 local model, tokenizer = unsloth.FastLanguageModel.from_pretrained {
   model_name = o[1], load_in_4bit = o.load_in_4bit or false, dtype = o.dtype, device = o.device }
-if not tokenizer then error(o[1] .. " has no tokenizer, so it cannot read a text") end
+if not tokenizer then errors.raise("USL_ERR_NOT_FOUND", "%s has no tokenizer, so it cannot read a text", o[1]) end
 if o.adapter then model:load_adapter(o.adapter) end
 for piece in model:stream(o.prompt, { max_new_tokens = o.max_new_tokens, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
   min_p = o.min_p, repetition_penalty = o.repetition_penalty, seed = o.seed, stop = o.stop }) do

@@ -1,6 +1,7 @@
 --- unsloth-lua info PATH: what a model folder, a .gguf or a bare .safetensors holds. Reads no weights.
 local args = require "unsloth.args"
 local core = require "unsloth.core"
+local errors = require "unsloth.errors"
 local progress = require "unsloth.progress"
 
 local o = args.parse(arg, {
@@ -8,7 +9,7 @@ local o = args.parse(arg, {
   about = "Describes a model folder, a .gguf or a .safetensors file, and checks its whole structure without reading weights.",
   options = { { "tensors", nil, "list every tensor" } },
 })
-if not o[1] then error "info wants the path of a folder, a .gguf or a .safetensors file" end
+if #o ~= 1 then errors.invalid "info wants one path, of a folder, a .gguf or a .safetensors file" end
 
 local function count(tensors)
   local total, bytes, types = 0, 0, {}

@@ -30,7 +30,22 @@ function M.bytes(text)
   return math.tointeger(tonumber(number) * factor // 1)
 end
 
+-- Before anything is made: a slip of the keys must not fill the memory or the day.
+local LIMITS = { batch = { 1, 1 << 16 }, seq = { 2, 1 << 24 }, rank = { 1, 4096 }, seed = { 0, math.maxinteger }, steps = { 1, 1 << 20 },
+  warmup = { 0, 1 << 20 } }
+
+local function check(o)
+  for _, name in ipairs { "batch", "seq", "rank", "seed", "steps", "warmup" } do
+    local value, limit = o[name], LIMITS[name]
+    if value and not (math.type(value) == "integer" and value >= limit[1] and value <= limit[2]) then
+      errors.invalid("--%s is %s; a whole number from %d to %d is wanted", name, value, limit[1], limit[2])
+    end
+  end
+  if o.rows ~= "full" and o.rows ~= "alpaca" then errors.invalid('--rows is full or alpaca, not "%s"', o.rows) end
+end
+
 function M.model(o)
+  check(o)
   local method = o.method
   if method ~= "lora" and method ~= "qlora" and method ~= "full" then errors.invalid('--method is lora, qlora or full, not "%s"', method) end
   local model
