@@ -187,6 +187,11 @@ static int64_t get_int(const json_t *j, const char *key) {
     return json_integer_value(json_object_get(j, key));
 }
 
+/* Of something that a run may go on counting. */
+static bool is_count(int64_t n) {
+    return n >= 0 && n <= 1 << 30;
+}
+
 /* What must be as it was, for the sums to come out the same. */
 static usl_status check_state(usl_trainer *t, const char *path, const json_t *j) {
     const json_t *c = json_object_get(j, "cursor");
@@ -209,8 +214,9 @@ static usl_status check_state(usl_trainer *t, const char *path, const json_t *j)
             return usli_fail(t->ctx, USL_ERR_INVALID,
                              "%s: the run had %s %lld, this one has %lld; resume with the same settings and data", path,
                              same[i].what, (long long)same[i].saved, (long long)same[i].now);
-    if (position < 0 || position > t->cursor.rows || get_int(c, "epoch") < 0 || get_int(j, "global_step") < 0 ||
-        adam < 0 || adam >= INT32_MAX || !(scale >= 1 && scale <= FLT_MAX) || get_int(j, "good_steps") < 0)
+    bool counts = is_count(get_int(c, "epoch")) && is_count(get_int(j, "global_step")) && is_count(adam) &&
+                  is_count(get_int(j, "good_steps"));
+    if (!counts || position < 0 || position > t->cursor.rows || !(scale >= 1 && scale <= FLT_MAX))
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its numbers are not sensible; the file is damaged", path);
     return USL_OK;
 }

@@ -160,10 +160,19 @@ static void test_checkpoints(usl_ctx *ctx) {
         int nth;
         const char *number;
     } DAMAGE[] = {
-        { "position", 0, "-100000" },         { "position", 0, "4" },       { "epoch", 0, "-1" },
-        { "global_step", 0, "-5" },           { "adam_step", 0, "-1" },     { "adam_step", 0, "2147483647" },
-        { "loss_scale", 0, "0.0" },           { "loss_scale", 0, "1e300" }, { "good_steps", 0, "-1" },
-        { "rows", 1, "4611686018427387904" }, { "longest", 0, "99999999" }, { "tokens", 0, "-1" },
+        { "position", 0, "-100000" },
+        { "position", 0, "4" },
+        { "epoch", 0, "-1" },
+        { "epoch", 0, "9223372036854775807" },
+        { "global_step", 0, "-5" },
+        { "adam_step", 0, "-1" },
+        { "adam_step", 0, "2147483647" },
+        { "loss_scale", 0, "0.0" },
+        { "loss_scale", 0, "1e300" },
+        { "good_steps", 0, "-1" },
+        { "rows", 1, "4611686018427387904" },
+        { "longest", 0, "99999999" },
+        { "tokens", 0, "-1" },
     };
     char dir[] = "/tmp/usl-edges-XXXXXX", path[64];
     usl_train_opts o = USL_TRAIN_OPTS_INIT;
