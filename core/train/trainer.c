@@ -86,12 +86,14 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
         if (n > t->model->context)
             return usli_fail(t->ctx, USL_ERR_INVALID, "%s: row %lld has %lld tokens; max_seq_length is %lld", what,
                              (long long)i + 1, (long long)n, (long long)t->model->context);
-        for (int64_t k = 0; k < n; k++)
-            if (ids[k] < 0 || ids[k] >= t->model->config.vocab || labels[k] >= t->model->config.vocab)
+        for (int64_t k = 0; k < n; k++) {
+            int32_t most = ids[k] > labels[k] ? ids[k] : labels[k];
+            if (ids[k] < 0 || most >= t->model->config.vocab)
                 return usli_fail(t->ctx, USL_ERR_INVALID,
                                  "%s: row %lld holds token %d, outside the model's vocabulary of %lld; does the "
                                  "tokenizer belong to the model?",
-                                 what, (long long)i + 1, ids[k], (long long)t->model->config.vocab);
+                                 what, (long long)i + 1, ids[k] < 0 ? ids[k] : most, (long long)t->model->config.vocab);
+        }
     }
     return USL_OK;
 }
@@ -346,7 +348,7 @@ static double loss_of(const usl_trainer *t, const usl_step_stats *s) {
  */
 
 static double rate_now(const usl_trainer *t) {
-    if (t->rate >= 0) return t->rate;
+    if (!(t->rate < 0)) return t->rate; /* NaN too, which the update refuses */
     if (t->opts.lr_fn) return t->opts.lr_fn(t->opts.lr_ud, t->step, t->total);
     return t->opts.learning_rate * t->schedule(t->step, t->warmup, t->total);
 }

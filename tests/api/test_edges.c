@@ -96,6 +96,13 @@ static void test_nothing(usl_ctx *ctx) {
     begin(ctx, &o, &r);
     CHECK_OK(ctx, usl_trainer_step(r.t, NULL));
     refused(ctx, usl_trainer_save(r.t, NULL, NULL), USL_ERR_INVALID, "dir");
+    usl_trainer_set_learning_rate(r.t, NAN);
+    refused(ctx, usl_trainer_step(r.t, NULL), USL_ERR_NUMERIC, "learning rate");
+    usl_trainer_free(r.t);
+    /* A label beyond the vocabulary is named itself, not the id it stands at. */
+    int32_t ids3[] = { 1, 2, 3 }, labels[] = { 1, 2, 64 };
+    CHECK_OK(ctx, usl_rows_add(r.rows, ids3, labels, 3));
+    refused(ctx, usl_trainer_new(r.m, r.rows, NULL, &o, &r.t), USL_ERR_INVALID, "row 4 holds token 64");
     end(&r);
 }
 
