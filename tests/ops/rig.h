@@ -9,6 +9,25 @@
 #include "kernels/cuda.h"
 #include "tests/test.h"
 
+/* USLI_RIG_EMULATED: the kernels run on the CPU, a thousand times slower than on a device. */
+#ifdef USLI_RIG_EMULATED
+enum { RIG_SLOW = 1 };
+#else
+enum { RIG_SLOW = 0 };
+#endif
+
+/* On a real device, what tests allocate is host memory that the device reaches at the same address: so whatever an op
+ * reads or writes is allocated, never an array on the stack. */
+#if defined USLI_RIG_CUDA && !defined USLI_RIG_EMULATED
+void *rig_pinned(size_t bytes); /* tests/gpu/pinned.cu; 256-byte aligned */
+void *rig_pinned_zeroed(size_t count, size_t bytes);
+void rig_unpin(void *p);
+#define malloc(bytes) rig_pinned(bytes)
+#define calloc(count, bytes) rig_pinned_zeroed(count, bytes)
+#define aligned_alloc(alignment, bytes) rig_pinned(bytes)
+#define free(p) rig_unpin(p)
+#endif
+
 typedef struct rig {
     usl_ctx *ctx;
     usli_exec x;
@@ -16,6 +35,12 @@ typedef struct rig {
 } rig;
 
 static inline void rig_open(rig *r, int threads) {
+#ifdef USLI_RIG_CUDA
+    if (!usli_cuda_count()) {
+        SKIP("no GPU is here");
+        exit(77);
+    }
+#endif
     memset(r, 0, sizeof *r);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
     opts.threads = threads;
@@ -43,14 +68,23 @@ static inline usl_status rig_run(rig *r, usli_op op, void *args, usli_pass pass)
     usl_status st = usli_run(&r->x, op, args, pass);
     if (st != USL_OK) return st;
     size_t planned = r->arena.peak;
-    void *block = usli_malloc_aligned(r->ctx, planned ? planned : 64);
-    memset(block, 0xff, planned ? planned : 64); /* NaN: nothing may be read before it is written */
+    size_t room = planned ? (planned + 63) / 64 * 64 : 64;
+    void *block = aligned_alloc(64, room);
+    memset(block, 0xff, room); /* NaN: nothing may be read before it is written */
     usli_arena_init(&r->arena, block, planned);
     st = usli_run(&r->x, op, args, pass);
     CHECK(st != USL_OK || (r->arena.peak == planned && r->arena.high == 0), "planned %zu, used %zu", planned,
           r->arena.peak);
-    usli_free_aligned(r->ctx, block);
-    return st;
+    usl_status done = r->x.backend->sync ? r->x.backend->sync(&r->x) : USL_OK;
+    free(block);
+    return st != USL_OK ? st : done;
+}
+
+/* A copy that an op may read. New: free it. */
+static inline void *rig_copy(const void *values, size_t bytes) {
+    void *p = malloc(bytes + 1);
+    memcpy(p, values, bytes);
+    return p;
 }
 
 /* Random values of standard deviation 1, rounded to dtype; *values gets what was stored. New: free both. */

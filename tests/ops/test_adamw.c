@@ -42,6 +42,7 @@ static void free_state(state *s) {
     for (int i = 0; i < PARAMS; i++)
         free(s->p[i].w), free(s->p[i].g), free(s->p[i].m), free(s->p[i].v), free(s->p[i].m_absmax),
             free(s->p[i].v_absmax);
+    free(s);
 }
 
 static void update(state *s, int step, int threads) {
@@ -72,25 +73,25 @@ static void read_state(const usli_param *p, const void *codes, const float *map,
 
 /* Step by step: from the state as stored, one update in double. */
 static void check_formula(usl_dtype dtype) {
-    state s;
-    make_state(&s, dtype);
+    state *const s = malloc(sizeof *s);
+    make_state(s, dtype);
     for (int step = 1; step <= STEPS; step++) {
         float *m[PARAMS], *v[PARAMS], *w[PARAMS];
         for (int i = 0; i < PARAMS; i++) {
-            const usli_param *p = &s.p[i];
+            const usli_param *p = &s->p[i];
             m[i] = malloc((size_t)p->n * 4), v[i] = malloc((size_t)p->n * 4), w[i] = malloc((size_t)p->n * 4);
             read_state(p, p->m, usli_dynamic_map, p->m_absmax, m[i]),
                 read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, v[i]);
             memcpy(w[i], p->w, (size_t)p->n * 4);
         }
-        update(&s, step, 1);
+        update(s, step, 1);
         for (int i = 0; i < PARAMS; i++) {
-            const usli_param *p = &s.p[i];
+            const usli_param *p = &s->p[i];
             float *g = malloc((size_t)p->n * 4), *mn = malloc((size_t)p->n * 4), *vn = malloc((size_t)p->n * 4);
             values(g, p->n, 0.1f * (float)step, (uint64_t)(100 * i + step));
             read_state(p, p->m, usli_dynamic_map, p->m_absmax, mn),
                 read_state(p, p->v, usli_dynamic_map_unsigned, p->v_absmax, vn);
-            double lr = (double)s.update.lr[p->group], worst_w = 0, worst_m = 0, worst_v = 0;
+            double lr = (double)s->update.lr[p->group], worst_w = 0, worst_m = 0, worst_v = 0;
             for (int64_t k = 0; k < p->n; k++) {
                 double d = (double)g[k] * 0.5, me = 0.9 * (double)m[i][k] + 0.1 * d,
                        ve = 0.999 * (double)v[i][k] + 0.001 * d * d;
@@ -108,7 +109,7 @@ static void check_formula(usl_dtype dtype) {
             free(g), free(mn), free(vn), free(m[i]), free(v[i]), free(w[i]);
         }
     }
-    free_state(&s);
+    free_state(s);
 }
 
 static bool same(const state *a, const state *b) {
@@ -123,16 +124,16 @@ static bool same(const state *a, const state *b) {
 }
 
 static void check_threads_and_skip(usl_dtype dtype) {
-    state one, more, before;
-    make_state(&one, dtype), make_state(&more, dtype), make_state(&before, dtype);
+    state *const one = malloc(sizeof *one), *const more = malloc(sizeof *more), *const before = malloc(sizeof *before);
+    make_state(one, dtype), make_state(more, dtype), make_state(before, dtype);
     for (int step = 1; step <= 3; step++)
-        update(&one, step, 1), update(&more, step, step == 2 ? 5 : 2), update(&before, step, 1);
-    CHECK(same(&one, &more), "threads change the bits");
-    one.update.finite = 0;
-    update(&one, 4, 2);
-    CHECK(same(&one, &before), "an update that is not finite is skipped");
-    for (int i = 0; i < PARAMS; i++) CHECK(nonzero(one.p[i].g, SIZES[i]) == 0, "but its gradients are cleared");
-    free_state(&one), free_state(&more), free_state(&before);
+        update(one, step, 1), update(more, step, step == 2 ? 5 : 2), update(before, step, 1);
+    CHECK(same(one, more), "threads change the bits");
+    one->update.finite = 0;
+    update(one, 4, 2);
+    CHECK(same(one, before), "an update that is not finite is skipped");
+    for (int i = 0; i < PARAMS; i++) CHECK(nonzero(one->p[i].g, SIZES[i]) == 0, "but its gradients are cleared");
+    free_state(one), free_state(more), free_state(before);
 }
 
 static void check_reference(void) {
@@ -141,16 +142,17 @@ static void check_reference(void) {
         SKIP("tests/ops/adamw_reference.bin: run from the root of the repository");
         return;
     }
-    float w[REFERENCE], g[REFERENCE], m_absmax[BLOCKS] = { 0 }, v_absmax[BLOCKS] = { 0 };
+    float *w = malloc(REFERENCE * sizeof *w), *g = malloc(REFERENCE * sizeof *g);
+    float *m_absmax = calloc(BLOCKS, sizeof *m_absmax), *v_absmax = calloc(BLOCKS, sizeof *v_absmax);
     float want_w[REFERENCE], want_absmax[2 * BLOCKS];
-    uint8_t m[REFERENCE] = { 0 }, v[REFERENCE] = { 0 }, want[2 * REFERENCE];
+    uint8_t *m = calloc(REFERENCE, 1), *v = calloc(REFERENCE, 1), want[2 * REFERENCE];
     size_t got = fread(want_w, 4, REFERENCE, file) + fread(want, 1, 2 * REFERENCE, file) +
                  fread(want_absmax, 4, 2 * BLOCKS, file);
     CHECK(got == 3 * REFERENCE + 2 * BLOCKS, "adamw_reference.bin is cut short");
     fclose(file);
     rig r;
     rig_open(&r, 2);
-    usli_update u = { .lr = { 1e-2f }, .clip = 0.5f, .finite = 1 };
+    usli_update *u = rig_copy(&(usli_update){ .lr = { 1e-2f }, .clip = 0.5f, .finite = 1 }, sizeof *u);
     usli_param p = { .w = w,
                      .g = g,
                      .n = REFERENCE,
@@ -160,10 +162,10 @@ static void check_reference(void) {
                      .v = v,
                      .m_absmax = m_absmax,
                      .v_absmax = v_absmax };
-    usli_adamw_args a = { .params = &p, .count = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = &u };
+    usli_adamw_args a = { .params = &p, .count = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = u };
     values(w, REFERENCE, 1, 1);
-    for (u.step = 1; u.step <= 3; u.step++) {
-        values(g, REFERENCE, 0.1f * (float)u.step, (uint64_t)(100 + u.step));
+    for (u->step = 1; u->step <= 3; u->step++) {
+        values(g, REFERENCE, 0.1f * (float)u->step, (uint64_t)(100 + u->step));
         CHECK_OK(r.ctx, rig_run(&r, USLI_OP_adamw, &a, USLI_FORWARD));
     }
     int codes = 0;
@@ -176,6 +178,7 @@ static void check_reference(void) {
     double error = test_rel_error(w, want_w, REFERENCE);
     CHECK(error < 1e-6, "weights are off by %g", error);
     rig_close(&r);
+    free(w), free(g), free(m), free(v), free(m_absmax), free(v_absmax), free(u);
 }
 
 int main(void) {

@@ -45,7 +45,7 @@ static const spec SPECS[] = {
 
 typedef struct data {
     const spec *s;
-    int32_t cu_q[MAX_ROWS + 1], cu_k[MAX_ROWS + 1];
+    int32_t *cu_q, *cu_k, *k_lens;  /* k_lens: a copy of the spec's */
     int64_t tq, tk, sq, sk, sv, so; /* tokens, strides */
     void *q, *k, *v, *d_o;
     float *qf, *kf, *vf, *dof;
@@ -58,6 +58,8 @@ static void make_data(const spec *s, data *d) {
     usli_rng_seed(&rng, 7);
     memset(d, 0, sizeof *d);
     d->s = s;
+    d->cu_q = calloc(MAX_ROWS + 1, sizeof *d->cu_q), d->cu_k = calloc(MAX_ROWS + 1, sizeof *d->cu_k);
+    d->k_lens = rig_copy(s->k_len, sizeof s->k_len);
     for (int r = 0; r < s->rows; r++) {
         d->cu_q[r + 1] = d->cu_q[r] + s->q_len[r];
         d->cu_k[r + 1] = d->cu_k[r] + s->k_len[r] + (s->k_lens ? 11 : 0);
@@ -80,6 +82,7 @@ static void make_data(const spec *s, data *d) {
 static void free_data(data *d) {
     free(d->q), free(d->k), free(d->v), free(d->d_o), free(d->qf), free(d->kf), free(d->vf), free(d->dof);
     free(d->o), free(d->lse), free(d->dq), free(d->dk), free(d->dv);
+    free(d->cu_q), free(d->cu_k), free(d->k_lens);
 }
 
 static bool seen(const spec *s, int r, int64_t i, int64_t j) {
@@ -210,7 +213,7 @@ static result compute(const data *d, int threads) {
                               .rows = s->rows,
                               .cu_q = d->cu_q,
                               .cu_k = d->cu_k,
-                              .k_lens = s->k_lens ? s->k_len : NULL,
+                              .k_lens = s->k_lens ? d->k_lens : NULL,
                               .causal = !s->bidirectional,
                               .heads = s->heads,
                               .kv_heads = s->kv_heads,
@@ -316,7 +319,7 @@ static void check_extremes(void) {
     enum { N = 70, D = 8 };
     rig r;
     rig_open(&r, 2);
-    int32_t cu[] = { 0, N };
+    int32_t *cu = rig_copy((int32_t[]){ 0, N }, 2 * sizeof *cu);
     float *q = calloc(N * D, sizeof *q), *o = malloc(sizeof *o * N * D), *lse = malloc(sizeof *lse * N);
     for (int i = 0; i < N * D; i++) q[i] = (float)(i / D) * (i / D % 2 ? 1.0f : -1.0f);
     usli_attention_args a = { .tokens_q = N,
@@ -346,7 +349,7 @@ static void check_extremes(void) {
     int bad = 0; /* a query's own key is its best by far */
     for (int i = 0; i < N * D; i++) bad += !(fabsf(o[i] - q[i]) <= 1e-6f * fabsf(q[i]));
     CHECK(!bad, "%d of %d values", bad, N * D);
-    free(q), free(o), free(lse);
+    free(cu), free(q), free(o), free(lse);
     rig_close(&r);
 }
 

@@ -4,9 +4,10 @@
 
 enum { VOCAB = 11, COLS = 130, TOKENS = 37 };
 
-static int32_t ids[TOKENS];
+static int32_t *ids;
 
 static void fill_ids(void) {
+    ids = malloc(TOKENS * sizeof *ids);
     for (int t = 0; t < TOKENS; t++)
         ids[t] = (t * 7 + t / 3) % (VOCAB - 1); /* many repeats; the last row is nobody's */
 }
@@ -36,9 +37,9 @@ static void check_forward(rig *r, usl_dtype table, usl_dtype dtype) {
 static void check_nf4(rig *r) {
     usli_rng rng;
     usli_rng_seed(&rng, 6);
-    float *w, scratch[VOCAB * COLS], row[COLS], y[TOKENS * COLS];
+    float *w, scratch[VOCAB * COLS], row[COLS], *y = malloc(TOKENS * COLS * sizeof *y);
     free(rig_random(&rng, USL_F32, VOCAB * COLS, &w));
-    void *storage = usli_malloc_aligned(r->ctx, usli_nf4_bytes(VOCAB * COLS));
+    void *storage = aligned_alloc(64, (usli_nf4_bytes(VOCAB * COLS) + 63) / 64 * 64);
     usli_nf4 q;
     usli_nf4_layout(storage, VOCAB * COLS, &q);
     usli_nf4_quantize(&q, w, VOCAB * COLS, scratch);
@@ -54,17 +55,17 @@ static void check_nf4(rig *r) {
         usli_nf4_decode(&q, ids[t] * COLS, COLS, row);
         CHECK(memcmp(row, y + t * COLS, sizeof row) == 0, "row %d", t);
     }
-    usli_free_aligned(r->ctx, storage);
-    free(w);
+    free(storage), free(w), free(y);
 }
 
 static void check_backward(rig *rigs, usl_dtype dtype) {
     usli_rng rng;
     usli_rng_seed(&rng, 8);
-    static float got[3][VOCAB * COLS];
+    float *got[3];
     float *dyv;
     void *dy = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
     for (int i = 0; i < 3; i++) {
+        got[i] = malloc(VOCAB * COLS * sizeof **got);
         for (int j = 0; j < VOCAB * COLS; j++) got[i][j] = 0.25f;
         usli_embedding_args a = { .tokens = TOKENS,
                                   .cols = COLS,
@@ -75,7 +76,7 @@ static void check_backward(rig *rigs, usl_dtype dtype) {
                                   .dtable = got[i],
                                   .table = { .dtype = USL_F32, .rows = VOCAB, .cols = COLS } };
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &a, USLI_BACKWARD));
-        CHECK(memcmp(got[0], got[i], sizeof got[0]) == 0, "other bits with other threads");
+        CHECK(memcmp(got[0], got[i], VOCAB * COLS * sizeof **got) == 0, "other bits with other threads");
     }
     float want[VOCAB * COLS];
     for (int j = 0; j < VOCAB * COLS; j++) {
@@ -88,9 +89,12 @@ static void check_backward(rig *rigs, usl_dtype dtype) {
     CHECK(error < 2e-7, "dtable: %g", error);
     CHECK(got[0][(VOCAB - 1) * COLS] == 0.25f, "a row nobody looked up changed");
     free(dy), free(dyv);
+    for (int i = 0; i < 3; i++) free(got[i]);
 }
 
+/* A device does not look: who makes ids checks them. */
 static void check_bad_id(rig *r) {
+    if (!r->x.backend->host) return;
     float w[4] = { 0 }, y[4];
     int32_t bad[] = { 0, 2 };
     usli_embedding_args a = { .tokens = 2,
@@ -117,5 +121,6 @@ int main(void) {
     for (int i = 0; i < 3; i++) check_backward(rigs, types[i]);
     check_bad_id(&rigs[0]);
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);
+    free(ids);
     return test_end("test_embedding");
 }

@@ -6,7 +6,7 @@ enum { X_ROWS = 203, ROWS = 71, COLS = 19 };
 static void check_type(rig *r, usl_dtype dtype) {
     usli_rng rng;
     usli_rng_seed(&rng, 2);
-    int32_t index[ROWS];
+    int32_t *index = malloc(ROWS * sizeof *index);
     for (int i = 0; i < ROWS; i++) index[i] = (i * 37 + 5) % X_ROWS; /* 37 and 203 are coprime: distinct */
     size_t row = COLS * usli_dtype_bytes(dtype);
     char *x = rig_random(&rng, dtype, X_ROWS * COLS, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
@@ -24,10 +24,12 @@ static void check_type(rig *r, usl_dtype dtype) {
     }
     for (int i = 0; i < X_ROWS; i++)
         for (size_t j = 0; !taken[i] && j < row; j++) CHECK(dx[(size_t)i * row + j] == 0, "row %d is not zero", i);
-    free(x), free(y), free(dx);
+    free(index), free(x), free(y), free(dx);
 }
 
+/* A device does not look: who makes indices checks them. */
 static void check_bad_index(rig *r) {
+    if (!r->x.backend->host) return;
     float x[2] = { 0 }, y[2];
     int32_t index[] = { 0, 2 };
     usli_gather_args a = { .rows = 2, .cols = 1, .x_rows = 2, .dtype = USL_F32, .index = index, .x = x, .y = y };
@@ -35,13 +37,14 @@ static void check_bad_index(rig *r) {
 }
 
 static void check_scatter(rig *r) {
-    float x[2][3] = { { 1, 2, -1 }, { 3, 4, -1 } }, y[4][2] = { { 9, 9 }, { 9, 9 }, { 9, 9 }, { 9, 9 } };
-    int32_t index[] = { 3, 1 };
+    float *x = rig_copy((float[]){ 1, 2, -1, 3, 4, -1 }, 6 * sizeof *x);
+    float *y = rig_copy((float[]){ 9, 9, 9, 9, 9, 9, 9, 9 }, 8 * sizeof *y);
+    int32_t *index = rig_copy((int32_t[]){ 3, 1 }, 2 * sizeof *index);
     usli_scatter_args a = { .rows = 2, .cols = 2, .dtype = USL_F32, .index = index, .x = x, .ldx = 3, .y = y };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_scatter, &a, USLI_FORWARD));
-    float want[4][2] = { { 9, 9 }, { 3, 4 }, { 9, 9 }, { 1, 2 } };
-    CHECK(memcmp(y, want, sizeof y) == 0, "%g %g %g %g", (double)y[1][0], (double)y[1][1], (double)y[3][0],
-          (double)y[3][1]);
+    float want[8] = { 9, 9, 3, 4, 9, 9, 1, 2 };
+    CHECK(memcmp(y, want, sizeof want) == 0, "%g %g %g %g", (double)y[2], (double)y[3], (double)y[6], (double)y[7]);
+    free(x), free(y), free(index);
 }
 
 int main(void) {

@@ -7,9 +7,12 @@ static const int64_t SIZES[PARAMS] = { 1, 16384, 50001, 300 };
 static usli_update run_from(usli_update u, usli_param *params, int64_t count, int threads) {
     rig r;
     rig_open(&r, threads);
-    usli_grad_norm_args a = { params, count, &u };
+    usli_update *update = rig_copy(&u, sizeof u);
+    usli_grad_norm_args a = { params, count, update };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_grad_norm, &a, USLI_FORWARD));
     rig_close(&r);
+    u = *update;
+    free(update);
     return u;
 }
 

@@ -10,20 +10,28 @@ static const options NONE = { 1, 1, 0, 1, 0 };
 
 static usl_status draw(rig *r, const float *logits, int64_t rows, int64_t cols, options o, const int32_t *seen,
                        const int32_t *cu, uint64_t offset, int32_t *out) {
+    uint64_t *at = rig_copy(&offset, sizeof offset);
+    int32_t *ids = malloc(sizeof *ids * (size_t)rows);
+    float *values = rig_copy(logits, sizeof *values * (size_t)(rows * cols));
+    int32_t *before = cu ? rig_copy(seen, sizeof *before * (size_t)cu[rows]) : NULL;
+    int32_t *ends = cu ? rig_copy(cu, sizeof *ends * (size_t)(rows + 1)) : NULL;
     usli_sample_args a = { .rows = rows,
                            .cols = cols,
-                           .logits = logits,
+                           .logits = values,
                            .temperature = o.temperature,
                            .top_p = o.top_p,
                            .min_p = o.min_p,
                            .repetition_penalty = o.penalty,
                            .top_k = o.top_k,
-                           .seen = seen,
-                           .cu_seen = cu,
+                           .seen = before,
+                           .cu_seen = ends,
                            .seed = 3407,
-                           .offset = &offset,
-                           .out = out };
-    return rig_run(r, USLI_OP_sample, &a, USLI_FORWARD);
+                           .offset = at,
+                           .out = ids };
+    usl_status st = rig_run(r, USLI_OP_sample, &a, USLI_FORWARD);
+    if (st == USL_OK) memcpy(out, ids, sizeof *ids * (size_t)rows);
+    free(at), free(ids), free(values), free(before), free(ends);
+    return st;
 }
 
 /* The warpers as written in transformers, over all values: which ids stay, with what probability. */
@@ -63,7 +71,7 @@ static void oracle(const float *logits, int64_t n, options o, const int32_t *see
 /* Draws often; compares with the oracle's probabilities by Pearson's chi-square. */
 static void check_distribution(rig *r, const char *name, options o, int64_t cols, const int32_t *seen,
                                int32_t seen_count) {
-    enum { DRAWS = 4000, ROWS = 40 };
+    enum { DRAWS = RIG_SLOW ? 200 : 4000, ROWS = 40 };
     usli_rng rng;
     usli_rng_seed(&rng, 6);
     float *v, *logits = malloc(sizeof *logits * (size_t)(ROWS * cols));
@@ -144,7 +152,9 @@ static void check_repeats(rig *r) {
     static const float bad[] = { NAN, INFINITY };
     for (int i = 0; i < 2; i++) {
         v[500] = bad[i];
-        CHECK(draw(r, v, 1, N, NONE, NULL, NULL, 0, again) == USL_ERR_NUMERIC, "%g is an error", (double)bad[i]);
+        usl_status st = draw(r, v, 1, N, NONE, NULL, NULL, 0, again);
+        /* A device cannot answer with a status: its id is -1. */
+        CHECK(r->x.backend->host ? st == USL_ERR_NUMERIC : again[0] == -1, "%g is an error", (double)bad[i]);
     }
     for (int i = 0; i < N; i++) v[i] = i == 321 ? 0 : -INFINITY;
     CHECK_OK(r->ctx, draw(r, v, 1, N, NONE, NULL, NULL, 0, again));
