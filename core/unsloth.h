@@ -359,9 +359,11 @@ typedef struct usl_generate_opts {
     /* Called for each new token before it is kept; non-zero ends the row there (the token is kept). */
     int (*on_token)(void *ud, int32_t id);
     void *ud;
+    /* Only ids below are drawn: the tokenizer's size, where a model's vocabulary is padded. 0: all of the model's. */
+    int64_t vocab;
 } usl_generate_opts;
 #define USL_GENERATE_OPTS_INIT \
-    { sizeof(usl_generate_opts), 128, 0.0, 0, 1.0, 0.0, 1.0, 3407, NULL, -1, NULL, NULL }
+    { sizeof(usl_generate_opts), 128, 0.0, 0, 1.0, 0.0, 1.0, 3407, NULL, -1, NULL, NULL, 0 }
 /* *out is new: usl_free. New ids only; an end-of-text id ends the text and is not part of it. */
 USL_API usl_status usl_model_generate(usl_model *model, const int32_t *ids, size_t count, const usl_generate_opts *opts,
                                       int32_t **out, size_t *out_count);

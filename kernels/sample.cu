@@ -160,7 +160,7 @@ __device__ int32_t draw(const usli_sample_args &a, float *z, float top, shared_r
 __global__ void __launch_bounds__(THREADS) sample_row(usli_sample_args a, float *scores, int32_t *marks) {
     __shared__ shared_room room;
     int64_t row = blockIdx.x;
-    const float *logits = a.logits + row * a.cols;
+    const float *logits = a.logits + row * a.stride;
     float *z = scores + row * a.cols, top = -INFINITY;
     bool numbers = true;
     for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) z[i] = logits[i];

@@ -18,6 +18,8 @@
 int ulua_raise(lua_State *L, usl_status st);
 /* The same with a sentence of the binding's own; fmt as in lua_pushfstring. */
 int ulua_fail(lua_State *L, usl_status st, const char *fmt, ...);
+/* Pushes such an error object. */
+void ulua_error_push(lua_State *L, usl_status st, const char *message);
 /* Makes the error object's metatable; pushes nothing. */
 void ulua_error_open(lua_State *L);
 /* error(code, message) for the Lua modules. */
@@ -71,6 +73,8 @@ void **ulua_adopt(lua_State *L);
 /* Calls the function below its nargs arguments from inside a callback. On failure puts the error value at stack index
  * `slot` and returns false. */
 bool ulua_pcall(lua_State *L, int nargs, int nresults, int slot);
+/* call(fn, ...) for the Lua modules: a callback's results; a callback that yields is an error that says so. */
+int ulua_callback(lua_State *L);
 
 /* ---- Arguments (options.c) ---- */
 
@@ -113,7 +117,8 @@ void ulua_json_encode(lua_State *L, int idx);
 
 /* ---- Classes ---- */
 
-extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_dataset, ulua_rows, ulua_model, ulua_generator, ulua_trainer;
+extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_text_stream, ulua_dataset, ulua_rows, ulua_model,
+    ulua_generator, ulua_trainer;
 
 void ulua_tensor_open(lua_State *L); /* each adds its functions to the table on top */
 void ulua_safetensors_open(lua_State *L);

@@ -24,21 +24,19 @@ void ulua_error_open(lua_State *L) {
     lua_pop(L, 1);
 }
 
-/* Turns the message on top into an error object and raises it. */
-static int raise_message(lua_State *L, usl_status st) {
+void ulua_error_push(lua_State *L, usl_status st, const char *message) {
     lua_createtable(L, 0, 2);
-    lua_insert(L, -2);
-    lua_setfield(L, -2, "message");
     lua_pushstring(L, usl_status_name(st));
     lua_setfield(L, -2, "code");
+    lua_pushstring(L, message);
+    lua_setfield(L, -2, "message");
     luaL_setmetatable(L, ERROR_NAME);
-    return lua_error(L);
 }
 
 int ulua_raise(lua_State *L, usl_status st) {
     const char *message = usl_ctx_errmsg(unsloth_lua_ctx(L));
-    lua_pushstring(L, message[0] ? message : usl_status_name(st));
-    return raise_message(L, st);
+    ulua_error_push(L, st, message[0] ? message : usl_status_name(st));
+    return lua_error(L);
 }
 
 int ulua_fail(lua_State *L, usl_status st, const char *fmt, ...) {
@@ -46,7 +44,8 @@ int ulua_fail(lua_State *L, usl_status st, const char *fmt, ...) {
     va_start(args, fmt);
     lua_pushvfstring(L, fmt, args);
     va_end(args);
-    return raise_message(L, st);
+    ulua_error_push(L, st, lua_tostring(L, -1));
+    return lua_error(L);
 }
 
 int ulua_error_new(lua_State *L) {

@@ -209,7 +209,8 @@ static int model_generator(lua_State *L) {
                                         { "min_p", ULUA_DOUBLE, offsetof(usl_generate_opts, min_p) },
                                         { "repetition_penalty", ULUA_DOUBLE,
                                           offsetof(usl_generate_opts, repetition_penalty) },
-                                        { "seed", ULUA_UINT64, offsetof(usl_generate_opts, seed) } };
+                                        { "seed", ULUA_UINT64, offsetof(usl_generate_opts, seed) },
+                                        { "vocab", ULUA_INT64, offsetof(usl_generate_opts, vocab) } };
     static const char *const ALSO[] = { "stop_ids", NULL };
     usl_model *model = check_model(L, 1);
     lua_settop(L, 3);

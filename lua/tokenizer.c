@@ -7,6 +7,10 @@ static void release_tokenizer(void *ptr) {
     usl_tokenizer_free(ptr);
 }
 
+static void release_stream(void *ptr) {
+    usl_text_stream_free(ptr);
+}
+
 static usl_tokenizer *check_tokenizer(lua_State *L, int idx) {
     return ulua_ptr(L, idx, &ulua_tokenizer);
 }
@@ -77,6 +81,38 @@ static int tokenizer_id_to_token(lua_State *L) {
     return 1;
 }
 
+/* text_stream(ids before, skip_special_tokens) -> an object whose push(id) gives the text that is certain by then and
+ * whose finish() gives the rest */
+static int tokenizer_text_stream(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    bool skip = lua_toboolean(L, 3);
+    size_t count;
+    const int32_t *before = ulua_ids(L, 2, &count);
+    ulua_handle *h = ulua_new(L, &ulua_text_stream);
+    ULUA_TRY(L, usl_text_stream_new(unsloth_lua_ctx(L), tok, before, count, skip, (usl_text_stream **)&h->ptr));
+    return 1;
+}
+
+static int stream_push(lua_State *L) {
+    usl_text_stream *s = ulua_ptr(L, 1, &ulua_text_stream);
+    int64_t id = ulua_integer(L, 2, "push: the id");
+    const char *piece;
+    size_t len;
+    if (id < INT32_MIN || id > INT32_MAX) return ulua_fail(L, USL_ERR_INVALID, "push: there is no such token id");
+    ULUA_TRY(L, usl_text_stream_push(s, (int32_t)id, &piece, &len));
+    lua_pushlstring(L, piece, len);
+    return 1;
+}
+
+static int stream_finish(lua_State *L) {
+    usl_text_stream *s = ulua_ptr(L, 1, &ulua_text_stream);
+    const char *piece;
+    size_t len;
+    ULUA_TRY(L, usl_text_stream_end(s, &piece, &len));
+    lua_pushlstring(L, piece, len);
+    return 1;
+}
+
 static int tokenizer_save(lua_State *L) {
     const usl_tokenizer *tok = check_tokenizer(L, 1);
     const char *dir = luaL_checkstring(L, 2);
@@ -117,13 +153,22 @@ static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
     return template != NULL;
 }
 
-static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },           { "decode", tokenizer_decode },
-                                    { "token_to_id", tokenizer_token_to_id }, { "id_to_token", tokenizer_id_to_token },
-                                    { "save_pretrained", tokenizer_save },    { NULL, NULL } };
+static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
+                                    { "decode", tokenizer_decode },
+                                    { "token_to_id", tokenizer_token_to_id },
+                                    { "id_to_token", tokenizer_id_to_token },
+                                    { "save_pretrained", tokenizer_save },
+                                    { "text_stream", tokenizer_text_stream },
+                                    { NULL, NULL } };
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
 
+static const luaL_Reg STREAM_METHODS[] = { { "push", stream_push }, { "finish", stream_finish }, { NULL, NULL } };
+const ulua_class ulua_text_stream = { "unsloth.TextStream", release_stream, STREAM_METHODS, NULL, NULL };
+
 void ulua_tokenizer_open(lua_State *L) {
+    ulua_define(L, &ulua_text_stream);
+    lua_pop(L, 1);
     ulua_define(L, &ulua_tokenizer);
     lua_setfield(L, -2, "Tokenizer");
     lua_pushcfunction(L, tokenizer_open);

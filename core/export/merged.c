@@ -113,8 +113,8 @@ static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     json_t *j = json_deep_copy(m->config.source);
     const char *name = dtype == USL_F32 ? "float32" : dtype == USL_BF16 ? "bfloat16" : "float16";
     if (!j) return NULL;
-    /* Both spellings of the type: old and new transformers. */
-    json_object_set_new(j, "torch_dtype", json_string(name));
+    /* transformers 5 writes "dtype" alone. 4 reads it too, or, before 4.56, keeps its default of float32. */
+    json_object_del(j, "torch_dtype");
     json_object_set_new(j, "dtype", json_string(name));
     json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied));
     return j;

@@ -17,6 +17,7 @@ typedef struct usl_generator {
     usli_generated *out;
     int rows;
     bool started;
+    int64_t vocab;   /* ids that may be drawn */
     int64_t longest; /* tokens a row can come to */
     usli_cache cache;
     int32_t *numbers; /* one block for all the arrays below */
@@ -89,8 +90,8 @@ static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch
 
 usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
     usl_ctx *ctx = m->ctx;
+    if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "logits need at least one token id (BOS, say)");
     USLI_TRY(check_ids(m, ids, count));
-    if (count == 0) return USL_OK;
     size_t n = (size_t)count;
     int32_t *numbers = usli_malloc(ctx, (2 * n + 2) * sizeof *numbers); /* ids, positions, cu */
     if (!numbers) return usli_nomem(ctx, (2 * n + 2) * sizeof *numbers);
@@ -193,7 +194,8 @@ static usl_status forward_and_sample(session *s, const usli_batch *b) {
     float *logits;
     USLI_TRY(forward(&s->exec, s->m, b, &s->cache, on_device(s, s->last), s->live_count, &logits));
     usli_sample_args sample = { .rows = s->live_count,
-                                .cols = s->m->config.vocab,
+                                .cols = s->vocab,
+                                .stride = s->m->config.vocab,
                                 .logits = logits,
                                 .temperature = (float)o->temperature,
                                 .top_p = (float)o->top_p,
@@ -285,12 +287,11 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
         return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; a number from 0 (greedy) to 1e30 is wanted",
                          o->temperature);
     if (!(o->top_p >= 0 && o->top_p <= 1) || !(o->min_p >= 0 && o->min_p <= 1) || !(o->repetition_penalty >= 0) ||
-        o->top_k < 0)
-        return usli_fail(
-            m->ctx, USL_ERR_INVALID,
-            "top_p %g and min_p %g must lie between 0 and 1; top_k %d and repetition_penalty %g must not be "
-            "negative",
-            o->top_p, o->min_p, o->top_k, o->repetition_penalty);
+        o->top_k < 0 || o->vocab < 0)
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "top_p %g and min_p %g must lie between 0 and 1; top_k %d, repetition_penalty %g and vocab "
+                         "%lld must not be negative",
+                         o->top_p, o->min_p, o->top_k, o->repetition_penalty, (long long)o->vocab);
     if (o->stop_count > 0 && !o->stop_ids)
         return usli_fail(m->ctx, USL_ERR_INVALID, "stop_count is %lld and stop_ids is NULL", (long long)o->stop_count);
     for (int i = 0; i < rows; i++) {
@@ -333,6 +334,7 @@ static usl_status start(session *s, const usli_prompt *prompts) {
     int64_t total = 0;
     USLI_TRY(check_request(s->m, prompts, s->rows, o));
     if (o->max_new_tokens > s->m->context) o->max_new_tokens = s->m->context;
+    s->vocab = o->vocab > 0 && o->vocab < s->m->config.vocab ? o->vocab : s->m->config.vocab;
     for (int i = 0; i < s->rows; i++) {
         int64_t most = prompts[i].count + o->max_new_tokens;
         if (most > s->m->context) most = s->m->context;

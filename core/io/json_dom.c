@@ -184,7 +184,7 @@ usl_status usli_json_dump(usl_ctx *ctx, const json_t *value, int indent, char **
     text t = { .ctx = ctx, .indent = indent };
     *out = NULL;
     dump(&t, value, 0);
-    put(&t, "", 0);
+    put(&t, "\n", indent ? 1 : 0); /* a text of lines is a file */
     if (t.st != USL_OK) {
         usli_free(ctx, t.data);
         return t.st;

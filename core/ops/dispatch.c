@@ -130,7 +130,8 @@ static usl_status check_cast(usli_exec *x, const usli_cast_args *a, usli_pass pa
 
 static usl_status check_sample(usli_exec *x, const usli_sample_args *a, usli_pass pass) {
     (void)pass;
-    REQUIRE(a->rows >= 0 && a->cols > 0 && a->logits && a->out, "sample: a pointer is missing");
+    REQUIRE(a->rows >= 0 && a->cols > 0 && a->stride >= a->cols && a->logits && a->out,
+            "sample: a pointer is missing, or the rows overlap");
     return USL_OK;
 }
 

@@ -296,7 +296,8 @@ typedef struct usli_cast_args {
  * top-p, min-p in that order; temperature 0 is argmax (the lowest id of equals). */
 typedef struct usli_sample_args {
     int64_t rows, cols;
-    const float *logits; /* (rows, cols); scratch of one row is workspace */
+    int64_t stride;      /* from row to row, at least cols: what stands behind cols is never drawn */
+    const float *logits; /* (rows, stride); scratch of one row is workspace */
     float temperature, top_p, min_p, repetition_penalty;
     int32_t top_k;
     const int32_t *seen;    /* ids already there, row after row */

@@ -52,7 +52,7 @@ USLI_WIDE static float absmax_of(const float *x, int n) {
 
 /* Codes and absmax of every block of 64. Full blocks are multiplied by a reciprocal while a last short one is divided
  * and keeps a floor under its absmax: the roundings are bitsandbytes'. */
-static void quantize_blocks(const float *table, const float *src, int64_t n, uint8_t *codes, float *absmax) {
+void usli_nf4_quantize_plain(const float *table, const float *src, int64_t n, uint8_t *codes, float *absmax) {
     const float tiny = 1e-38f;
     nearest4 s = nearest4_of(table);
     uint8_t zero = s.order[0];
@@ -116,7 +116,7 @@ void usli_nf4_layout(void *storage, int64_t n, usli_nf4 *out) {
 
 void usli_nf4_quantize(usli_nf4 *q, const float *src, int64_t n, float *scratch) {
     int64_t blocks = usli_nf4_blocks(n);
-    quantize_blocks(q->table, src, n, (uint8_t *)q->codes, scratch);
+    usli_nf4_quantize_plain(q->table, src, n, (uint8_t *)q->codes, scratch);
     /* In double the mean does not depend on the order that a float sum would be taken in. */
     double sum = 0;
     for (int64_t i = 0; i < blocks; i++) sum += (double)scratch[i];
@@ -180,7 +180,7 @@ static void decode_plain(const float *table, const uint8_t *codes, float *dst, i
 static void encode_plain(const float *table, const float *src, uint8_t *codes, int64_t n) {
     for (int64_t i = 0; i < n; i += USLI_NF4_BLOCK) {
         float absmax;
-        quantize_blocks(table, src + i, USLI_NF4_BLOCK, codes + i / 2, &absmax);
+        usli_nf4_quantize_plain(table, src + i, USLI_NF4_BLOCK, codes + i / 2, &absmax);
         memcpy(codes + n / 2 + i / USLI_NF4_BLOCK * 4, &absmax, sizeof absmax);
     }
 }

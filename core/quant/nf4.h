@@ -41,6 +41,8 @@ void usli_nf4_layout(void *storage, int64_t n, usli_nf4 *out);
 /* Quantises n values into a layout made by usli_nf4_layout; sets q->offset. scratch: usli_nf4_blocks(n) floats, which
  * hold the plain absmax afterwards. A q->table set to usli_fp4_table gives FP4. */
 void usli_nf4_quantize(usli_nf4 *q, const float *src, int64_t n, float *scratch);
+/* Codes, (n + 1) / 2 bytes, and plain absmax, one a block of 64, of n values by usli_nf4_table or usli_fp4_table. */
+void usli_nf4_quantize_plain(const float *table, const float *src, int64_t n, uint8_t *codes, float *absmax);
 /* Decodes values first .. first + count - 1 (any alignment). */
 void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst);
 

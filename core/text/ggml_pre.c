@@ -94,7 +94,8 @@ const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok) {
         if (steps_are(&tok->pre_tokenizer, PRES[i].parts, 5)) return PRES[i].write;
     for (size_t i = 0; i < sizeof SPELLINGS / sizeof *SPELLINGS; i++)
         if (steps_are(&tok->pre_tokenizer, SPELLINGS[i].parts, 3)) return SPELLINGS[i].name;
-    return "default";
+    /* A SentencePiece vocabulary has no pre-tokeniser, and readers look at none. */
+    return strcmp(usli_tokenizer_ggml_model(tok), "llama") == 0 ? "default" : NULL;
 }
 
 /* ---- What stands around a SentencePiece vocabulary

@@ -109,7 +109,7 @@ function Dataset:map(fn, opts)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
   for i = 1, #self do
     local row = self[i]
-    local result = fn(row, i)
+    local result = core.call(fn, row, i)
     if result ~= nil and type(result) ~= "table" then
       errors.invalid("map: the function returned a %s for %s; a table of columns is wanted", type(result), self:where(i))
     end
@@ -125,7 +125,7 @@ function Dataset:filter(fn, opts)
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
   for i = 1, #self do
-    if fn(self[i], i) then index[#index + 1] = i end
+    if core.call(fn, self[i], i) then index[#index + 1] = i end
   end
   return self:pick(index)
 end

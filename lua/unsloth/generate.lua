@@ -29,58 +29,26 @@ local SPEC = {
 }
 M.defaults = options.defaults(SPEC)
 
-local function core_options(o)
+-- tokenizer: ids that it does not know, of a padded vocabulary, are never drawn.
+local function core_options(o, tokenizer)
   local temperature = o.temperature or (o.do_sample and 1.0 or 0.0)
   if o.do_sample == false then temperature = 0.0 end
   local stop_ids = o.eos_token_id
   if type(stop_ids) == "number" then stop_ids = { stop_ids } end
   return { max_new_tokens = o.max_new_tokens, temperature = temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
-    repetition_penalty = o.repetition_penalty, seed = o.seed, stop_ids = stop_ids }
+    repetition_penalty = o.repetition_penalty, seed = o.seed, stop_ids = stop_ids,
+    vocab = tokenizer and #tokenizer or 0 }
 end
 
---- New ids only, as an array. ids must hold BOS if it is wanted. Stops after an end-of-text id or max_new_tokens.
+--- New ids only, as an array. ids must hold BOS if it is wanted. Stops after an end-of-text id or max_new_tokens. Any id of the
+--- model may be drawn, unless the option tokenizer is given: then only those that it knows.
 function Model:generate_ids(ids, opts)
   local o = options.check("generate_ids", opts, SPEC)
   if o.stop then errors.invalid "generate_ids knows no text: stop strings are for generate" end
-  local generator <close> = self:generator(ids, core_options(o))
+  local generator <close> = self:generator(ids, core_options(o, o.tokenizer))
   local out = {}
   for id in generator.next, generator do out[#out + 1] = id end
   return out
-end
-
--- True when the text ends inside a UTF-8 character, or with the mark that a decoder puts there.
-local function is_cut(text)
-  if text:sub(-3) == "\u{FFFD}" then return true end
-  for back = 1, math.min(3, #text) do
-    local byte = text:byte(-back)
-    if byte >= 0xC0 then return (byte >= 0xF0 and 4 or byte >= 0xE0 and 3 or 2) > back end
-    if byte < 0x80 then return false end
-  end
-  return false
-end
-
--- Decoders may treat the first token of a text differently, so new ids are decoded behind a few known ones and the known part
--- is taken off. Returns a function: next id (nil at the end) -> new text, possibly "".
-local function text_decoder(tokenizer, prompt, skip)
-  local ids = {}
-  for i = math.max(1, #prompt - 7), #prompt do ids[#ids + 1] = prompt[i] end
-  local known = #ids
-  local function decode(count)
-    return tokenizer:decode(table.move(ids, 1, count, 1, {}), { skip_special_tokens = skip })
-  end
-  local done = decode(known)
-  return function(id)
-    if id then ids[#ids + 1] = id end
-    if #ids == known then return "" end
-    local all = decode(#ids)
-    if id and is_cut(all) then return "" end
-    local piece = all:sub(#done + 1)
-    -- What was just shown is the context of what comes: a window that does not grow.
-    ids = table.move(ids, math.max(1, #ids - 7), #ids, 1, {})
-    known = #ids
-    done = decode(known)
-    return piece
-  end
 end
 
 -- Where the first of the stop strings begins in text, and how much of its end might be the beginning of one.
@@ -125,13 +93,14 @@ function Model:stream(prompt, opts)
   local tokenizer = o.tokenizer or self.tokenizer
   if not tokenizer then errors.invalid "this model came without a tokenizer: give one as the option tokenizer, or use generate_ids" end
   local ids, stops = prompt_ids(prompt, tokenizer), stop_list(o.stop)
-  local generator = self:generator(ids, core_options(o))
-  local decode, pending, ended = text_decoder(tokenizer, ids, o.skip_special_tokens), "", false
+  local text = tokenizer:text_stream(ids, o.skip_special_tokens)
+  local generator = self:generator(ids, core_options(o, tokenizer))
+  local pending, ended = "", false
   local function next_piece()
     while not ended do
       local id = generator:next()
       ended = id == nil
-      pending = pending .. decode(id)
+      pending = pending .. (ended and text:finish() or text:push(id))
       local at, held = find_stop(pending, stops)
       if at then
         ended = true

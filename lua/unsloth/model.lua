@@ -120,21 +120,22 @@ function FastLanguageModel.from_pretrained(opts, more)
   return model, model.tokenizer
 end
 
---- A model of random weights from a configuration, for pretraining: all weights are trained.
+--- A model of random weights from a configuration, for pretraining: all weights are trained. The option tokenizer becomes the model's.
 ---
 ---     local model = FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, hidden_size = 64, ... }, { random_state = 1 })
 function FastLanguageModel.from_config(config, opts)
   local o = options.check("from_config", opts, {
     random_state = { "integer", default = 3407, check = options.at_least(0) },
     max_seq_length = { "integer", default = 0 }, dtype = OPEN.dtype, device = OPEN.device,
-    full_finetuning = { "boolean", default = true }, load_in_4bit = { "boolean", default = false },
+    full_finetuning = { "boolean", default = true }, load_in_4bit = { "boolean", default = false }, tokenizer = { "userdata" },
   })
   local model = core.model_random(type(config) == "string" and config or json.encode(config), o.random_state, {
     device = o.device, dtype = o.dtype, max_seq_length = o.max_seq_length, full_finetuning = o.full_finetuning,
     load_in_4bit = o.load_in_4bit })
   model.full_finetuning, model.recompute, model.name_or_path = o.full_finetuning, "auto", ""
-  model.max_seq_length = model:info().context
-  return model
+  local info = model:info()
+  model.max_seq_length, model.device, model.dtype, model.tokenizer = info.context, info.device, info.dtype, o.tokenizer
+  return model, o.tokenizer
 end
 
 -- ---- Adapters -------------------------------------------------------------------------------------------------------

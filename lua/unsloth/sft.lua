@@ -50,7 +50,7 @@ local function tokenized(self, ds, formatting_func)
   for i = 1, #ds do
     local row = ds[i]
     if formatting_func then
-      local text = formatting_func(row)
+      local text = core.call(formatting_func, row)
       for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one) end
     elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
       add_completion(self, rows, ds, i, row)
@@ -198,7 +198,7 @@ end
 
 local function call_back(self, name, ...)
   for _, callbacks in ipairs(self.callbacks) do
-    if callbacks[name] then callbacks[name](self, ...) end
+    if callbacks[name] then core.call(callbacks[name], self, ...) end
   end
 end
 
@@ -321,15 +321,21 @@ local function resume_from(self, dir)
   for i, entry in ipairs(kept.log_history or {}) do self.log_history[i] = entry end
 end
 
--- The newest whole checkpoint: one that a crash has cut is passed over, and said.
+-- What a damaged folder raises. Other settings, want of memory and Ctrl-C are no damage: an older checkpoint would not help.
+local DAMAGED = { USL_ERR_FORMAT = true, USL_ERR_NOT_FOUND = true, USL_ERR_IO = true, USL_ERR_UNSUPPORTED = true }
+
+-- The newest whole checkpoint: damaged ones are passed over, and said.
 local function resume_newest(self)
   local dir = self.args.output_dir
   local steps = checkpoint_steps(dir)
   for i = #steps, 1, -1 do
     local ok, err = pcall(resume_from, self, checkpoint_dir(dir, steps[i]))
     if ok then return end
-    if type(err) ~= "table" or (err.code ~= "USL_ERR_FORMAT" and err.code ~= "USL_ERR_NOT_FOUND") or i == 1 then error(err, 0) end
+    if type(err) ~= "table" or not DAMAGED[err.code] then error(err, 0) end
     errors.note("%s is passed over: %s", checkpoint_dir(dir, steps[i]), err.message)
+  end
+  if #steps > 0 then
+    errors.raise("USL_ERR_FORMAT", "%s: none of its %d checkpoints is whole: leave resume_from_checkpoint out to begin anew", dir, #steps)
   end
   errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from: leave resume_from_checkpoint out to begin anew", dir)
 end

@@ -220,3 +220,44 @@ describe("the contract", function()
     collectgarbage()
   end)
 end)
+
+describe("a padded vocabulary", function()
+  -- Random weights like all of their 512 ids alike; the tokenizer knows 259 of them.
+  local dir, tokenizer, config
+
+  setup(function()
+    dir = support.tiny_folder()
+    tokenizer = unsloth.AutoTokenizer.from_pretrained(dir)
+    config = {}
+    for key, value in pairs(support.config) do config[key] = value end
+    config.vocab_size = 512
+  end)
+  teardown(function() support.remove(dir) end)
+
+  local HOT = { max_new_tokens = 200, temperature = 5.0, eos_token_id = {} }
+  local function largest(ids)
+    return math.max(table.unpack(ids))
+  end
+
+  it("is drawn from whole without a tokenizer, and else only as far as that knows its ids", function()
+    local model <close>, got = unsloth.FastLanguageModel.from_config(config, { dtype = "float32", tokenizer = tokenizer })
+    assert.equals(tokenizer, model.tokenizer)
+    assert.equals(tokenizer, got)
+    assert.is_true(largest(model:generate_ids({ 1 }, HOT)) >= 259)
+    HOT.tokenizer = tokenizer
+    assert.is_true(largest(model:generate_ids({ 1 }, HOT)) < 259)
+    HOT.tokenizer = nil
+    for _, temperature in ipairs { 0, 5 } do
+      HOT.temperature = temperature
+      assert.is_string(model:generate("Hello", HOT))
+    end
+  end)
+end)
+
+describe("logits", function()
+  it("need an id", function()
+    local model <close> = unsloth.FastLanguageModel.from_config(support.config, { dtype = "float32" })
+    support.fails("USL_ERR_INVALID", "at least one token id", model.logits, model, {})
+    assert.is_nil(model.tokenizer)
+  end)
+end)

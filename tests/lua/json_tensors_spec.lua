@@ -127,6 +127,17 @@ describe("quantised strings", function()
     end)
   end
 
+  -- A value in the middle between two levels belongs to the lower one, as in bitsandbytes.
+  it("of nf4 are bitsandbytes' codes, also of a short last block", function()
+    local levels = { -1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0, 0.0795803, 0.1609302, 0.2461123,
+      0.33791524, 0.44070983, 0.562617, 0.72295684, 1 }
+    local bytes = quant.quantize(tensor(table.move(levels, 1, 15, 1, { })), "nf4")
+    assert.equals(8 + 4, #bytes)
+    assert.equals("\x01\x23\x45\x67\x89\xAB\xCD\xE7", bytes:sub(1, 8)) -- an odd count is filled with the code of zero
+    local back = quant.dequantize(bytes, "nf4", 15):totable()
+    for i = 1, 15 do assert.is_true(math.abs(back[i] - levels[i]) < 1e-7) end
+  end)
+
   it("refuse unknown types and wrong lengths", function()
     support.fails(nil, "q9_z", quant.quantize, source, "q9_z")
     support.fails(nil, {}, quant.quantize, tensor { 1, 2, 3 }, "q4_0")

@@ -187,6 +187,81 @@ describe("training", function()
     end)
   end)
 
+  it("passes over each kind of damage, and says when no checkpoint is whole", function()
+    local out = temp .. "/damaged"
+    local args = { max_steps = 3, output_dir = out, save_strategy = "steps", save_steps = 1 }
+    local model <close> = new_model()
+    new_trainer(model, args):train()
+    args.max_steps = 4
+    local function resume()
+      local other <close> = new_model()
+      return new_trainer(other, args):train({ resume_from_checkpoint = true }).log_history
+    end
+    local function cut(name, length)
+      local path = ("%s/%s"):format(out, name)
+      support.write(path, support.read(path):sub(1, length))
+    end
+    args.save_strategy = "no"
+    local straight = resume()
+    local size = #support.read(out .. "/checkpoint-3/optimizer.safetensors")
+    for _, damage in ipairs { function() cut("checkpoint-3/optimizer.safetensors", size - 1) end,
+      function() cut("checkpoint-3/optimizer.safetensors", 0) end, function() core.remove_path(out .. "/checkpoint-3/optimizer.safetensors") end,
+      function() cut("checkpoint-3/trainer_state.json", 0) end } do
+      damage()
+      local history = resume()
+      assert.equals(4, #history)
+      assert.equals(straight[3].loss, history[3].loss)
+    end
+    core.remove_path(out .. "/checkpoint-2/trainer_state.json")
+    cut("checkpoint-1/trainer_state.json", 30)
+    support.fails("USL_ERR_FORMAT", { out, "none of its 3 checkpoints is whole" }, resume)
+  end)
+
+  it("refuses callbacks that yield", function()
+    local yield = function() coroutine.yield() end
+    local function fails(job)
+      local model <close> = new_model()
+      support.fails("USL_ERR_INVALID", "a callback may not yield", coroutine.wrap(function() job(model) end))
+    end
+    fails(function(model) new_trainer(model, {}, { formatting_func = yield }) end)
+    fails(function(model) new_trainer(model, { max_steps = 2, lr_scheduler_type = yield }):train() end)
+    for _, name in ipairs { "on_train_begin", "on_step", "on_log", "on_save", "on_train_end" } do
+      fails(function(model)
+        local args = { max_steps = 1, logging_steps = 1, save_strategy = "steps", save_steps = 1, output_dir = temp .. "/yield" }
+        new_trainer(model, args, { callbacks = { [name] = yield } }):train()
+      end)
+    end
+  end)
+
+  it("stops at a loss that is not a number: the weights and the last checkpoint stay", function()
+    local model <close>, out = new_model(), temp .. "/nan"
+    local names, trained = model:params()
+    local spoilt, values, kept = nil, {}, nil
+    local trainer = new_trainer(model, { max_steps = 4, output_dir = out, save_strategy = "steps", save_steps = 2, learning_rate = 1e-3 }, {
+      callbacks = { on_save = function()
+        for _, name in ipairs(names) do
+          if trained[name] then
+            values[name] = model:get_param(name):totable()
+            spoilt = spoilt or name
+          end
+        end
+        local bad = {}
+        for i, row in ipairs(values[spoilt]) do
+          bad[i] = {}
+          for k = 1, #row do bad[i][k] = 0 / 0 end
+        end
+        model:set_param(spoilt, unsloth.tensor(bad))
+        kept = support.read(out .. "/checkpoint-2/optimizer.safetensors")
+      end } })
+    support.fails("USL_ERR_NUMERIC", { "update 3", "loss is not a finite number", "learning_rate" }, trainer.train, trainer)
+    for name, value in pairs(values) do
+      if name ~= spoilt then assert.same(value, model:get_param(name):totable()) end
+    end
+    assert.equals(kept, support.read(out .. "/checkpoint-2/optimizer.safetensors"))
+    local other <close> = new_model()
+    assert.equals(4, new_trainer(other, { max_steps = 4, output_dir = out, learning_rate = 1e-3 }):train({ resume_from_checkpoint = true }).global_step)
+  end)
+
   it("saves an adapter that loads with the same logits", function()
     local model <close> = new_model()
     local base = model:logits(IDS)
@@ -228,6 +303,29 @@ describe("training", function()
     assert.is_true(reload(paths[2]) < 2e-2)
     support.fails("USL_ERR_UNSUPPORTED", "q4_k_m", model.save_pretrained_gguf, model, temp, tokenizer, { quantization_method = "q1_x" })
     support.fails("USL_ERR_UNSUPPORTED", "merged_16bit", model.save_pretrained_merged, model, temp .. "/m", tokenizer, { save_method = "zip" })
+  end)
+
+  it("writes config.json as transformers 5 does, and ends its files with a line's end", function()
+    local model <close> = new_model()
+    model:save_pretrained_merged(temp .. "/config", nil, { save_method = "merged_16bit" })
+    local text = support.read(temp .. "/config/config.json")
+    assert.equals("}\n", text:sub(-2))
+    local config = unsloth.json.decode(text)
+    assert.equals("bfloat16", config.dtype)
+    assert.is_nil(config.torch_dtype)
+  end)
+
+  it("exports no .gguf whose readers would cut text another way", function()
+    local folder = temp .. "/strange"
+    core.make_dir(folder)
+    local tokenizer = unsloth.json.decode(support.tokenizer_json())
+    tokenizer.pre_tokenizer = { type = "Sequence", pretokenizers = {
+      { type = "Split", pattern = { Regex = "x|y" }, behavior = "Isolated", invert = false }, tokenizer.pre_tokenizer } }
+    support.write(folder .. "/tokenizer.json", unsloth.json.encode(tokenizer))
+    local model <close> = new_model()
+    support.fails("USL_ERR_UNSUPPORTED", { "cuts text", "save_pretrained_merged" }, model.save_pretrained_gguf, model, folder,
+      unsloth.AutoTokenizer.from_pretrained(folder), { quantization_method = "f32" })
+    assert.same({ "tokenizer.json" }, core.list_dir(folder))
   end)
 
   it("trains all weights", function()

@@ -218,6 +218,7 @@ static void updates(void) {
     uint64_t offset = 1;
     usli_sample_args s = { .rows = 1,
                            .cols = VOCAB,
+                           .stride = VOCAB,
                            .logits = logits,
                            .temperature = 0,
                            .top_p = 1,

@@ -8,15 +8,24 @@ typedef struct options {
 
 static const options NONE = { 1, 1, 0, 1, 0 };
 
+/* Ids behind cols, a padded vocabulary's, would win every draw. */
+enum { PADDING = 3 };
+
 static usl_status draw(rig *r, const float *logits, int64_t rows, int64_t cols, options o, const int32_t *seen,
                        const int32_t *cu, uint64_t offset, int32_t *out) {
     uint64_t *at = rig_copy(&offset, sizeof offset);
     int32_t *ids = malloc(sizeof *ids * (size_t)rows);
-    float *values = rig_copy(logits, sizeof *values * (size_t)(rows * cols));
+    float *values = malloc(sizeof *values * (size_t)(rows * (cols + PADDING)));
+    for (int64_t row = 0; row < rows; row++) {
+        float *to = values + row * (cols + PADDING);
+        memcpy(to, logits + row * cols, sizeof *to * (size_t)cols);
+        for (int i = 0; i < PADDING; i++) to[cols + i] = 1000;
+    }
     int32_t *before = cu ? rig_copy(seen, sizeof *before * (size_t)cu[rows]) : NULL;
     int32_t *ends = cu ? rig_copy(cu, sizeof *ends * (size_t)(rows + 1)) : NULL;
     usli_sample_args a = { .rows = rows,
                            .cols = cols,
+                           .stride = cols + PADDING,
                            .logits = values,
                            .temperature = o.temperature,
                            .top_p = o.top_p,

@@ -47,14 +47,27 @@ local function say_tokenizer(path, meta)
   end
 end
 
+local PLAIN = { f64 = true, f32 = true, bf16 = true, f16 = true }
+
+local function is_quantised(types)
+  for name in pairs(types) do
+    if not PLAIN[name] then return true end
+  end
+  return false
+end
+
 -- Adapter, gradients and 8-bit states of r = 16 on seven modules, with NF4 weights at 4.127 bits each.
-local function say_memory(config, bytes)
+local function say_memory(config, bytes, types)
   local c = config
   local q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
   local linear = c.layers * (c.hidden * (2 * q + 2 * kv) + 3 * c.hidden * c.intermediate)
   local lora = 16 * c.layers * ((c.hidden + q) * 2 + (c.hidden + kv) * 2 + 3 * (c.hidden + c.intermediate))
   local rest = c.vocab * c.hidden * (c.tied and 1 or 2) * 2
-  say("to load", "%s as stored, about %s with load_in_4bit", progress.bytes(bytes), progress.bytes(linear * 4.127 / 8 + rest))
+  if is_quantised(types) then
+    say("to load", "%s as stored: quantised weights stay in their own blocks, also in training", progress.bytes(bytes))
+  else
+    say("to load", "%s as stored, about %s with load_in_4bit", progress.bytes(bytes), progress.bytes(linear * 4.127 / 8 + rest))
+  end
   say("to train", "about %s more for LoRA r = 16 on seven modules, and activations: see unsloth-lua plan", progress.bytes(lora * 10))
 end
 
@@ -78,7 +91,7 @@ else
   say("weights", "none: a vocabulary alone")
 end
 if found.format ~= "safetensors" then say_tokenizer(path, found.metadata) end
-if c then say_memory(c, bytes) end
+if c then say_memory(c, bytes, types) end
 if o.tensors then
   for _, t in ipairs(found.tensors) do print(("%-60s %-6s %s"):format(t.name, t.dtype, table.concat(t.shape, " x "))) end
 end
