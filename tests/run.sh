@@ -125,7 +125,7 @@ step "build without oneDNN" build build/cblas -DCMAKE_C_COMPILER=gcc -DUSL_WERRO
 step "build with sanitizers" build build/sanitize -DCMAKE_C_COMPILER=gcc -DUSL_WERROR=ON -DUSL_SANITIZE=ON && sanitized=1
 
 step "Python packages" make_venv && consumers=1
-USL_SMOLLM2=$(find build/venv/lib -name 'SmolLM2*.gguf' 2>/dev/null | head -n 1)
+USL_SMOLLM2=$(find "$PWD/build/venv/lib" -name 'SmolLM2*.gguf' 2>/dev/null | head -n 1)
 export USL_SMOLLM2
 
 # ---- The source itself ----

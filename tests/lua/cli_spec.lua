@@ -1,5 +1,6 @@
 -- The program as a child: options, scripts, verbs, exit codes, Ctrl-C. A stock lua5.4 has no program of its own: pending there.
 local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local unsloth = require "unsloth"
 
 local function program_path()
   local least = 0
@@ -197,5 +198,87 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("interrupted", 1, true), err)
     local _, resumed, status = run(script, dir .. "/out/checkpoint-10")
     assert.equals(0, status, resumed)
+  end)
+
+  -- A first trainer saves checkpoints; the updates of a second one last for seconds. words: what Lua runs before training.
+  local function long_step()
+    local rows = {}
+    for i = 1, 3000 do rows[i] = ('{"text":"%s</s>"}'):format(("row %d "):format(i):rep(25)) end
+    support.write(dir .. "/long.jsonl", table.concat(rows, "\n"))
+    return support.write(dir .. "/long.lua", ([[
+      local unsloth, dir, job = require "unsloth", %q, arg and arg[1]
+      local function train(args, callbacks)
+        local model = unsloth.FastLanguageModel.from_pretrained { model_name = dir, dtype = "float32", load_in_4bit = false }
+        unsloth.FastLanguageModel.get_peft_model(model, { r = 4 })
+        args.output_dir, args.warmup_steps, args.per_device_train_batch_size = dir .. "/long", 0, 1
+        args.disable_tqdm, args.logging_strategy = true, "no"
+        local data = unsloth.load_dataset("json", { data_files = dir .. "/long.jsonl", split = args.split })
+        args.split = nil
+        unsloth.SFTTrainer({ model = model, train_dataset = data, args = args, callbacks = callbacks }):train {
+          resume_from_checkpoint = job == "resume" }
+      end
+      train { split = "train[:8]", gradient_accumulation_steps = 1, max_steps = job == "resume" and 3 or 2, save_steps = 2 }
+      if job == "resume" then return end
+      -- A child watches the processor time of this process, which core's update uses up, and sends the signal in its midst.
+      local own = io.open("/proc/self/stat"):read "n"
+      local function watch(_, _, rate)
+        io.popen(([=[used() { set -- $(cat /proc/%%d/stat); echo $((${14} + ${15})); }
+          first=$(used); while [ $(($(used) - first)) -lt 20 ]; do :; done; kill -INT %%d]=]):format(own, own))
+        return rate
+      end
+      train({ gradient_accumulation_steps = 3000, max_steps = 2, save_strategy = "no", lr_scheduler_type = job ~= "calm" and watch or "constant" },
+        { on_step = function() print "an update ended" end })
+    ]]):format(dir))
+  end
+
+  check("stops at Ctrl-C in the middle of an update", function()
+    local script = long_step()
+    local out, err, code = run(script)
+    assert.equals(1, code, out .. err)
+    assert.is_truthy(err:find("interrupted: what was saved before is whole", 1, true), err)
+    assert.is_nil(out:find("an update ended", 1, true))
+    local _, complaint, status = run(script, "resume")
+    assert.equals(0, status, complaint)
+    assert.is_not_nil(unsloth.json.decode(support.read(dir .. "/long/checkpoint-2/trainer_state.json")))
+  end)
+
+  check("evaluates lines from a pipe", function()
+    local function pipe(words, lines)
+      return support.shell("printf '%%s\\n' %s | %s %s", table.concat(lines, " "), PROGRAM, words)
+    end
+    local lines = {}
+    for i, line in ipairs { "1 + 1, 'two'", "= 6 * 7", "x = 5", "error 'it failed'", "for i = 1, 2 do", "print(x + i)", "end", "x" } do
+      lines[i] = quote(line)
+    end
+    local out, err, code = pipe("-i", lines)
+    assert.equals(0, code)
+    for _, text in ipairs { "2\ttwo", "42", "6\n", "7\n", "5\n" } do assert.is_truthy(out:find(text, 1, true), out) end
+    assert.is_truthy(err:find("it failed", 1, true), err)
+    out = pipe("-i " .. quote(support.write(dir .. "/first.lua", "y = 9")), { quote "y * y" })
+    assert.is_truthy(out:find("81", 1, true), out)
+  end)
+
+  -- Runs the program on a terminal; dialogue: { expected, typed } pairs.
+  local function converse(dialogue)
+    local lines = {}
+    for i, pair in ipairs(dialogue) do lines[i] = table.concat(pair, "|") end
+    local path = support.write(dir .. "/dialogue", table.concat(lines, "\n"))
+    local out, err, code = support.shell("true; python3 %s %s < %s", quote(support.root .. "tests/lua/terminal.py"), PROGRAM, quote(path))
+    return out .. err, code
+  end
+
+  check("talks on a terminal", function()
+    local out, code = converse { { "> ", "6 * 7" }, { "42", "error 'it failed'" }, { "traceback", "for i = 1, 2 do" }, { ">> ", "print(i * 11) end" },
+      { "22", "local x <const> = 8 return x * 8" }, { "64", "^D" } }
+    assert.equals(0, code, out)
+  end)
+
+  check("comes back to the prompt at Ctrl-C, from a loop of Lua and from an update", function()
+    local script = long_step()
+    local out, code = converse { { "> ", "print('a' .. 'b') while true do end" }, { "ab", "^C" }, { "interrupted", "6 * 7" },
+      { "42", ("arg = { 'calm' } dofile %q"):format(script) }, { "1 x 3000 rows", "^C" }, { "interrupted", "60 + 4" },
+      { "64", "^D" } }
+    assert.equals(0, code, out)
+    assert.is_nil(out:find("an update ended", 1, true))
   end)
 end)
