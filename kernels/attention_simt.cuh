@@ -128,23 +128,20 @@ template <typename T> static __global__ void __launch_bounds__(SIMT_THREADS) sim
     }
 }
 
-/* lse and dot(do, o) of a tile's queries, into shared memory; the rows of d_o must be there. */
+/* lse and dot(do, o) of a tile's queries, into shared memory; the rows of d_o must be there. The order of the sum is
+ * that of simt_product, so that a query with one key, whose o is v, gets a ds of 0. */
 template <typename T>
 static __device__ void simt_sums(const attention &a, const attention_row &w, int head, int first, int R,
                                  simt_matrix d_o, float *lse, float *delta) {
-    int lane = (int)threadIdx.x % USLI_WARP, warp = (int)threadIdx.x / USLI_WARP;
-    for (int i = warp; i < R; i += SIMT_THREADS / USLI_WARP) {
-        int64_t token = w.q0 + first + i;
-        bool there = first + i < w.nq;
-        float sum = 0.0f;
-        for (int j = lane; there && j < a.v_dim; j += USLI_WARP)
-            sum += to_f32(((const T *)a.o)[token * a.o_stride + head * a.v_dim + j]) * d_o.at[i * d_o.row + j];
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            delta[i] = sum;
-            lse[i] = there ? a.lse[head * a.tokens_q + token] : -INFINITY;
-        }
-    }
+    int i = (int)threadIdx.x;
+    if (i >= R) return;
+    int64_t token = w.q0 + first + i;
+    bool there = first + i < w.nq;
+    const T *o = (const T *)a.o + token * a.o_stride + head * a.v_dim;
+    float sum = 0.0f;
+    for (int j = 0; there && j < a.v_dim; j++) sum = fmaf(d_o.at[i * d_o.row + j], to_f32(o[j]), sum);
+    delta[i] = sum;
+    lse[i] = there ? a.lse[head * a.tokens_q + token] : -INFINITY;
 }
 
 /* s and dp of a tile (queries by keys) become p and ds. */
