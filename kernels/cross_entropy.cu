@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(THREADS) row_loss(usli_cross_entropy_args a, i
             sum *= exponential<T>(top - most);
             top = most;
         }
+        float shift = top == -INFINITY ? 0.0f : top; /* logits of -inf alone add nothing */
 #pragma unroll
-        for (int k = 0; k < V; k++) sum += exponential<T>(z[k] - top);
+        for (int k = 0; k < V; k++) sum += exponential<T>(z[k] - shift);
     }
     float all = block_max<THREADS>(top, part);
     sum = block_sum<THREADS>(top == -INFINITY && sum == 0 ? 0.0f : sum * exponential<T>(top - all), part);

@@ -14,10 +14,11 @@ __device__ __forceinline__ float activate(usli_act act, float g, float *slope) {
         return g * s;
     }
     if (act == USLI_GELU_TANH) {
-        float u = 0.7978845608028654f * (g + 0.044715f * g * g * g), t = tanhf(u);
-        float du = 0.7978845608028654f * (1.0f + 3 * 0.044715f * g * g);
-        *slope = 0.5f * (1.0f + t) + 0.5f * g * (1.0f - t * t) * du;
-        return 0.5f * g * (1.0f + t);
+        /* s = (1 + tanh(u)) / 2 as a sigmoid of 2 u, because 1 + tanh cancels on the left. */
+        float v = 1.5957691216057308f * (g + 0.044715f * g * g * g), s = 1.0f / (1.0f + expf(-v));
+        float dv = 1.5957691216057308f * (1.0f + 3 * 0.044715f * g * g);
+        *slope = s + g * s * (1.0f - s) * dv;
+        return g * s;
     }
     float c = 0.5f * (1.0f + erff(g * 0.70710678118654752f));
     *slope = c + g * 0.3989422804014327f * __expf(-0.5f * g * g);

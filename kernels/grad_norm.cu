@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS) finish(const double *sums, int64_t ch
     if (threadIdx.x) return;
     double norm = sqrt(sum) / (double)u->loss_scale;
     u->grad_norm = (float)norm;
-    u->finite = isfinite(sum) ? 1 : 0;
+    u->finite = isfinite(sum) && isfinite(u->loss_sum); /* a loss may overflow where its gradient does not */
     double clip = u->max_norm > 0 ? (double)u->max_norm / (norm + 1e-6) : 1;
     u->clip = (float)((clip < 1 ? clip : 1) / (double)u->loss_scale);
 }

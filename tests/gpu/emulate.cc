@@ -132,24 +132,24 @@ void make_ready(int number) {
 }
 
 const char *whereabouts(const fiber *f) {
-    return f->now == FREE ? "has returned" : f->now == READY ? "runs" : f->waits_at;
+    return f->now == FREE ? "has returned" : f->waits_at;
 }
 
 /* Nobody can go on, but not all have returned. */
 void report_deadlock() {
-    const fiber *waiting = nullptr, *other = nullptr;
-    for (int i = 0; i < threads; i++)
-        if (fibers[i].now != FREE && !waiting) waiting = &fibers[i];
-    for (int i = 0; i < threads; i++)
-        if (whereabouts(&fibers[i]) != whereabouts(waiting) && !other) other = &fibers[i];
-    self = const_cast<fiber *>(waiting);
+    fiber *waiting = nullptr, *other = nullptr;
+    for (int i = threads - 1; i >= 0; i--)
+        if (fibers[i].now != FREE) waiting = &fibers[i];
+    for (int i = threads - 1; i >= 0; i--)
+        if (whereabouts(&fibers[i]) != whereabouts(waiting)) other = &fibers[i];
+    self = waiting;
     threadIdx = self->index;
     if (other)
-        usli_emulated_fault("waits for ever: it %s %s, thread %d %s %s", waiting->now == FREE ? "" : "is at",
-                            whereabouts(waiting), other->number, other->now == FREE ? "" : "is at", whereabouts(other));
+        usli_emulated_fault("waits for ever at %s: thread %d %s%s", waiting->waits_at, other->number,
+                            other->now == FREE ? "" : "is at ", whereabouts(other));
     else
         usli_emulated_fault("waits for ever at %s: a lane of its mask is not in the block, or came with another mask",
-                            whereabouts(waiting));
+                            waiting->waits_at);
 }
 
 void run_block() {
