@@ -80,7 +80,7 @@ static void oracle(const float *logits, int64_t n, options o, const int32_t *see
 /* Draws often; compares with the oracle's probabilities by Pearson's chi-square. */
 static void check_distribution(rig *r, const char *name, options o, int64_t cols, const int32_t *seen,
                                int32_t seen_count) {
-    enum { DRAWS = RIG_SLOW ? 200 : 4000, ROWS = 40 };
+    enum { DRAWS = RIG_SLOW ? 80 : 4000, ROWS = 40 };
     usli_rng rng;
     usli_rng_seed(&rng, 6);
     float *v, *logits = malloc(sizeof *logits * (size_t)(ROWS * cols));
