@@ -231,7 +231,9 @@ run_smollm2() {
     # "loss A -> B": it falls.
     sed -nE 's/^loss ([0-9.]+) -> ([0-9.]+),.*/\1 \2/p' "$log" | awk '{ seen = 1; if (!($2 < $1)) exit 1 } END { exit !seen }' ||
         { echo "the loss does not fall" && return 1; }
-    "$python" tests/interop/test_llama_cpp.py "$(find build/smollm2 -name '*.gguf' | head -n 1)"
+    "$program" tests/interop/export_adapter.lua "$(dirname "$(find build/smollm2 -name adapter_config.json | head -n 1)")" \
+        build/smollm2/more q8_0 f32 || return 1
+    "$python" tests/interop/test_llama_cpp.py $(find build/smollm2 -name '*.gguf' | sort)
 }
 
 if ((${consumers:-0})); then

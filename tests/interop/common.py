@@ -1,4 +1,5 @@
 """What the comparisons share: where things are, running our program, reading its answers."""
+import json
 import os
 import pathlib
 import subprocess
@@ -23,6 +24,14 @@ def answer(model, ids, count, adapter=None):
     lua("answer.lua", model, out, count, *ids, *(("--", adapter) if adapter else ()))
     tensors = load_file(out)
     return tensors["logits"], [int(i) for i in tensors["greedy"]]
+
+
+def text(model, prompt, count):
+    """Returns our ids of a prompt, and the text of the `count` ids that follow greedily."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    out = WORK / "text.json"
+    lua("text.lua", model, out, count, prompt)
+    return json.loads(out.read_text())
 
 
 def skip(sentence):

@@ -18,6 +18,8 @@ import common
 import reference
 
 PROMPTS = {"stories": "Once upon a time", "chat": "The capital of France is"}
+# For the tokenizers: contractions, digits, spaces, bytes beyond ASCII.
+TEXT = "Once upon a time, there wasn't 1 dog but 1234!  It said:\n\nh\u00e9llo \u4f60\u597d, "
 
 
 class LlamaCpp:
@@ -36,6 +38,15 @@ class LlamaCpp:
             {"prompt": ids, "max_tokens": count, "temperature": 0, "logprobs": wanted, "cache_prompt": False}
         )
         return answer["choices"][0]["logprobs"]["content"]
+
+    def read(self, prompt, count):
+        """Continues a text or ids: how many ids the prompt is, what follows, and with which log-probabilities."""
+        answer = self.server.handle_completions(
+            {"prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": 5, "cache_prompt": False}
+        )
+        choice = answer["choices"][0]
+        steps = [(step["id"], step["logprob"]) for step in choice["logprobs"]["content"]]
+        return answer["usage"]["prompt_tokens"], steps, choice["text"]
 
     def greedy(self, ids, count):
         """Returns `count` greedy ids (fewer at an end of text)."""
@@ -75,6 +86,8 @@ def compare(path, checks, count, text_count):
     checks.check(error_theirs < max(2 * explained, 1e-5), f"{name}: llama.cpp reads the same numbers as the reference")
     checks.check(reference.distance(theirs, ours) < max(2 * explained, 1e-5), f"{name}: ours and llama.cpp agree")
 
+    compare_text(path, name, gguf, llama, checks)
+
     # Greedy text: the same up to the first step that llama.cpp's error could turn.
     text = llama.greedy(ids, text_count)
     _, greedy = common.answer(path, ids, len(text))
@@ -88,6 +101,17 @@ def compare(path, checks, count, text_count):
     figures = f"margin {first - second:.2g}, llama.cpp's error up to {worst:.2g}"
     allowed = first - second < 2 * worst and gguf.types != {"F32"}
     checks.check(allowed, f"{name}: greedy text parts at step {step} of {len(text)}, {figures}")
+
+
+def compare_text(path, name, gguf, llama, checks):
+    """llama.cpp's tokenizer makes of a text the ids that ours makes: the same count, the same log-probabilities."""
+    ours = common.text(path, TEXT, 16)
+    length, steps, said = llama.read(TEXT, 16)
+    same_length, same_steps, _ = llama.read(ours["ids"], 16)
+    checks.check(length == same_length == len(ours["ids"]), f"{name}: a text is {length} ids, ours {len(ours['ids'])}")
+    checks.check(len(steps) > 0 and steps == same_steps, f"{name}: a text and our ids of it are the same to llama.cpp")
+    if gguf.types == {"F32"}:
+        checks.check(ours["text"] == said, f"{name}: both continue it with {said!r}")
 
 
 def prompt_ids(gguf):
