@@ -1,9 +1,13 @@
 /* The emulator's scheduler and runtime: see emulate.h. */
 #include "tests/gpu/emulate.h"
 
+#include <elf.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -62,6 +66,7 @@ char *shared_now;
 cudaError_t last_error;
 char fault_text[512];
 size_t memory_used;
+long long ticks;
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 uint32_t draw(uint32_t below) {
@@ -101,8 +106,24 @@ void *new_stack(char *end, void (*entry)()) {
 }
 #endif
 
+/* Either a warp runs as far ahead of the others as it can, or all go on at about the same pace. */
+fiber *next() {
+    int at = latest_first ? ready_count - 1 : (int)draw((uint32_t)ready_count);
+    fiber *f = &fibers[ready[at]];
+    ready[at] = ready[--ready_count];
+    return f;
+}
+
+/* The running fiber has said what it waits for, or is ready: another goes on. */
 void leave() {
-    switch_stack(&self->stack_pointer, scheduler);
+    fiber *own = self;
+    if (!ready_count) {
+        switch_stack(&own->stack_pointer, scheduler);
+        return;
+    }
+    self = next();
+    threadIdx = self->index;
+    if (self != own) switch_stack(&own->stack_pointer, self->stack_pointer);
 }
 
 /* A fiber lives on from block to block. */
@@ -163,10 +184,7 @@ void run_block() {
         ready[i] = ready[other], ready[other] = keep;
     }
     while (ready_count) {
-        /* Either a warp runs as far ahead of the others as it can, or all go on at about the same pace. */
-        int at = latest_first ? ready_count - 1 : (int)draw((uint32_t)ready_count);
-        self = &fibers[ready[at]];
-        ready[at] = ready[--ready_count];
+        self = next();
         threadIdx = self->index;
         switch_stack(&scheduler, self->stack_pointer);
     }
@@ -185,6 +203,47 @@ size_t *size_of(void *block) {
     return (size_t *)((char *)block - HEAD);
 }
 
+/* Static shared memory: the program's own symbols say where it is, as the only variables inside C++ functions that may
+ * be written. */
+struct place {
+    char *at;
+    size_t bytes;
+} * places;
+int places_count;
+
+void find_places(const char *file) {
+    const Elf64_Ehdr *elf = (const Elf64_Ehdr *)file;
+    const Elf64_Shdr *sections = (const Elf64_Shdr *)(file + elf->e_shoff);
+    const Elf64_Shdr *table = nullptr;
+    for (int i = 0; i < elf->e_shnum; i++)
+        if (sections[i].sh_type == SHT_SYMTAB) table = &sections[i];
+    if (!table) return; /* stripped: static shared memory keeps what the last block left */
+    const Elf64_Sym *symbols = (const Elf64_Sym *)(file + table->sh_offset);
+    const char *names = file + sections[table->sh_link].sh_offset;
+    size_t count = table->sh_size / sizeof *symbols;
+    const char *base = nullptr;
+    for (size_t i = 0; i < count; i++)
+        if (!strcmp(names + symbols[i].st_name, "threadIdx")) base = (const char *)&threadIdx - symbols[i].st_value;
+    places = (place *)malloc(sizeof *places * count);
+    for (size_t i = 0; base && places && i < count; i++) {
+        const Elf64_Sym *s = &symbols[i];
+        if (ELF64_ST_TYPE(s->st_info) == STT_OBJECT && !strncmp(names + s->st_name, "_ZZ", 3) &&
+            s->st_shndx < elf->e_shnum && sections[s->st_shndx].sh_flags & SHF_WRITE)
+            places[places_count++] = { (char *)base + s->st_value, s->st_size };
+    }
+}
+
+void read_symbols() {
+    struct stat st;
+    int fd = open("/proc/self/exe", O_RDONLY);
+    if (fd < 0 || fstat(fd, &st)) return;
+    void *file = mmap(nullptr, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    if (file == MAP_FAILED) return;
+    find_places((const char *)file);
+    munmap(file, (size_t)st.st_size);
+}
+
 void set_shared(size_t bytes) {
     if (!shared_end) {
         shared_block =
@@ -192,6 +251,7 @@ void set_shared(size_t bytes) {
         if (shared_block == MAP_FAILED) abort();
         shared_end = shared_block + SHARED_MOST;
         mprotect(shared_end, 4096, PROT_NONE);
+        read_symbols();
     }
     shared_now = shared_end - (bytes + 15) / 16 * 16;
 }
@@ -211,6 +271,12 @@ size_t allowed_shared(const void *kernel) {
 size_t shared_most() {
     int sm = usli_emulated_sm();
     return (sm == 75 ? 64 : sm == 80 ? 163 : sm == 86 || sm == 89 || sm == 120 ? 99 : 227) << 10;
+}
+
+/* A block's shared memory holds nothing yet: NaNs. */
+void spoil_shared() {
+    memset(shared_now, 0xff, (size_t)(shared_end - shared_now));
+    for (int i = 0; i < places_count; i++) memset(places[i].at, 0xff, places[i].bytes);
 }
 
 /* What the driver would refuse. */
@@ -276,7 +342,7 @@ void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name
             for (unsigned y = 0; y < grid.y && !faulty; y++)
                 for (unsigned x = 0; x < grid.x && !faulty; x++) {
                     blockIdx = { x, y, z };
-                    memset(shared_now, 0xff, (size_t)(shared_end - shared_now));
+                    spoil_shared();
                     run_block();
                 }
         if (faulty) last_error = cudaErrorLaunchFailure;
@@ -385,8 +451,7 @@ struct usli_emulated_event {
 };
 
 long long clock64() {
-    static long long now;
-    return now += 100;
+    return ticks += 100;
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {

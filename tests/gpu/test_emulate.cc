@@ -119,6 +119,13 @@ template <bool wait> __global__ void copy_late(const float *in, float *out) {
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = room[threadIdx.x * 4 + i];
 }
 
+template <typename T> __global__ void old_values(int *news) {
+    __shared__ T room[32];
+    USLI_SHARED(T, more);
+    if (isnan((float)room[threadIdx.x]) && isnan((float)more[threadIdx.x])) atomicAdd(news, 1);
+    room[threadIdx.x] = more[threadIdx.x] = 1.0f;
+}
+
 int wrong(const float *got, const float *want, int n, bool turned) {
     int bad = 0;
     for (int i = 0; i < n; i++) bad += !(got[i] == want[turned ? n - 1 - i : i]);
@@ -137,6 +144,10 @@ void check_missing_barrier() {
     CHECK(!wrong(out, in, N, false), "a copy that is waited for");
     USLI_LAUNCH(1, N / 4, sizeof in, x, copy_late<false>)(in, out);
     CHECK(wrong(out, in, N, false) == N, "a missing wait shows");
+    int news = 0;
+    USLI_LAUNCH(3, 32, 128, x, old_values<float>)(&news);
+    USLI_LAUNCH(3, 32, 64, x, old_values<__half>)(&news);
+    CHECK(news == 192, "%d of 192 threads find shared memory that nobody wrote", news);
     CHECK(cudaGetLastError() == cudaSuccess, "none of these is an error of its own");
 }
 
