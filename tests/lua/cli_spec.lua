@@ -174,6 +174,9 @@ describe("unsloth-lua", function()
       local out, err, code = run("info", path)
       assert.equals(0, code, err)
       assert.is_truthy(out:find("tensors", 1, true))
+      local quantised = name:find "Q4_K_M" ~= nil
+      assert.equals(quantised, out:find("stay in their own blocks", 1, true) ~= nil, out)
+      if quantised then assert.is_nil(out:find("load_in_4bit", 1, true)) end
     end)
   end
 
