@@ -39,9 +39,10 @@ struct usli_cublaslt {
     FUNCTION(Create)                                                                                \
     FUNCTION(Destroy)                                                                               \
     FUNCTION(Matmul)                                                                                \
-    FUNCTION(MatmulAlgoGetHeuristic) FUNCTION(MatmulDescCreate) FUNCTION(MatmulDescDestroy)         \
-        FUNCTION(MatmulDescSetAttribute) FUNCTION(MatrixLayoutCreate) FUNCTION(MatrixLayoutDestroy) \
-            FUNCTION(MatmulPreferenceCreate) FUNCTION(MatmulPreferenceDestroy) FUNCTION(MatmulPreferenceSetAttribute)
+    FUNCTION(MatmulAlgoGetHeuristic)                                                                \
+    FUNCTION(MatmulDescCreate) FUNCTION(MatmulDescDestroy) FUNCTION(MatmulDescSetAttribute)         \
+        FUNCTION(MatrixLayoutCreate) FUNCTION(MatrixLayoutDestroy) FUNCTION(MatmulPreferenceCreate) \
+            FUNCTION(MatmulPreferenceDestroy) FUNCTION(MatmulPreferenceSetAttribute)
     FUNCTIONS
 #undef FUNCTION
 };

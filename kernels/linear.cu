@@ -53,8 +53,9 @@ struct counter {
     }
 };
 
-bool stored(const layout *l, const usli_matrix *w) {
-    return w->dtype == l->dtype && !w->nf4;
+/* The matrix as products take it, when it is there already. */
+const void *stored(const layout *l, const usli_matrix *w) {
+    return w->cached ? w->cached : w->dtype == l->dtype && !w->nf4 ? w->data : nullptr;
 }
 
 /* Consecutive segments that lie behind one another in memory, or in the workspace, are one piece. */
@@ -68,8 +69,8 @@ void add_pieces(layout *l, counter *c) {
     for (int i = 0; i < a->segments; i++) {
         const usli_matrix *w = &a->segment[i].w;
         size_t bytes = (size_t)(w->rows * a->in) * l->e;
-        piece p = { row, w->rows, w->data, false };
-        if (!stored(l, w)) {
+        piece p = { row, w->rows, stored(l, w), false };
+        if (!p.data) {
             p.data = room;
             p.decoded = true;
             room += bytes;

@@ -128,6 +128,13 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
 /* place.c: gives every weight its place on the device; releases it. */
 usl_status usli_model_place(usl_model *m);
 void usli_model_unplace(usl_model *m);
+/* Bytes of one layer's linear weights decoded to the model's type; 0 when all of them are stored so, or are trained. */
+size_t usli_model_cache_bytes(const usl_model *m);
+/* Tells passes that the decoded weights of the first so many layers lie behind one another at base (which a dry run
+ * does not touch); NULL: of none. */
+void usli_model_set_cache(usl_model *m, void *base, int64_t layers);
+/* Decodes them to where the cache is. */
+usl_status usli_model_fill_cache(usl_model *m);
 /* The host's copy of trained values is made as new as the device's: before anything reads it. */
 usl_status usli_model_pull(usl_model *m);
 

@@ -2,6 +2,7 @@
  * the slots, so that q, k, v and gate, up lie side by side. */
 #include <string.h>
 
+#include "core/base/dtype.h"
 #include "core/model/model.h"
 
 enum { ALIGN = 256, TABLE = 16, MAP = 256 };
@@ -85,5 +86,46 @@ usl_status usli_model_pull(usl_model *m) {
     }
     if (m->active) USLI_TRY(usli_twin_pull(&m->exec, &m->active->twin));
     m->device_newer = false;
+    return USL_OK;
+}
+
+/* ---- Decoded copies ------------------------------------------------------------------------------------------------
+ */
+
+static size_t decoded_bytes(const usl_model *m, usli_slot slot) {
+    const usli_weight *w = usli_model_weight(m, slot, 0);
+    if (m->full || m->exec.backend->host || w->m.dtype == m->dtype) return 0;
+    return aligned((size_t)(w->m.rows * w->m.cols) * usli_dtype_bytes(m->dtype));
+}
+
+size_t usli_model_cache_bytes(const usl_model *m) {
+    size_t bytes = 0;
+    for (int s = 0; s < USLI_LINEARS; s++) bytes += decoded_bytes(m, (usli_slot)s);
+    return bytes;
+}
+
+void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
+    char *at = base;
+    for (int64_t l = 0; l < m->config.layers; l++)
+        for (int s = 0; s < USLI_LINEARS; s++) {
+            usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
+            size_t bytes = decoded_bytes(m, (usli_slot)s);
+            bool there = base && l < layers && bytes;
+            w->d.cached = there ? at : NULL;
+            if (there) at += bytes;
+        }
+}
+
+usl_status usli_model_fill_cache(usl_model *m) {
+    for (int64_t l = 0; l < m->config.layers; l++)
+        for (int s = 0; s < USLI_LINEARS; s++) {
+            usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
+            usli_cast_args a = { .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached };
+            usli_arena none;
+            usli_exec x = m->exec;
+            usli_arena_init(&none, NULL, 0);
+            x.arena = &none;
+            if (w->d.cached) USLI_TRY(usli_op_cast(&x, &a, USLI_FORWARD));
+        }
     return USL_OK;
 }

@@ -30,6 +30,7 @@ typedef struct usli_matrix {
     const void *data;    /* NULL for NF4 and FP4 */
     const usli_nf4 *nf4; /* NF4, FP4: the whole (rows * cols) weight's constants; blocks may straddle rows */
     const float *scale;  /* I8: (rows) absmax / 127; fp8: per-block scales; else NULL */
+    const void *cached;  /* the same numbers decoded to the type of the products, or NULL */
 } usli_matrix;
 
 /* Written by the host before an update and by ops during it; one lives on the device of each rank. */

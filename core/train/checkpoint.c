@@ -226,12 +226,14 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
     usli_capacity c = { .tokens = get_int(plan, "tokens"),
                         .rows = get_int(plan, "rows"),
                         .longest = get_int(plan, "longest"),
-                        .recomputed = get_int(plan, "recomputed") };
+                        .recomputed = get_int(plan, "recomputed"),
+                        .cached = t->capacity.cached };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
     if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.rows > c.tokens || c.longest < 1 ||
         c.longest > c.tokens || c.recomputed < 0 || c.recomputed > t->model->config.layers)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
     size_t bytes;
+    c.cached = 0; /* it was sized for the other plan, and is not part of the result */
     USLI_TRY(usli_plan_arena(t, &c, &bytes));
     if (t->fixed_bytes + bytes > t->limit)
         return usli_fail(t->ctx, USL_ERR_NOMEM,

@@ -29,6 +29,14 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
     return USL_OK;
 }
 
+/* A dry run with as many layers cached as will be: where all are, nothing is decoded in the workspace. */
+static usl_status arena_with_cache(usl_trainer *t, const usli_capacity *c, size_t *bytes) {
+    usli_model_set_cache(t->model, (void *)(uintptr_t)4096, c->cached);
+    usl_status st = usli_plan_arena(t, c, bytes);
+    usli_model_set_cache(t->model, NULL, 0);
+    return st;
+}
+
 /* The fewest recomputed blocks that fit `room`; layers + 1 when none does. */
 static usl_status fewest_recomputed(usl_trainer *t, usli_capacity *c, size_t room, int64_t from, int64_t *out) {
     int64_t low = from, high = t->model->config.layers + 1;
@@ -56,6 +64,21 @@ static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
                      (double)room * gib, (double)t->limit * gib);
 }
 
+/* What is left holds decoded weights. */
+static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_t *bytes) {
+    size_t layer = usli_model_cache_bytes(t->model);
+    int64_t layers = t->model->config.layers;
+    if (!layer) return USL_OK;
+    c->cached = layers;
+    USLI_TRY(arena_with_cache(t, c, bytes));
+    if (*bytes + (size_t)layers * layer <= room) return USL_OK;
+    c->cached = 0;
+    USLI_TRY(usli_plan_arena(t, c, bytes));
+    c->cached = (int64_t)((room - *bytes) / layer);
+    if (c->cached >= layers) c->cached = layers - 1;
+    return arena_with_cache(t, c, bytes);
+}
+
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
     usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
     int64_t layers = t->model->config.layers, from = 0;
@@ -76,6 +99,7 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
         if (found <= layers) {
             c.recomputed = found;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
+            USLI_TRY(add_cache(t, &c, room, &bytes));
             t->capacity = c;
             t->arena_bytes = bytes;
             return USL_OK;
@@ -107,6 +131,7 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
         { "optimiser state", states },
         { "rope tables", (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float) },
         { "activations and workspace", t->arena_bytes },
+        { "decoded weights", (uint64_t)t->capacity.cached * usli_model_cache_bytes(m) },
         { "libraries and others", t->beside },
     };
     for (size_t i = 0; i < sizeof items / sizeof *items; i++) {

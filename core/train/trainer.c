@@ -107,6 +107,8 @@ static size_t numbers_count(const usli_capacity *c) {
 
 static void release_capacity(usl_trainer *t) {
     usli_exec *x = &t->model->exec;
+    if (t->cache_base) usli_model_set_cache(t->model, NULL, 0);
+    usli_device_free(x, t->cache_base);
     usli_device_free(x, t->arena_base);
     usli_device_free(x, t->losses);
     usli_twin_close(x, &t->numbers_twin);
@@ -120,12 +122,14 @@ usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, siz
     int32_t *numbers = usli_calloc(ctx, count, sizeof *numbers);
     usli_twin twin = { 0 };
     float *losses = NULL;
-    void *base = NULL;
+    void *base = NULL, *cache = NULL;
     usl_status st = numbers ? USL_OK : usli_nomem(ctx, count * sizeof *numbers);
     if (st == USL_OK) st = usli_twin_open(x, numbers, count * sizeof *numbers, &twin);
     if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->tokens * sizeof *losses, &losses);
     if (st == USL_OK) st = usli_device_alloc(x, arena_bytes, &base);
+    if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->cached * usli_model_cache_bytes(t->model), &cache);
     if (st != USL_OK) {
+        usli_device_free(x, base);
         usli_device_free(x, losses);
         usli_twin_close(x, &twin);
         usli_free(ctx, numbers);
@@ -138,7 +142,9 @@ usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, siz
     t->losses = losses;
     t->arena_base = base;
     t->arena_bytes = arena_bytes;
-    return USL_OK;
+    t->cache_base = cache;
+    usli_model_set_cache(t->model, cache, c->cached);
+    return usli_model_fill_cache(t->model);
 }
 
 static usl_status take_memory(usl_trainer *t) {

@@ -17,6 +17,7 @@ typedef struct usli_capacity {
     int64_t tokens, rows; /* of one pass */
     int64_t longest;      /* row */
     int64_t recomputed;   /* blocks that keep their input only */
+    int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
 } usli_capacity;
 
 struct usl_trainer {
@@ -36,7 +37,8 @@ struct usl_trainer {
     usli_capacity capacity;
     uint64_t limit, fixed_bytes, arena_bytes;
     uint64_t beside;  /* in use beside the plan's items: libraries, other programs on the GPU */
-    void *arena_base; /* on the device */
+    void *arena_base; /* on the device, as is cache_base: decoded weights */
+    void *cache_base;
     usli_block_saved *blocks;
     int64_t *pick; /* (batch * accumulation) rows of the window */
     /* of one pass: its arrays in one block of the host, and on the device */
