@@ -35,14 +35,15 @@ struct usli_cublaslt {
     struct entry *entries;
     size_t count, cap;
 #define FUNCTION(name) decltype(&cublasLt##name) name;
-#define FUNCTIONS                                                                                   \
-    FUNCTION(Create)                                                                                \
-    FUNCTION(Destroy)                                                                               \
-    FUNCTION(Matmul)                                                                                \
-    FUNCTION(MatmulAlgoGetHeuristic)                                                                \
-    FUNCTION(MatmulDescCreate) FUNCTION(MatmulDescDestroy) FUNCTION(MatmulDescSetAttribute)         \
-        FUNCTION(MatrixLayoutCreate) FUNCTION(MatrixLayoutDestroy) FUNCTION(MatmulPreferenceCreate) \
-            FUNCTION(MatmulPreferenceDestroy) FUNCTION(MatmulPreferenceSetAttribute)
+#define FUNCTIONS                                                                                        \
+    FUNCTION(Create)                                                                                     \
+    FUNCTION(Destroy)                                                                                    \
+    FUNCTION(Matmul)                                                                                     \
+    FUNCTION(MatmulAlgoGetHeuristic)                                                                     \
+    FUNCTION(MatmulDescCreate)                                                                           \
+    FUNCTION(MatmulDescDestroy) FUNCTION(MatmulDescSetAttribute) FUNCTION(MatrixLayoutCreate)            \
+        FUNCTION(MatrixLayoutDestroy) FUNCTION(MatmulPreferenceCreate) FUNCTION(MatmulPreferenceDestroy) \
+            FUNCTION(MatmulPreferenceSetAttribute)
     FUNCTIONS
 #undef FUNCTION
 };

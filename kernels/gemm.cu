@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
     int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
     int64_t i0 = (int64_t)blockIdx.y * SMALL, j0 = (int64_t)blockIdx.x * SMALL;
     const float *pa = static_cast<const float *>(g.a), *pb = static_cast<const float *>(g.b);
-    float sum[4][4] = {};
+    float sum[4][4] = {}, part[4][4] = {}; /* in two levels: long sums keep their last digits */
     for (int64_t k = 0; k < g.k; k += DEEP) {
         for (int e = (int)threadIdx.x; e < SMALL * DEEP; e += THREADS) {
             int r = g.trans_a ? e % SMALL : e / DEEP, c = g.trans_a ? e / SMALL : e % DEEP;
@@ -109,8 +109,16 @@ __global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
 #pragma unroll
             for (int i = 0; i < 4; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) sum[i][j] += a[c][ty + 16 * i] * b[c][tx + 16 * j];
+                for (int j = 0; j < 4; j++) part[i][j] += a[c][ty + 16 * i] * b[c][tx + 16 * j];
         __syncthreads();
+        if (k / DEEP % 16 != 15 && k + DEEP < g.k) continue;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                sum[i][j] += part[i][j];
+                part[i][j] = 0;
+            }
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) put(g, i0 + ty + 16 * i, j0 + tx + 16 * j, sum[i][j]);

@@ -114,14 +114,13 @@ __device__ double sum_of(const float *z, stretch s, double *before, shared_room 
 
 __device__ int32_t draw(const usli_sample_args &a, float *z, float top, shared_room *room) {
     stretch s = mine(a.cols);
-    for (int64_t i = s.first; i < s.last; i++) z[i] /= a.temperature;
+    for (int64_t i = s.first; i < s.last; i++) z[i] = (z[i] - top) / a.temperature;
     if (a.top_k > 0 && a.top_k < a.cols) {
         uint32_t least = kth_key(z, s, a.top_k, room);
         for (int64_t i = s.first; i < s.last; i++)
             if (key_of(z[i]) < least) z[i] = -INFINITY;
     }
-    float most = top / a.temperature;
-    for (int64_t i = s.first; i < s.last; i++) z[i] = expf(z[i] - most);
+    for (int64_t i = s.first; i < s.last; i++) z[i] = expf(z[i]);
     double before, sum = sum_of(z, s, &before, room);
     if (a.top_p < 1) {
         keep_most(z, s, (double)a.top_p * sum, room);
