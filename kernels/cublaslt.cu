@@ -34,16 +34,14 @@ struct usli_cublaslt {
     void *workspace;
     struct entry *entries;
     size_t count, cap;
+/* clang-format off */
+#define FUNCTIONS                                                                                           \
+    FUNCTION(Create) FUNCTION(Destroy) FUNCTION(Matmul) FUNCTION(MatmulAlgoGetHeuristic)                    \
+    FUNCTION(MatmulDescCreate) FUNCTION(MatmulDescDestroy) FUNCTION(MatmulDescSetAttribute)                 \
+    FUNCTION(MatrixLayoutCreate) FUNCTION(MatrixLayoutDestroy) FUNCTION(MatmulPreferenceCreate)             \
+    FUNCTION(MatmulPreferenceDestroy) FUNCTION(MatmulPreferenceSetAttribute)
+/* clang-format on */
 #define FUNCTION(name) decltype(&cublasLt##name) name;
-#define FUNCTIONS                                                                                        \
-    FUNCTION(Create)                                                                                     \
-    FUNCTION(Destroy)                                                                                    \
-    FUNCTION(Matmul)                                                                                     \
-    FUNCTION(MatmulAlgoGetHeuristic)                                                                     \
-    FUNCTION(MatmulDescCreate)                                                                           \
-    FUNCTION(MatmulDescDestroy) FUNCTION(MatmulDescSetAttribute) FUNCTION(MatrixLayoutCreate)            \
-        FUNCTION(MatrixLayoutDestroy) FUNCTION(MatmulPreferenceCreate) FUNCTION(MatmulPreferenceDestroy) \
-            FUNCTION(MatmulPreferenceSetAttribute)
     FUNCTIONS
 #undef FUNCTION
 };
