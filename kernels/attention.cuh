@@ -243,20 +243,32 @@ static __device__ __forceinline__ void put_rows16(T *tile, int row, const float 
     }
 }
 
-/* softcap * tanh(s * scale / softcap) by one exp2. */
-static __device__ __forceinline__ float capped(const attention &a, float s) {
-    return a.softcap * (1.0f - 2.0f / (1.0f + exp2_fast(s * (2.0f * 1.44269504089f * a.scale / a.softcap))));
-}
-
-/* The soft-cap of a warp's scores, where there is one. */
+/* The soft-cap of a warp's scores, softcap * tanh(s * scale / softcap) by one exp2 and one reciprocal each. */
 template <int MT, int N> static __device__ __forceinline__ void cap_scores(const attention &a, float (&s)[MT][N][4]) {
     if (!(a.softcap > 0.0f)) return;
+    float speed = 2.0f * 1.44269504089f * a.scale / a.softcap;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) s[m][n][e] = capped(a, s[m][n][e]);
+            for (int e = 0; e < 4; e++)
+                s[m][n][e] = a.softcap * (1.0f - 2.0f * reciprocal_fast(1.0f + exp2_fast(s[m][n][e] * speed)));
+}
+
+/* -inf for columns before `from` and not before `to`, counted from the thread's first, in one half of a tile's rows. */
+template <int N> static __device__ __forceinline__ void hide_outside(int from, int to, int half, float (&s)[N][4]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            if (n * 8 + e >= to) s[n][half * 2 + e] = -INFINITY;
+    if (from <= 0) return;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            if (n * 8 + e < from) s[n][half * 2 + e] = -INFINITY;
 }
 
 /* -inf where a query does not see a key; queries are rows. The tile's first query of the warp and first key are given.
@@ -274,13 +286,7 @@ static __device__ __forceinline__ void hide_scores(const attention &a, const att
         for (int half = 0; half < 2; half++) {
             int from, to;
             keys_of(a, w, query + m * 16 + half * 8 + lane / 4, &from, &to);
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int own = key + n * 8 + lane % 4 * 2 + e;
-                    if (own < from || own >= to) s[m][n][half * 2 + e] = -INFINITY;
-                }
+            hide_outside(from - key - lane % 4 * 2, to - key - lane % 4 * 2, half, s[m]);
         }
 }
 

@@ -39,15 +39,22 @@ template <typename T> static __global__ void __launch_bounds__(256) attention_su
     }
 }
 
-/* p = exp2(s - lse2) and ds = p (dp - delta), times the soft-cap's slope, of one score; s and dp become p and ds. */
-static __device__ __forceinline__ void score_gradient(const attention &a, attention_sums sums, float *s, float *dp) {
-    float p = exp2_fast(*s * a.factor - sums.lse2), ds = p * (*dp - sums.delta);
-    if (a.softcap > 0.0f) {
-        float part = *s / a.softcap;
-        ds *= fmaxf(1.0f - part * part, 0.0f); /* hidden ones are -inf */
-    }
-    *s = p;
-    *dp = ds;
+/* A score's gradient is ds = p (dp - delta), p = exp2(s - lse2), and where there is a soft-cap times its slope,
+ * 1 - (s / softcap)^2, at the capped score s. This is the slope. */
+template <int MT, int N>
+static __device__ __forceinline__ void cap_gradients(const attention &a, const float (&s)[MT][N][4],
+                                                     float (&ds)[MT][N][4]) {
+    if (!(a.softcap > 0.0f)) return;
+    float inverse = 1.0f / a.softcap;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                float part = s[m][n][e] * inverse;
+                ds[m][n][e] *= 1.0f - part * part;
+            }
 }
 
 /* ---- dk, dv ------------------------------------------------------------------------------------------------------ */
@@ -82,33 +89,41 @@ template <typename T, int D, int DV, int QUERIES, int THREADS> struct query_stag
     }
 };
 
-/* Scores transposed, keys by queries, of a warp's 16 keys (the first is `key`) and a tile of queries: p and ds. */
+/* -inf where a key is not seen by a query; keys are rows. The warp's first key and the tile's first query are given. */
+template <int N>
+static __device__ __forceinline__ void hide_columns(const attention &a, const attention_row &w, int key, int query,
+                                                    float (&s)[1][N][4]) {
+    if (!(a.causal && key + 15 > query + w.shift) && !(a.window && key < query + N * 8 + w.shift - a.window)) return;
+    int lane = (int)threadIdx.x % USLI_WARP;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int from, to;
+        queries_of(a, w, key + half * 8 + lane / 4, 1, &from, &to);
+        hide_outside(from - query - lane % 4 * 2, to - query - lane % 4 * 2, half, s[0]);
+    }
+}
+
+/* Scores transposed, keys by queries, of a warp's 16 keys (the first is `key`) and a tile of queries become p, dp ds.
+ */
 template <int N>
 static __device__ __forceinline__ void column_gradients(const attention &a, const attention_row &w, int key, int query,
                                                         const attention_sums *sums, float (&s)[1][N][4],
                                                         float (&dp)[1][N][4]) {
-    int lane = (int)threadIdx.x % USLI_WARP, g = lane / 4, t = lane % 4;
+    const attention_sums *own = sums + (int)threadIdx.x % 4 * 2;
     cap_scores(a, s);
-    if ((a.causal && key + 15 > query + w.shift) || (a.window && key < query + N * 8 + w.shift - a.window)) {
-        int from[2], to[2]; /* of the queries that see this thread's keys */
-        for (int half = 0; half < 2; half++) queries_of(a, w, key + half * 8 + g, 1, &from[half], &to[half]);
 #pragma unroll
-        for (int n = 0; n < N; n++)
+    for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int i = query + n * 8 + t * 2 + e % 2;
-                if (i < from[e / 2] || i >= to[e / 2]) s[0][n][e] = -INFINITY;
-            }
-    }
+        for (int e = 0; e < 4; e++) dp[0][n][e] -= own[n * 8 + e % 2].delta;
+    cap_gradients(a, s, dp);
+    hide_columns(a, w, key, query, s);
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-        usli_pack<float, 4> two = load_pack<float, 4>(reinterpret_cast<const float *>(sums + n * 8 + t * 2));
+    for (int n = 0; n < N; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            attention_sums own = { two.v[e % 2 * 2], two.v[e % 2 * 2 + 1] };
-            score_gradient(a, own, &s[0][n][e], &dp[0][n][e]);
+            s[0][n][e] = exp2_fast(s[0][n][e] * a.factor - own[n * 8 + e % 2].lse2);
+            dp[0][n][e] *= s[0][n][e];
         }
-    }
 }
 
 /* Grid (kv_heads * SPLIT, tiles of keys). The first keys of a row are seen by most queries and start first. */
@@ -192,18 +207,29 @@ template <int D, int DV, int WARPS, int MT, int BN, int STAGES> struct dq_shape 
     static constexpr int SHARED = (QUERIES + STAGES * BN) * (D + DV) * 2;
 };
 
+/* Scores, queries by keys, become p, dp ds. */
 template <int MT, int N>
 static __device__ __forceinline__ void row_gradients(const attention &a, const attention_row &w, int query, int key,
                                                      const attention_sums (&sums)[MT][2], float (&s)[MT][N][4],
                                                      float (&dp)[MT][N][4]) {
     cap_scores(a, s);
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) dp[m][n][e] -= sums[m][e / 2].delta;
+    cap_gradients(a, s, dp);
     hide_scores(a, w, query, key, s);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) score_gradient(a, sums[m][e / 2], &s[m][n][e], &dp[m][n][e]);
+            for (int e = 0; e < 4; e++) {
+                s[m][n][e] = exp2_fast(s[m][n][e] * a.factor - sums[m][e / 2].lse2);
+                dp[m][n][e] *= s[m][n][e];
+            }
 }
 
 /* Grid (heads, tiles of queries), tiles with many keys first. */

@@ -104,13 +104,10 @@ static __global__ void __launch_bounds__(DECODE_WARPS * 32) attention_decode(att
         clear(s);
         add_rows_by_rows<D>(s, q, k);
         cap_scores(a, s);
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int own = key + n * 8 + lane % 4 * 2 + e % 2;
-                if (own < seen_from[e / 2] || own >= seen_to[e / 2] || own >= to) s[0][n][e] = -INFINITY;
-            }
+        for (int half = 0; half < 2; half++) {
+            int end = seen_to[half] < to ? seen_to[half] : to, begin_at = key + lane % 4 * 2;
+            hide_outside(seen_from[half] - begin_at, end - begin_at, half, s[0]);
+        }
         softmax_step(a.factor, state, s, o);
         add_scores_by_columns<DV>(o, s, k + DECODE_KEYS * D);
         __syncwarp();

@@ -91,6 +91,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 }
 
+/* 1 / x in one instruction, to 1 unit in the last place. */
+__device__ __forceinline__ float reciprocal_fast(float x) {
+#ifdef USLI_EMULATED
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 /* Two values as one word of a fragment, the first low. */
 template <typename T> __device__ __forceinline__ uint32_t pack_two(float low, float high);
 template <> __device__ __forceinline__ uint32_t pack_two<usli_bf16>(float low, float high) {
