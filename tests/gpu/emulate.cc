@@ -8,6 +8,11 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes)
+#endif
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -143,6 +148,7 @@ void make_fiber(fiber *f) {
         if (f->stack == MAP_FAILED) abort();
         mprotect(f->stack, 4096, PROT_NONE); /* a stack that overflows stops here */
     }
+    ASAN_UNPOISON_MEMORY_REGION(f->stack + 4096, STACK - 4096); /* of a thread that never returned */
     /* Tops at the same distance would all want the same lines of the cache. */
     f->stack_pointer = new_stack(f->stack + STACK - (f - fibers) * 192 % (64 << 10), fiber_main);
 }
