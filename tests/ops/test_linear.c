@@ -14,7 +14,9 @@ typedef struct spec {
     int rank[USLI_MAX_SEGMENTS];
     usl_dtype dtype, y_dtype;
     float p;
-    bool bias, keep_xa, pads, accumulate, full;
+    bool bias, keep_xa;
+    int pads; /* 1: rows of x and y are longer than they say; 2: by whole pieces of 16 bytes */
+    bool accumulate, full;
 } spec;
 
 typedef struct segment_data {
@@ -82,8 +84,8 @@ static void make_data(const spec *s, data *d) {
         d->out += s->rows[i];
         d->ranks += s->rank[i];
     }
-    d->ldx = s->in + (s->pads ? 7 : 0);
-    d->ldy = d->out + (s->pads ? 9 : 0);
+    d->ldx = s->in + (s->pads == 2 ? 8 : s->pads ? 7 : 0);
+    d->ldy = d->out + (s->pads == 2 ? 16 : s->pads ? 9 : 0);
     d->x = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->xv);
     d->dx0 = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->dx0v);
     d->dy = rig_random(&rng, s->y_dtype, s->tokens * d->ldy, &d->dyv);
@@ -673,6 +675,82 @@ static const spec SPECS[] = {
       false,
       true,
       false },
+    /* Whole pieces of 16 bytes everywhere: the GPU has kernels of its own for the adapters then. */
+    { "aligned, dropout",
+      150,
+      520,
+      3,
+      { 136, 64, 72 },
+      { USL_BF16, USL_NF4, USL_BF16 },
+      { 16, 8, 0 },
+      USL_BF16,
+      USL_BF16,
+      0.1f,
+      true,
+      false,
+      2,
+      true,
+      false },
+    { "aligned, odd ranks",
+      70,
+      64,
+      2,
+      { 64, 72 },
+      { USL_F16, USL_F16 },
+      { 3, 4 },
+      USL_F16,
+      USL_F16,
+      0,
+      false,
+      true,
+      false,
+      false,
+      true },
+    { "aligned, many ranks",
+      130,
+      72,
+      2,
+      { 40, 96 },
+      { USL_BF16, USL_BF16 },
+      { 40, 24 },
+      USL_BF16,
+      USL_BF16,
+      0.2f,
+      false,
+      true,
+      false,
+      false,
+      false },
+    { "aligned, 48 ranks",
+      33,
+      136,
+      3,
+      { 128, 8, 8 },
+      { USL_NF4, USL_NF4, USL_NF4 },
+      { 16, 16, 16 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      true,
+      true,
+      2,
+      true,
+      true },
+    { "aligned, bias alone",
+      20,
+      64,
+      2,
+      { 40, 24 },
+      { USL_BF16, USL_BF16 },
+      { 0, 0 },
+      USL_BF16,
+      USL_BF16,
+      0,
+      true,
+      true,
+      false,
+      false,
+      true },
     { "f32 over bf16", 280, 130, 1, { 270 }, { USL_BF16 }, { 5 }, USL_F32, USL_F32, 0, true, true, true, false, true },
 };
 

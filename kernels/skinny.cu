@@ -1,0 +1,478 @@
+/* Llama-3-8B, 4096 tokens, 16 ranks a module, bytes of a block (4.8 TB/s of an H200 / 3.35 of an H100):
+ *   narrow    forward reads x of four groups, 218 MB: 45 / 65 us; backward reads dy, 352 MB: 73 / 105 us
+ *   expand    forward writes y, 352 MB: 73 / 105 us; backward writes dx, 218 MB: 45 / 65 us
+ *   gradient  reads x and dy, 570 MB: 119 / 170 us
+ * The products themselves are 2 x 0.05 TFLOP each, some 0.1 ms of tensor cores in all, under the copies. */
+#include "kernels/skinny.cuh"
+
+#include "kernels/mma.cuh"
+
+extern "C" {
+#include "core/ops/dropout.h"
+}
+
+namespace {
+
+constexpr int STAGES = 3;
+
+int64_t round_up(int64_t n, int64_t to) {
+    return usli_ceil_div(n, to) * to;
+}
+
+int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Drops eight values of one token, or divides them by 1 - p. */
+template <typename V>
+__device__ __forceinline__ void drop_eight(const usli_dropout &d, int64_t token, int64_t col, V &&each) {
+    uint32_t threshold = usli_dropout_threshold(d.p), word[4];
+    float keep = 1.0f / (1.0f - d.p);
+    uint64_t key = usli_dropout_key(&d);
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+        usli_dropout_words(&d, key, token, col / 4 + g, word);
+#pragma unroll
+        for (int k = 0; k < 4; k++) each(4 * g + k, word[k] < threshold ? 0.0f : keep);
+    }
+}
+
+/* The same in shared memory, by the thread that has just copied them there. */
+template <typename T> __device__ __forceinline__ void drop_chunk(const usli_dropout &d, int64_t t, int64_t col, T *p) {
+    usli_pack<T, 8> v = load_pack<T, 8>(p);
+    drop_eight(d, t, col, [&](int k, float factor) { v.v[k] = from_f32<T>(to_f32(v.v[k]) * factor); });
+    store_pack<T, 8>(p, v);
+}
+
+/* ---- narrow --------------------------------------------------------------------------------------------------------
+ * 64 tokens a block, a share of the columns each, 64 at a time; four warps of 16 tokens. */
+
+constexpr int DOWN_TOKENS = 64, DOWN_STEP = 64, DOWN_LINE = DOWN_STEP + 8, DOWN_THREADS = 128;
+
+template <int RT> constexpr size_t down_shared() {
+    return (size_t)STAGES * (DOWN_TOKENS + 16 * RT) * DOWN_LINE * 2;
+}
+
+template <typename T> struct narrow_args {
+    const T *x, *a;
+    T *out;      /* one share: the result */
+    float *part; /* several: (shares, tokens, 16 RT) */
+    int64_t ldx, tokens, cols, share;
+    int ranks;
+    usli_dropout d;
+};
+
+template <typename T, int RT>
+__device__ __forceinline__ void narrow_load(const narrow_args<T> &g, T *stage, int64_t t0, int64_t col, int64_t end) {
+#pragma unroll
+    for (int j = 0; j < (DOWN_TOKENS + 16 * RT) * (DOWN_STEP / 8) / DOWN_THREADS; j++) {
+        int i = j * DOWN_THREADS + (int)threadIdx.x;
+        int line = i / (DOWN_STEP / 8), c = i % (DOWN_STEP / 8) * 8, r = line - DOWN_TOKENS;
+        const T *from = g.x;
+        bool valid = col + c < end;
+        if (line < DOWN_TOKENS) {
+            valid = valid && t0 + line < g.tokens;
+            if (valid) from = g.x + (t0 + line) * g.ldx + col + c;
+        } else {
+            valid = valid && r < g.ranks;
+            if (valid) from = g.a + r * g.cols + col + c;
+        }
+        cp_async16(stage + line * DOWN_LINE + c, from, valid);
+    }
+}
+
+template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(DOWN_THREADS) narrow(narrow_args<T> g) {
+    USLI_SHARED(T, shared);
+    constexpr int STAGE = (DOWN_TOKENS + 16 * RT) * DOWN_LINE;
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    int64_t t0 = (int64_t)blockIdx.x * DOWN_TOKENS, begin = blockIdx.y * g.share, end = begin + g.share;
+    if (end > g.cols) end = g.cols;
+    int steps = (int)((end - begin + DOWN_STEP - 1) / DOWN_STEP);
+    float sum[2 * RT][4] = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) narrow_load<T, RT>(g, shared + s * STAGE, t0, begin + s * DOWN_STEP, end);
+        cp_async_commit();
+    }
+    for (int s = 0; s < steps; s++) {
+        T *stage = shared + s % STAGES * STAGE;
+        cp_async_wait<STAGES - 2>();
+        if (DROPS)
+            for (int i = (int)threadIdx.x; i < DOWN_TOKENS * (DOWN_STEP / 8); i += DOWN_THREADS) {
+                int line = i / (DOWN_STEP / 8), c = i % (DOWN_STEP / 8) * 8;
+                int64_t col = begin + s * DOWN_STEP + c;
+                if (t0 + line < g.tokens && col < end) drop_chunk<T>(g.d, t0 + line, col, stage + line * DOWN_LINE + c);
+            }
+        __syncthreads();
+        int ahead = s + STAGES - 1;
+        if (ahead < steps) narrow_load<T, RT>(g, shared + ahead % STAGES * STAGE, t0, begin + ahead * DOWN_STEP, end);
+        cp_async_commit();
+        const T *x = stage + warp * 16 * DOWN_LINE, *a = stage + DOWN_TOKENS * DOWN_LINE;
+#pragma unroll
+        for (int k = 0; k < DOWN_STEP; k += 16) {
+            uint32_t fx[4];
+            ldmatrix_x4(fx, x + lane % 16 * DOWN_LINE + k + lane / 16 * 8);
+#pragma unroll
+            for (int n = 0; n < RT; n++) {
+                uint32_t f[4];
+                ldmatrix_x4(f, a + (n * 16 + lane / 16 * 8 + lane % 8) * DOWN_LINE + k + lane / 8 % 2 * 8);
+                uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+                mma_16816<T>(sum[2 * n], fx, low);
+                mma_16816<T>(sum[2 * n + 1], fx, high);
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < 2 * RT; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int64_t t = t0 + warp * 16 + lane / 4 + half * 8;
+            int r = n * 8 + lane % 4 * 2;
+            if (t >= g.tokens) continue;
+            float first = sum[n][2 * half], second = sum[n][2 * half + 1];
+            if (gridDim.y > 1) {
+                usli_pack<float, 2> v = { { first, second } };
+                store_pack<float, 2>(g.part + (blockIdx.y * g.tokens + t) * (16 * RT) + r, v);
+            } else {
+                if (r < g.ranks) g.out[t * g.ranks + r] = from_f32<T>(first);
+                if (r + 1 < g.ranks) g.out[t * g.ranks + r + 1] = from_f32<T>(second);
+            }
+        }
+}
+
+constexpr int THREADS = 256;
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+    add_shares(const float *part, int shares, int64_t tokens, int width, int ranks, T *out) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, plane = tokens * width;
+    if (i >= plane) return;
+    float sum = 0;
+    for (int s = 0; s < shares; s++) sum += part[s * plane + i];
+    int64_t t = i / width;
+    int r = (int)(i - t * width);
+    if (r < ranks) out[t * ranks + r] = from_f32<T>(sum);
+}
+
+/* Columns of a block's share: enough blocks for the largest device, by shapes alone. */
+int64_t narrow_share(int64_t tokens, int64_t cols) {
+    int64_t tiles = usli_ceil_div(tokens, DOWN_TOKENS);
+    int64_t shares = least(least(usli_ceil_div(640, tiles), usli_ceil_div(cols, 256)), 32);
+    return round_up(usli_ceil_div(cols, shares), DOWN_STEP);
+}
+
+template <typename T, int RT> usl_status launch_narrow(usli_exec *x, const usli_wide *w, narrow_args<T> *g) {
+    constexpr size_t SHARED = down_shared<RT>();
+    int64_t shares = usli_ceil_div(w->cols, g->share);
+    dim3 grid((unsigned)usli_ceil_div(w->tokens, DOWN_TOKENS), (unsigned)shares);
+    if (w->dropout) {
+        USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, narrow<T, RT, true>));
+        USLI_LAUNCH(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, true>)(*g);
+    } else {
+        USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, narrow<T, RT, false>));
+        USLI_LAUNCH(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, false>)(*g);
+    }
+    if (shares > 1) USLI_LAUNCH((unsigned)usli_ceil_div(w->tokens * 16 * RT, THREADS), THREADS, 0, x, add_shares<T>)
+    (g->part, (int)shares, w->tokens, 16 * RT, g->ranks, g->out);
+    return usli_launched(x, "linear");
+}
+
+/* ---- expand --------------------------------------------------------------------------------------------------------
+ * 128 x 128 of y a block, eight warps of 32 x 64; the sums go through shared memory, half the columns at a time, to be
+ * stored 128 bytes a row. */
+
+constexpr int UP_TILE = 128, UP_THREADS = 256, UP_LINE = 64 + 8;
+
+template <typename T> struct expand_args {
+    T *y;
+    const T *p, *b;
+    const float *bias;
+    int64_t ldy, tokens, cols;
+    int ranks, width; /* width: ranks, rounded up to 16 */
+    bool add, wide;   /* wide: rows of p and b are whole pieces of 16 bytes */
+    usli_dropout d;
+};
+
+template <typename T>
+__device__ __forceinline__ void expand_load(const expand_args<T> &g, T *tile, const T *from, int64_t row,
+                                            int64_t rows) {
+    int line = g.width + 8;
+    if (g.wide)
+        for (int i = (int)threadIdx.x; i < UP_TILE * (g.width / 8); i += UP_THREADS) {
+            int n = i / (g.width / 8), r = i % (g.width / 8) * 8;
+            bool valid = row + n < rows && r < g.ranks;
+            cp_async16(tile + n * line + r, valid ? from + (row + n) * g.ranks + r : from, valid);
+        }
+    else
+        for (int i = (int)threadIdx.x; i < UP_TILE * g.width; i += UP_THREADS) {
+            int n = i / g.width, r = i % g.width;
+            tile[n * line + r] = row + n < rows && r < g.ranks ? from[(row + n) * g.ranks + r] : from_f32<T>(0.0f);
+        }
+}
+
+template <typename T, bool DROPS>
+__device__ __forceinline__ void expand_store(const expand_args<T> &g, int64_t t, int64_t col, const float *sums) {
+    usli_pack<float, 8> v = load_wide<float, 8>(sums);
+    T *y = g.y + t * g.ldy + col;
+    if (DROPS) drop_eight(g.d, t, col, [&](int k, float factor) { v.v[k] *= factor; });
+    if (g.bias) {
+        usli_pack<float, 8> bias = load_wide<float, 8>(g.bias + col);
+#pragma unroll
+        for (int k = 0; k < 8; k++) v.v[k] += bias.v[k];
+    }
+    if (g.add) {
+        usli_pack<T, 8> before = load_pack<T, 8>(y);
+#pragma unroll
+        for (int k = 0; k < 8; k++) v.v[k] += to_f32(before.v[k]);
+    }
+    usli_pack<T, 8> out;
+#pragma unroll
+    for (int k = 0; k < 8; k += 2) store_two<T>(&out.v[k], v.v[k], v.v[k + 1]);
+    store_pack<T, 8>(y, out);
+}
+
+template <typename T, bool DROPS> __global__ void __launch_bounds__(UP_THREADS) expand(expand_args<T> g) {
+    USLI_SHARED(T, shared);
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP, line = g.width + 8;
+    int row0 = warp / 2 * 32, half = warp % 2;
+    int64_t t0 = (int64_t)blockIdx.y * UP_TILE, col0 = (int64_t)blockIdx.x * UP_TILE;
+    T *p = shared, *b = shared + UP_TILE * line;
+    expand_load(g, p, g.p, t0, g.tokens);
+    expand_load(g, b, g.b, col0, g.cols);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    float sum[2][8][4] = {};
+    for (int k = 0; k < g.width; k += 16) {
+        uint32_t fp[2][4];
+#pragma unroll
+        for (int m = 0; m < 2; m++) ldmatrix_x4(fp[m], p + (row0 + m * 16 + lane % 16) * line + k + lane / 16 * 8);
+#pragma unroll
+        for (int n = 0; n < 8; n += 2) {
+            uint32_t f[4];
+            ldmatrix_x4(f, b + (half * 64 + n * 8 + lane / 16 * 8 + lane % 8) * line + k + lane / 8 % 2 * 8);
+            uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                mma_16816<T>(sum[m][n], fp[m], low);
+                mma_16816<T>(sum[m][n + 1], fp[m], high);
+            }
+        }
+    }
+    float *staged = reinterpret_cast<float *>(shared);
+    for (int pass = 0; pass < 2; pass++) {
+        __syncthreads();
+        if (half == pass) {
+#pragma unroll
+            for (int m = 0; m < 2; m++)
+#pragma unroll
+                for (int n = 0; n < 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e += 2) {
+                        usli_pack<float, 2> v = { { sum[m][n][e], sum[m][n][e + 1] } };
+                        int row = row0 + m * 16 + lane / 4 + e / 2 * 8;
+                        store_pack<float, 2>(staged + row * UP_LINE + n * 8 + lane % 4 * 2, v);
+                    }
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < UP_TILE * 8 / UP_THREADS; j++) {
+            int i = j * UP_THREADS + (int)threadIdx.x;
+            int64_t t = t0 + i / 8, col = col0 + pass * 64 + i % 8 * 8;
+            if (t < g.tokens && col < g.cols) expand_store<T, DROPS>(g, t, col, staged + i / 8 * UP_LINE + i % 8 * 8);
+        }
+    }
+}
+
+template <typename T>
+usl_status launch_expand(usli_exec *x, const usli_wide *y, const void *p, const void *b, int ranks, const float *bias,
+                         bool add) {
+    expand_args<T> g = {};
+    g.y = static_cast<T *>(y->data), g.p = static_cast<const T *>(p), g.b = static_cast<const T *>(b), g.bias = bias;
+    g.ldy = y->ld, g.tokens = y->tokens, g.cols = y->cols, g.ranks = ranks, g.width = (int)round_up(ranks, 16);
+    g.add = add, g.wide = ranks % 8 == 0 && usli_aligned16(p) && usli_aligned16(b);
+    if (y->dropout) g.d = *y->dropout;
+    size_t operands = (size_t)2 * UP_TILE * (g.width + 8) * sizeof(T), sums = (size_t)UP_TILE * UP_LINE * sizeof(float);
+    size_t bytes = operands > sums ? operands : sums;
+    dim3 grid((unsigned)usli_ceil_div(y->cols, UP_TILE), (unsigned)usli_ceil_div(y->tokens, UP_TILE));
+    if (y->dropout)
+        USLI_LAUNCH(grid, UP_THREADS, bytes, x, expand<T, true>)(g);
+    else
+        USLI_LAUNCH(grid, UP_THREADS, bytes, x, expand<T, false>)(g);
+    return usli_launched(x, "linear");
+}
+
+/* ---- gradient ------------------------------------------------------------------------------------------------------
+ * 128 columns a block, a share of the tokens each, 32 at a time; four warps of 32 columns. */
+
+constexpr int SUM_COLS = 128, SUM_STEP = 32, SUM_LINE = SUM_COLS + 8, SUM_THREADS = 128;
+
+template <typename T> struct gradient_args {
+    const T *x, *p;
+    float *parts;
+    int64_t ldx, tokens, cols, share;
+    int64_t row_step, col_step; /* of a part */
+    int ranks;
+    bool wide;
+    usli_dropout d;
+};
+
+template <typename T, int RT>
+__device__ __forceinline__ void gradient_load(const gradient_args<T> &g, T *stage, int64_t t, int64_t end,
+                                              int64_t col0) {
+    constexpr int LINE = 16 * RT + 8;
+    T *p = stage + SUM_STEP * SUM_LINE;
+#pragma unroll
+    for (int j = 0; j < SUM_STEP * (SUM_COLS / 8) / SUM_THREADS; j++) {
+        int i = j * SUM_THREADS + (int)threadIdx.x;
+        int line = i / (SUM_COLS / 8), c = i % (SUM_COLS / 8) * 8;
+        bool valid = t + line < end && col0 + c < g.cols;
+        cp_async16(stage + line * SUM_LINE + c, valid ? g.x + (t + line) * g.ldx + col0 + c : g.x, valid);
+    }
+    if (g.wide)
+        for (int i = (int)threadIdx.x; i < SUM_STEP * 2 * RT; i += SUM_THREADS) {
+            int line = i / (2 * RT), r = i % (2 * RT) * 8;
+            bool valid = t + line < end && r < g.ranks;
+            cp_async16(p + line * LINE + r, valid ? g.p + (t + line) * g.ranks + r : g.p, valid);
+        }
+    else
+        for (int i = (int)threadIdx.x; i < SUM_STEP * 16 * RT; i += SUM_THREADS) {
+            int line = i / (16 * RT), r = i % (16 * RT);
+            p[line * LINE + r] = t + line < end && r < g.ranks ? g.p[(t + line) * g.ranks + r] : from_f32<T>(0.0f);
+        }
+}
+
+template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(SUM_THREADS) gradient(gradient_args<T> g) {
+    constexpr int LINE = 16 * RT + 8, STAGE = SUM_STEP * (SUM_LINE + LINE);
+    __shared__ __align__(16) T shared[STAGES * STAGE];
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    int64_t col0 = (int64_t)blockIdx.x * SUM_COLS, begin = blockIdx.y * g.share, end = begin + g.share;
+    if (end > g.tokens) end = g.tokens;
+    int steps = (int)((end - begin + SUM_STEP - 1) / SUM_STEP);
+    float sum[RT][4][4] = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) gradient_load<T, RT>(g, shared + s * STAGE, begin + s * SUM_STEP, end, col0);
+        cp_async_commit();
+    }
+    for (int s = 0; s < steps; s++) {
+        T *x = shared + s % STAGES * STAGE;
+        const T *p = x + SUM_STEP * SUM_LINE;
+        cp_async_wait<STAGES - 2>();
+        if (DROPS)
+            for (int i = (int)threadIdx.x; i < SUM_STEP * (SUM_COLS / 8); i += SUM_THREADS) {
+                int line = i / (SUM_COLS / 8), c = i % (SUM_COLS / 8) * 8;
+                int64_t t = begin + s * SUM_STEP + line;
+                if (t < end && col0 + c < g.cols) drop_chunk<T>(g.d, t, col0 + c, x + line * SUM_LINE + c);
+            }
+        __syncthreads();
+        int ahead = s + STAGES - 1;
+        if (ahead < steps)
+            gradient_load<T, RT>(g, shared + ahead % STAGES * STAGE, begin + ahead * SUM_STEP, end, col0);
+        cp_async_commit();
+#pragma unroll
+        for (int k = 0; k < SUM_STEP; k += 16) {
+            uint32_t fp[RT][4];
+#pragma unroll
+            for (int m = 0; m < RT; m++)
+                ldmatrix_x4_trans(fp[m], p + (k + lane / 16 * 8 + lane % 8) * LINE + m * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+            for (int n = 0; n < 4; n += 2) {
+                uint32_t f[4];
+                ldmatrix_x4_trans(f,
+                                  x + (k + lane / 8 % 2 * 8 + lane % 8) * SUM_LINE + warp * 32 + n * 8 + lane / 16 * 8);
+                uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+#pragma unroll
+                for (int m = 0; m < RT; m++) {
+                    mma_16816<T>(sum[m][n], fp[m], low);
+                    mma_16816<T>(sum[m][n + 1], fp[m], high);
+                }
+            }
+        }
+    }
+    float *part = g.parts + blockIdx.y * (g.cols * g.ranks);
+#pragma unroll
+    for (int m = 0; m < RT; m++)
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int r = m * 16 + lane / 4 + e / 2 * 8;
+                int64_t col = col0 + warp * 32 + n * 8 + lane % 4 * 2 + e % 2;
+                if (r < g.ranks && col < g.cols) part[r * g.row_step + col * g.col_step] = sum[m][n][e];
+            }
+}
+
+/* Tokens of a block's share. */
+int64_t gradient_share(int64_t tokens, int64_t cols) {
+    int64_t tiles = usli_ceil_div(cols, SUM_COLS);
+    int64_t shares = least(least(usli_ceil_div(480, tiles), usli_ceil_div(tokens, 128)), 32);
+    return round_up(usli_ceil_div(tokens, shares), SUM_STEP);
+}
+
+template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const usli_wide *w, const gradient_args<T> *g) {
+    dim3 grid((unsigned)usli_ceil_div(w->cols, SUM_COLS), (unsigned)usli_ceil_div(w->tokens, g->share));
+    if (w->dropout)
+        USLI_LAUNCH(grid, SUM_THREADS, 0, x, gradient<T, RT, true>)(*g);
+    else
+        USLI_LAUNCH(grid, SUM_THREADS, 0, x, gradient<T, RT, false>)(*g);
+    return usli_launched(x, "linear");
+}
+
+/* Calls f<T, RT>(...) with RT the ranks in sixteens. */
+#define BY_RANKS(ranks, f, T, ...)          \
+    ((ranks) <= 16   ? f<T, 1>(__VA_ARGS__) \
+     : (ranks) <= 32 ? f<T, 2>(__VA_ARGS__) \
+     : (ranks) <= 48 ? f<T, 3>(__VA_ARGS__) \
+                     : f<T, 4>(__VA_ARGS__))
+
+template <typename T>
+usl_status narrow_of(usli_exec *x, const usli_wide *w, const void *a, int ranks, void *out, float *room) {
+    narrow_args<T> g = {};
+    g.x = static_cast<const T *>(w->data), g.a = static_cast<const T *>(a), g.out = static_cast<T *>(out);
+    g.part = room, g.ldx = w->ld, g.tokens = w->tokens, g.cols = w->cols, g.ranks = ranks;
+    g.share = narrow_share(w->tokens, w->cols);
+    if (w->dropout) g.d = *w->dropout;
+    return BY_RANKS(ranks, launch_narrow, T, x, w, &g);
+}
+
+template <typename T>
+usl_status gradient_of(usli_exec *x, const usli_wide *w, const void *p, int ranks, bool turned, float *parts) {
+    gradient_args<T> g = {};
+    g.x = static_cast<const T *>(w->data), g.p = static_cast<const T *>(p), g.parts = parts;
+    g.ldx = w->ld, g.tokens = w->tokens, g.cols = w->cols, g.ranks = ranks;
+    g.share = gradient_share(w->tokens, w->cols);
+    g.row_step = turned ? 1 : w->cols, g.col_step = turned ? ranks : 1;
+    g.wide = ranks % 8 == 0 && usli_aligned16(p);
+    if (w->dropout) g.d = *w->dropout;
+    return BY_RANKS(ranks, launch_gradient, T, x, w, &g);
+}
+
+} // namespace
+
+int64_t usli_narrow_room(int64_t tokens, int64_t cols, int ranks) {
+    int64_t shares = usli_ceil_div(cols, narrow_share(tokens, cols));
+    return shares > 1 ? shares * tokens * round_up(ranks, 16) : 0;
+}
+
+usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int ranks, void *out,
+                       float *room) {
+    return dtype == USL_BF16 ? narrow_of<usli_bf16>(x, w, a, ranks, out, room)
+                             : narrow_of<usli_f16>(x, w, a, ranks, out, room);
+}
+
+usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,
+                       const float *bias, bool add) {
+    return dtype == USL_BF16 ? launch_expand<usli_bf16>(x, y, p, b, ranks, bias, add)
+                             : launch_expand<usli_f16>(x, y, p, b, ranks, bias, add);
+}
+
+int usli_gradient_parts(int64_t tokens, int64_t cols) {
+    return (int)usli_ceil_div(tokens, gradient_share(tokens, cols));
+}
+
+usl_status usli_gradient(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *p, int ranks, bool turned,
+                         float *parts) {
+    return dtype == USL_BF16 ? gradient_of<usli_bf16>(x, w, p, ranks, turned, parts)
+                             : gradient_of<usli_f16>(x, w, p, ranks, turned, parts);
+}

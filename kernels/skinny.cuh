@@ -1,0 +1,36 @@
+/* Products with one narrow side: all adapters of a group together have 16 to 64 ranks, so these products are copies
+ * with some arithmetic on the way, and bound by memory. For 16-bit types. Shapes as usli_skinny_fits says; tokens and
+ * ranks are free. Sums have one order. */
+#ifndef USLI_KERNELS_SKINNY_CUH
+#define USLI_KERNELS_SKINNY_CUH
+
+#include "kernels/device.cuh"
+
+enum { USLI_SKINNY_RANKS = 64 };
+
+/* A wide matrix (tokens, cols) as these kernels take it. */
+typedef struct usli_wide {
+    void *data;
+    int64_t tokens, cols, ld;
+    const usli_dropout *dropout; /* NULL: none; else values are dropped on their way in (or, by expand, out) */
+} usli_wide;
+
+static inline bool usli_skinny_fits(const void *data, int64_t cols, int64_t ld) {
+    return usli_aligned16(data) && cols % 8 == 0 && ld % 8 == 0;
+}
+
+/* out (tokens, ranks) = drop(x) a^T, a (ranks, cols). room: floats, as many as usli_narrow_room says. */
+int64_t usli_narrow_room(int64_t tokens, int64_t cols, int ranks);
+usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int ranks, void *out,
+                       float *room);
+
+/* y = bias + drop(p b^T), p (tokens, ranks), b (cols, ranks), or y += that. bias (cols) or NULL; ranks may be 0. */
+usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,
+                       const float *bias, bool add);
+
+/* parts[i] (ranks, cols), or turned (cols, ranks), of p^T drop(x) over a share of the tokens each, i < *count. */
+int usli_gradient_parts(int64_t tokens, int64_t cols);
+usl_status usli_gradient(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *p, int ranks, bool turned,
+                         float *parts);
+
+#endif
