@@ -1,12 +1,18 @@
-/* The own matrix product: tensor cores for 16 bits, plain multiply-add for float32. Tiles of 128 x 128, steps of 32 in
- * k; whatever is stored transposed is turned on its way into shared memory, so one inner loop serves all four layouts.
- */
+/* The own matrix product: tensor cores for 16 bits, plain multiply-add for float32.
+ *
+ * 16 bits: tiles of 128 x 128, 32 of k at a time, three tiles of each operand in shared memory: one is multiplied while
+ * two are on their way. An operand lies there as it lies in memory; the loads of fragments turn what must be turned.
+ * Eight warps of 32 x 64 read 12 fragments of 16 x 16 for 32 products of 16 x 8 x 16: on sm_80 and sm_86 tensor cores
+ * are the limit, on sm_90 these instructions reach two thirds of what its own could. */
 #include "kernels/cublaslt.cuh"
 #include "kernels/mma.cuh"
 
 namespace {
 
-constexpr int TILE = 128, STEP = 32, THREADS = 256, LINE = STEP + 8; /* 8 values of padding: no bank conflicts */
+constexpr int TILE = 128, STEP = 32, THREADS = 256, STAGES = 3;
+constexpr int ALONG = STEP + 8, ACROSS = TILE + 8; /* lines in shared memory: 8 values of padding, no bank conflicts */
+constexpr int OPERAND = TILE * ALONG;              /* values; STEP * ACROSS is less */
+constexpr int BAND = 8;                            /* rows of tiles whose blocks run together, to share what L2 holds */
 
 /* Element (i, k) of an operand with `rows` x k; trans: stored (k, rows). */
 template <typename T>
@@ -16,26 +22,30 @@ __device__ __forceinline__ T element(const T *p, int64_t ld, bool trans, int64_t
     return trans ? p[k * ld + i] : p[i * ld + k];
 }
 
-/* A tile of 128 rows by 32 of an operand into shared memory as (row, k). along: stored with k along memory. */
-template <typename T>
-__device__ void load_tile(T *tile, const T *p, int64_t ld, bool along, bool wide, int64_t row, int64_t k, int64_t rows,
-                          int64_t depth) {
-    constexpr int V = 16 / sizeof(T);
-    if (along && wide && row + TILE <= rows && k + STEP <= depth) {
-        for (int i = (int)threadIdx.x; i < TILE * STEP / V; i += THREADS) {
-            int r = i / (STEP / V), c = i % (STEP / V) * V;
-            store_pack<T, V>(tile + r * LINE + c, load_pack<T, V>(p + (row + r) * ld + k + c));
-        }
-    } else if (!along && wide && row + TILE <= rows && k + STEP <= depth) {
-        for (int i = (int)threadIdx.x; i < TILE * STEP / V; i += THREADS) {
-            int c = i / (TILE / V), r = i % (TILE / V) * V;
-            usli_pack<T, V> v = load_pack<T, V>(p + (k + c) * ld + row + r);
-            for (int j = 0; j < V; j++) tile[(r + j) * LINE + c] = v.v[j];
+/* One operand: rows x depth, stored with k along memory (ALONG_K) or rows. wide: by whole pieces of 16 bytes. */
+template <typename T> struct operand {
+    const T *p;
+    int64_t ld, rows, depth;
+    bool wide;
+};
+
+template <typename T, bool ALONG_K>
+__device__ __forceinline__ void load_tile(T *tile, const operand<T> &o, int64_t row, int64_t k) {
+    constexpr int WIDTH = ALONG_K ? STEP : TILE, LINE = ALONG_K ? ALONG : ACROSS;
+    int64_t line0 = ALONG_K ? row : k, lines = ALONG_K ? o.rows : o.depth;
+    int64_t col0 = ALONG_K ? k : row, cols = ALONG_K ? o.depth : o.rows;
+    if (o.wide) {
+#pragma unroll
+        for (int j = 0; j < TILE * STEP / 8 / THREADS; j++) {
+            int i = j * THREADS + (int)threadIdx.x, line = i / (WIDTH / 8), c = i % (WIDTH / 8) * 8;
+            bool valid = line0 + line < lines && col0 + c < cols;
+            cp_async16(tile + line * LINE + c, valid ? o.p + (line0 + line) * o.ld + col0 + c : o.p, valid);
         }
     } else {
         for (int i = (int)threadIdx.x; i < TILE * STEP; i += THREADS) {
-            int r = along ? i / STEP : i % TILE, c = along ? i % STEP : i / TILE;
-            tile[r * LINE + c] = element(p, ld, !along, row + r, k + c, rows, depth);
+            int line = i / WIDTH, c = i % WIDTH;
+            bool valid = line0 + line < lines && col0 + c < cols;
+            tile[line * LINE + c] = valid ? o.p[(line0 + line) * o.ld + col0 + c] : from_f32<T>(0.0f);
         }
     }
 }
@@ -48,26 +58,87 @@ __device__ __forceinline__ void put(const usli_gemm_args &g, int64_t i, int64_t 
     store_any(g.c, g.c_type, at, v);
 }
 
-/* Eight warps, 4 x 2, each 32 x 64 of the tile. */
-template <typename T> __global__ void __launch_bounds__(THREADS) product16(usli_gemm_args g, bool wide_a, bool wide_b) {
-    __shared__ __align__(16) T a[TILE * LINE], b[TILE * LINE];
+/* A warp's 32 x 64 of c, from row i and column j on; two neighbours at once where that is aligned. */
+template <typename C>
+__device__ __forceinline__ void put_all(const usli_gemm_args &g, const float (&sum)[2][8][4], int64_t i0, int64_t j0,
+                                        bool pairs) {
+    C *base = static_cast<C *>(g.c);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int64_t i = i0 + m * 16 + half * 8, j = j0 + n * 8;
+                C *c = base + i * g.ldc + j;
+                float first = g.alpha * sum[m][n][2 * half], second = g.alpha * sum[m][n][2 * half + 1];
+                bool one = i < g.m && j < g.n, two = i < g.m && j + 1 < g.n;
+                if (g.beta != 0) {
+                    if (one) first += g.beta * to_f32(c[0]);
+                    if (two) second += g.beta * to_f32(c[1]);
+                }
+                if (two && pairs) {
+                    store_two<C>(c, first, second);
+                } else {
+                    if (one) c[0] = from_f32<C>(first);
+                    if (two) c[1] = from_f32<C>(second);
+                }
+            }
+}
+
+/* Rows row .. row+15 of a tile as the left operand, and as the right one (two fragments). */
+template <typename T, bool ALONG_K>
+__device__ __forceinline__ void left(uint32_t (&f)[4], const T *tile, int row, int k, int lane) {
+    if (ALONG_K)
+        ldmatrix_x4(f, tile + (row + lane % 16) * ALONG + k + lane / 16 * 8);
+    else
+        ldmatrix_x4_trans(f, tile + (k + lane / 16 * 8 + lane % 8) * ACROSS + row + lane / 8 % 2 * 8);
+}
+template <typename T, bool ALONG_K>
+__device__ __forceinline__ void right(uint32_t (&f)[4], const T *tile, int row, int k, int lane) {
+    if (ALONG_K)
+        ldmatrix_x4(f, tile + (row + lane / 16 * 8 + lane % 8) * ALONG + k + lane / 8 % 2 * 8);
+    else
+        ldmatrix_x4_trans(f, tile + (k + lane / 8 % 2 * 8 + lane % 8) * ACROSS + row + lane / 16 * 8);
+}
+
+template <typename T, bool TRANS_A, bool TRANS_B>
+__global__ void __launch_bounds__(THREADS) product16(usli_gemm_args g, operand<T> a, operand<T> b, bool pairs) {
+    USLI_SHARED(T, shared);
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
     int row0 = warp / 2 * 32, col0 = warp % 2 * 64;
-    int64_t i0 = (int64_t)blockIdx.y * TILE, j0 = (int64_t)blockIdx.x * TILE;
+    int64_t across = (g.n + TILE - 1) / TILE, down = (g.m + TILE - 1) / TILE, band = blockIdx.x / (BAND * across);
+    int64_t in_band = blockIdx.x - band * BAND * across, high = min((int64_t)BAND, down - band * BAND);
+    int64_t i0 = (band * BAND + in_band % high) * TILE, j0 = in_band / high * TILE;
+    int64_t steps = (g.k + STEP - 1) / STEP;
     float sum[2][8][4] = {};
-    for (int64_t k = 0; k < g.k; k += STEP) {
-        load_tile<T>(a, static_cast<const T *>(g.a), g.lda, !g.trans_a, wide_a, i0, k, g.m, g.k);
-        load_tile<T>(b, static_cast<const T *>(g.b), g.ldb, g.trans_b, wide_b, j0, k, g.n, g.k);
-        __syncthreads();
 #pragma unroll
-        for (int s = 0; s < STEP; s += 16) {
+    for (int s = 0; s < STAGES - 1; s++) {
+        T *stage = shared + s * 2 * OPERAND;
+        if (s < steps) load_tile<T, !TRANS_A>(stage, a, i0, s * STEP);
+        if (s < steps) load_tile<T, TRANS_B>(stage + OPERAND, b, j0, s * STEP);
+        cp_async_commit();
+    }
+    int at = 0, ahead = STAGES - 1;
+    for (int64_t s = 0; s < steps; s++) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        if (s + STAGES - 1 < steps) {
+            T *stage = shared + ahead * 2 * OPERAND;
+            load_tile<T, !TRANS_A>(stage, a, i0, (s + STAGES - 1) * STEP);
+            load_tile<T, TRANS_B>(stage + OPERAND, b, j0, (s + STAGES - 1) * STEP);
+        }
+        cp_async_commit();
+        const T *ta = shared + at * 2 * OPERAND, *tb = ta + OPERAND;
+#pragma unroll
+        for (int k = 0; k < STEP; k += 16) {
             uint32_t fa[2][4], fb[8][2];
 #pragma unroll
-            for (int m = 0; m < 2; m++) ldmatrix_x4(fa[m], a + (row0 + m * 16 + lane % 16) * LINE + s + lane / 16 * 8);
+            for (int m = 0; m < 2; m++) left<T, !TRANS_A>(fa[m], ta, row0 + m * 16, k, lane);
 #pragma unroll
             for (int n = 0; n < 8; n += 2) {
                 uint32_t f[4];
-                ldmatrix_x4(f, b + (col0 + n * 8 + lane / 16 * 8 + lane % 8) * LINE + s + lane / 8 % 2 * 8);
+                right<T, TRANS_B>(f, tb, col0 + n * 8, k, lane);
                 fb[n][0] = f[0], fb[n][1] = f[1], fb[n + 1][0] = f[2], fb[n + 1][1] = f[3];
             }
 #pragma unroll
@@ -75,16 +146,14 @@ template <typename T> __global__ void __launch_bounds__(THREADS) product16(usli_
 #pragma unroll
                 for (int n = 0; n < 8; n++) mma_16816<T>(sum[m][n], fa[m], fb[n]);
         }
-        __syncthreads();
+        at = at + 1 == STAGES ? 0 : at + 1;
+        ahead = ahead + 1 == STAGES ? 0 : ahead + 1;
     }
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                put(g, i0 + row0 + m * 16 + lane / 4 + e / 2 * 8, j0 + col0 + n * 8 + lane % 4 * 2 + e % 2,
-                    sum[m][n][e]);
+    i0 += row0 + lane / 4, j0 += col0 + lane % 4 * 2;
+    if (g.c_type == USL_F32)
+        put_all<float>(g, sum, i0, j0, pairs);
+    else
+        put_all<T>(g, sum, i0, j0, pairs);
 }
 
 constexpr int SMALL = 64, DEEP = 16;
@@ -124,25 +193,35 @@ __global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
         for (int j = 0; j < 4; j++) put(g, i0 + ty + 16 * i, j0 + tx + 16 * j, sum[i][j]);
 }
 
-template <typename T> bool wide(const void *p, int64_t ld) {
-    return usli_aligned16(p) && ld % (int64_t)(16 / sizeof(T)) == 0;
+template <typename T> operand<T> operand_of(const void *p, int64_t ld, int64_t rows, int64_t depth, bool along_k) {
+    bool wide = usli_aligned16(p) && ld % 8 == 0 && (along_k ? depth : rows) % 8 == 0;
+    return { static_cast<const T *>(p), ld, rows, depth, wide };
 }
 
-template <typename T> void launch16(usli_exec *x, const usli_gemm_args *g) {
-    dim3 grid((unsigned)usli_ceil_div(g->n, TILE), (unsigned)usli_ceil_div(g->m, TILE));
-    USLI_LAUNCH(grid, THREADS, 0, x, product16<T>)(*g, wide<T>(g->a, g->lda), wide<T>(g->b, g->ldb));
+template <typename T, bool TRANS_A, bool TRANS_B> usl_status launch16(usli_exec *x, const usli_gemm_args *g) {
+    constexpr size_t SHARED = (size_t)STAGES * 2 * OPERAND * sizeof(T);
+    operand<T> a = operand_of<T>(g->a, g->lda, g->m, g->k, !TRANS_A);
+    operand<T> b = operand_of<T>(g->b, g->ldb, g->n, g->k, TRANS_B);
+    size_t c = g->c_type == USL_F32 ? 4 : 2;
+    bool pairs = g->ldc % 2 == 0 && reinterpret_cast<uintptr_t>(g->c) % (2 * c) == 0;
+    USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, product16<T, TRANS_A, TRANS_B>));
+    unsigned blocks = (unsigned)(usli_ceil_div(g->n, TILE) * usli_ceil_div(g->m, TILE));
+    USLI_LAUNCH(blocks, THREADS, SHARED, x, product16<T, TRANS_A, TRANS_B>)(*g, a, b, pairs);
+    return usli_launched(x, "matrix product");
+}
+
+template <typename T> usl_status launch(usli_exec *x, const usli_gemm_args *g) {
+    if (g->trans_a) return g->trans_b ? launch16<T, true, true>(x, g) : launch16<T, true, false>(x, g);
+    return g->trans_b ? launch16<T, false, true>(x, g) : launch16<T, false, false>(x, g);
 }
 
 } // namespace
 
 usl_status usli_own_gemm(usli_exec *x, const usli_gemm_args *g) {
-    if (g->type == USL_BF16)
-        launch16<usli_bf16>(x, g);
-    else if (g->type == USL_F16)
-        launch16<usli_f16>(x, g);
-    else
-        USLI_LAUNCH(dim3((unsigned)usli_ceil_div(g->n, SMALL), (unsigned)usli_ceil_div(g->m, SMALL)), THREADS, 0, x,
-                    product32)
+    if (g->type == USL_BF16) return launch<usli_bf16>(x, g);
+    if (g->type == USL_F16) return launch<usli_f16>(x, g);
+    USLI_LAUNCH(dim3((unsigned)usli_ceil_div(g->n, SMALL), (unsigned)usli_ceil_div(g->m, SMALL)), THREADS, 0, x,
+                product32)
     (*g);
     return usli_launched(x, "matrix product");
 }
