@@ -11,6 +11,9 @@
 namespace {
 
 constexpr size_t WORKSPACE = (size_t)64 << 20;
+/* Shapes that are remembered, and how many places one may have. A pass has some 30; the number of tokens changes from
+ * pass to pass, so old ones must give way. */
+constexpr size_t ENTRIES = 4096, PLACES = 8;
 
 /* What decides the algorithm. Two products with one key run the same one: the heuristic's first. */
 struct key {
@@ -20,7 +23,7 @@ struct key {
 
 struct entry {
     struct key key;
-    bool usable;
+    bool known, usable;
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algo;
@@ -32,8 +35,7 @@ struct usli_cublaslt {
     void *library;
     cublasLtHandle_t handle;
     void *workspace;
-    struct entry *entries;
-    size_t count, cap;
+    struct entry *entries; /* ENTRIES of them */
 /* clang-format off */
 #define FUNCTIONS                                                                                           \
     FUNCTION(Create) FUNCTION(Destroy) FUNCTION(Matmul) FUNCTION(MatmulAlgoGetHeuristic)                    \
@@ -59,9 +61,9 @@ bool find_functions(usli_cublaslt *b) {
 }
 
 void *open_library() {
-    static const char *const PLACES[] = { "libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
-                                          "libcublasLt.so.12", "/usr/local/cuda/lib64/libcublasLt.so.12" };
-    for (const char *place : PLACES) {
+    static const char *const NAMES[] = { "libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13",
+                                         "libcublasLt.so.12", "/usr/local/cuda/lib64/libcublasLt.so.12" };
+    for (const char *place : NAMES) {
         void *library = dlopen(place, RTLD_NOW | RTLD_LOCAL);
         if (library) return library;
     }
@@ -134,15 +136,29 @@ void forget(usli_cublaslt *b, entry *e) {
     if (e->c) b->MatrixLayoutDestroy(e->c);
 }
 
-/* NULL for want of memory. */
-entry *find(usli_exec *x, usli_cublaslt *b, const usli_gemm_args *g) {
+size_t hash_of(const key *k) {
+    const unsigned char *bytes = reinterpret_cast<const unsigned char *>(k);
+    uint64_t h = 14695981039346656037u;
+    for (size_t i = 0; i < sizeof *k; i++) h = (h ^ bytes[i]) * 1099511628211u;
+    return (size_t)(h ^ h >> 32);
+}
+
+/* What a shape gets depends on nothing but the shape, so that forgetting one changes no result. */
+entry *find(usli_cublaslt *b, const usli_gemm_args *g) {
     key k = key_of(g);
-    for (size_t i = b->count; i-- > 0;)
-        if (memcmp(&b->entries[i].key, &k, sizeof k) == 0) return &b->entries[i];
-    if (usli_grow(x->ctx, &b->entries, &b->cap, b->count + 1, sizeof *b->entries) != USL_OK) return nullptr;
-    entry *e = &b->entries[b->count++];
+    size_t first = hash_of(&k);
+    entry *e = &b->entries[first % ENTRIES];
+    for (size_t i = 0; i < PLACES; i++) {
+        entry *place = &b->entries[(first + i) % ENTRIES];
+        if (place->known && memcmp(&place->key, &k, sizeof k) == 0) return place;
+        if (place->known) continue;
+        e = place;
+        break;
+    }
+    forget(b, e);
     memset(e, 0, sizeof *e);
     e->key = k;
+    e->known = true;
     e->usable = describe(b, g, e) && choose(b, e);
     return e;
 }
@@ -152,11 +168,7 @@ entry *find(usli_exec *x, usli_cublaslt *b, const usli_gemm_args *g) {
 bool usli_cublaslt_gemm(usli_exec *x, const usli_gemm_args *g, usl_status *st) {
     usli_cublaslt *b = usli_cuda_of(x)->blas;
     if (!b) return false;
-    const entry *e = find(x, b, g);
-    if (!e) {
-        *st = usli_nomem(x->ctx, sizeof *e);
-        return true;
-    }
+    const entry *e = find(b, g);
     if (!e->usable) return false;
     cublasStatus_t status =
         b->Matmul(b->handle, e->product, &g->alpha, g->b, e->a, g->a, e->b, &g->beta, g->c, e->c, g->c, e->c, &e->algo,
@@ -174,11 +186,15 @@ usl_status usli_cublaslt_open(usli_exec *x) {
     void *library = open_library();
     if (!library) return USL_OK;
     usli_cublaslt *b = static_cast<usli_cublaslt *>(usli_calloc(x->ctx, 1, sizeof *b));
-    if (!b) {
+    entry *entries = static_cast<entry *>(usli_calloc(x->ctx, ENTRIES, sizeof *entries));
+    if (!b || !entries) {
+        usli_free(x->ctx, b);
+        usli_free(x->ctx, entries);
         dlclose(library);
-        return usli_nomem(x->ctx, sizeof *b);
+        return usli_nomem(x->ctx, ENTRIES * sizeof *entries);
     }
     b->library = library;
+    b->entries = entries;
     c->blas = b;
     if (!find_functions(b) || b->Create(&b->handle) != CUBLAS_STATUS_SUCCESS) {
         b->handle = nullptr;
@@ -191,7 +207,7 @@ usl_status usli_cublaslt_open(usli_exec *x) {
 void usli_cublaslt_close(usli_exec *x) {
     usli_cublaslt *b = usli_cuda_of(x)->blas;
     if (!b) return;
-    for (size_t i = 0; i < b->count; i++) forget(b, &b->entries[i]);
+    for (size_t i = 0; i < ENTRIES; i++) forget(b, &b->entries[i]);
     if (b->handle) b->Destroy(b->handle);
     cudaFree(b->workspace);
     usli_free(x->ctx, b->entries);
