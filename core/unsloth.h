@@ -399,7 +399,7 @@ typedef struct usl_train_opts {
     const char *optimizer;                                     /* "adamw_8bit", "adamw" */
     uint64_t seed;
     int shuffle;
-    const char *recompute; /* "auto", "none", "full" */
+    const char *recompute; /* "auto", "none", "full", "offload": all, with the blocks' inputs in host memory */
     uint64_t memory_limit; /* bytes; 0: what is free */
 } usl_train_opts;
 #define USL_TRAIN_OPTS_INIT                                                                                        \

@@ -60,6 +60,33 @@ static usl_status sync(usli_exec *x) {
     return usli_cuda_check(x, cudaStreamSynchronize(stream_of(x)), "waiting for the GPU");
 }
 
+static void *alloc_host(usli_exec *x, size_t bytes) {
+    void *p = nullptr;
+    cudaSetDevice(usli_cuda_of(x)->device);
+    if (cudaHostAlloc(&p, bytes, cudaHostAllocDefault) == cudaSuccess) return p;
+    (void)cudaGetLastError(); /* the caller says what did not fit */
+    return nullptr;
+}
+
+static void free_host(usli_exec *x, void *ptr) {
+    (void)x;
+    cudaFreeHost(ptr);
+}
+
+static usl_status copy_beside(usli_exec *x, void *dst, const void *src, size_t bytes, int slot) {
+    usli_cuda *c = usli_cuda_of(x);
+    cudaError_t error = cudaEventRecord(c->ready, stream_of(x));
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(c->copies, c->ready, 0);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, c->copies);
+    if (error == cudaSuccess) error = cudaEventRecord(c->copied[slot], c->copies);
+    return usli_cuda_check(x, error, "copy beside the work");
+}
+
+static usl_status await_copy(usli_exec *x, int slot) {
+    return usli_cuda_check(x, cudaStreamWaitEvent(stream_of(x), usli_cuda_of(x)->copied[slot], 0),
+                           "waiting for a copy");
+}
+
 static usl_status memory(usli_exec *x, size_t *used, size_t *total) {
     size_t left = 0;
     USLI_TRY(usli_cuda_check(x, cudaMemGetInfo(&left, total), "asking for free memory"));
@@ -76,6 +103,10 @@ static void close_device(usli_exec *x) {
     if (!c) return;
     usli_cublaslt_close(x);
     if (x->stream) cudaStreamDestroy(stream_of(x));
+    if (c->copies) cudaStreamDestroy(c->copies);
+    if (c->ready) cudaEventDestroy(c->ready);
+    for (int i = 0; i < USLI_COPY_SLOTS; i++)
+        if (c->copied[i]) cudaEventDestroy(c->copied[i]);
     usli_free(x->ctx, c);
     x->state = x->stream = nullptr;
 }
@@ -94,6 +125,10 @@ static const usli_backend CUDA = {
     .copy_out = copy_out,
     .zero = zero,
     .sync = sync,
+    .alloc_host = alloc_host,
+    .free_host = free_host,
+    .copy_beside = copy_beside,
+    .await_copy = await_copy,
     .memory = memory,
     .fast_dtype = fast_dtype,
     .close = close_device,
@@ -122,6 +157,11 @@ static usl_status open_stream(usli_exec *x, usli_cuda *c) {
                          c->device, prop.name, prop.major, prop.minor);
     USLI_TRY(usli_cuda_check(x, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening the GPU"));
     x->stream = stream;
+    cudaError_t error = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&c->ready, cudaEventDisableTiming);
+    for (int i = 0; i < USLI_COPY_SLOTS && error == cudaSuccess; i++)
+        error = cudaEventCreateWithFlags(&c->copied[i], cudaEventDisableTiming);
+    USLI_TRY(usli_cuda_check(x, error, "opening the GPU"));
     return usli_cublaslt_open(x);
 }
 

@@ -34,8 +34,11 @@ struct usli_cublaslt;
 typedef struct usli_cuda {
     int device, sm; /* sm: 75, 80, 90, ... */
     int multiprocessors;
-    size_t shared_most;         /* bytes of dynamic shared memory a block may ask for */
-    struct usli_cublaslt *blas; /* NULL: no cuBLASLt here, own GEMM */
+    size_t shared_most;                  /* bytes of dynamic shared memory a block may ask for */
+    cudaStream_t copies;                 /* beside the exec's stream */
+    cudaEvent_t ready;                   /* what a copy waits for */
+    cudaEvent_t copied[USLI_COPY_SLOTS]; /* what work waits for */
+    struct usli_cublaslt *blas;          /* NULL: no cuBLASLt here, own GEMM */
 } usli_cuda;
 
 static inline usli_cuda *usli_cuda_of(const usli_exec *x) {

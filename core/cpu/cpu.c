@@ -30,6 +30,16 @@ static usl_status cpu_sync(usli_exec *x) {
     return USL_OK;
 }
 
+static usl_status cpu_copy_beside(usli_exec *x, void *dst, const void *src, size_t bytes, int slot) {
+    (void)slot;
+    return cpu_copy(x, dst, src, bytes);
+}
+
+static usl_status cpu_await_copy(usli_exec *x, int slot) {
+    (void)x, (void)slot;
+    return USL_OK;
+}
+
 static usl_dtype cpu_fast_dtype(const usli_exec *x) {
     (void)x;
 #if defined(__x86_64__)
@@ -57,6 +67,10 @@ static const usli_backend CPU = {
     .copy_out = cpu_copy,
     .zero = cpu_zero,
     .sync = cpu_sync,
+    .alloc_host = cpu_alloc,
+    .free_host = cpu_free,
+    .copy_beside = cpu_copy_beside,
+    .await_copy = cpu_await_copy,
     .fast_dtype = cpu_fast_dtype,
     .close = cpu_close,
 };

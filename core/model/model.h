@@ -94,6 +94,7 @@ struct usl_model {
     int64_t context;            /* max_seq_length in force */
     float *cos, *sin;           /* (context, head_dim / 2), on the device */
     void *placed, *tables;      /* the device's block of weights, and of NF4's tables; NULL where d is m */
+    void *embed, *host_embed;   /* the embedding table's block, on the device or in host memory */
     size_t placed_bytes;
     bool device_newer;    /* trained values on the device have not been pulled yet */
     float *rope_divisors; /* (head_dim / 2) from a GGUF, or NULL */
@@ -128,6 +129,9 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
 /* place.c: gives every weight its place on the device; releases it. */
 usl_status usli_model_place(usl_model *m);
 void usli_model_unplace(usl_model *m);
+/* Moves the embedding table to host memory that the GPU reads by itself; 0 bytes: it is there, or must stay. */
+size_t usli_model_embed_bytes(const usl_model *m);
+usl_status usli_model_embed_to_host(usl_model *m);
 /* Bytes of one layer's linear weights decoded to the model's type; 0 when all of them are stored so, or are trained. */
 size_t usli_model_cache_bytes(const usl_model *m);
 /* Tells passes that the decoded weights of the first so many layers lie behind one another at base (which a dry run

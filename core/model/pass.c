@@ -7,6 +7,32 @@ static size_t stream_bytes(const usl_model *m, int64_t tokens) {
     return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->res_dtype);
 }
 
+size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens) {
+    return (stream_bytes(m, tokens) + 63) & ~(size_t)63;
+}
+
+/* Inputs of recomputed blocks travel to host memory behind the work and come back ahead of it. Two of them are on the
+ * device at a time: a slot is written again only when its copy is done. */
+static usl_status send_input(const usli_pass_state *s, int64_t layer) {
+    usli_exec *x = s->exec;
+    size_t bytes = usli_pass_input_bytes(s->model, s->batch->tokens);
+    if (x->arena->dry || !s->inputs) return USL_OK;
+    return x->backend->copy_beside(x, s->inputs + (size_t)layer * bytes, s->ring[layer % 2], bytes, (int)(layer % 2));
+}
+
+/* The last two are still there when the way back begins. */
+static usl_status fetch_input(const usli_pass_state *s, int64_t layer) {
+    usli_exec *x = s->exec;
+    size_t bytes = usli_pass_input_bytes(s->model, s->batch->tokens);
+    if (x->arena->dry || !s->inputs || layer < 0 || layer >= s->recomputed - 2) return USL_OK;
+    return x->backend->copy_beside(x, s->ring[layer % 2], s->inputs + (size_t)layer * bytes, bytes, (int)(layer % 2));
+}
+
+static usl_status await_input(const usli_pass_state *s, int64_t layer) {
+    usli_exec *x = s->exec;
+    return x->arena->dry || !s->inputs ? USL_OK : x->backend->await_copy(x, (int)(layer % 2));
+}
+
 static size_t hidden_bytes(const usl_model *m, int64_t tokens) {
     return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype);
 }
@@ -48,16 +74,24 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
     const void *res = NULL;
     void *stream = NULL; /* n2 of blocks that keep nothing */
     if (s->recomputed) USLI_TAKE(stream, x, false, stream_bytes(m, t));
+    for (int i = 0; s->inputs && i < 2; i++) USLI_TAKE(s->ring[i], x, true, usli_pass_input_bytes(m, t));
     size_t inner = x->arena->high;
     for (int64_t l = 0; l < layers; l++) {
         USLI_TRY(usli_checkpoint(x->ctx));
         bool keep = l >= s->recomputed;
         usli_block_saved *b = &s->blocks[l];
         *b = (usli_block_saved){ .n2 = stream, .low = x->arena->low };
-        USLI_TAKE(b->n1, x, true, stream_bytes(m, t));
+        bool sent = !keep && s->inputs;
+        if (sent) {
+            b->n1 = s->ring[l % 2];
+            USLI_TRY(await_input(s, l));
+        } else {
+            USLI_TAKE(b->n1, x, true, stream_bytes(m, t));
+        }
         if (keep) USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
         if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
         USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, true, b));
+        if (sent) USLI_TRY(send_input(s, l));
         x->arena->high = inner;
         res = b->n2;
     }
@@ -106,7 +140,10 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
             void *n1 = b->n1;
             size_t low = b->low;
             *b = (usli_block_saved){ .n1 = n1, .low = low };
-            x->arena->low = low + ((stream_bytes(m, t) + 63) & ~(size_t)63); /* what later blocks kept is done with */
+            x->arena->low =
+                low + (s->inputs ? 0 : usli_pass_input_bytes(m, t)); /* what later blocks kept is done with */
+            USLI_TRY(await_input(s, l));
+            USLI_TRY(fetch_input(s, l - 1));
             USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
             size_t inner = x->arena->high;
             USLI_TRY(usli_block_forward(s, l, NULL, n1, NULL, true, false, b));

@@ -54,15 +54,18 @@ usl_status usli_model_place(usl_model *m) {
         for (int64_t i = 0; i < count; i++) m->weights[i].d = m->weights[i].m;
         return USL_OK;
     }
+    usli_weight *embed = usli_model_weight(m, USLI_EMBED, 0);
     size_t bytes = 0;
     for (int64_t i = 0; i < count; i++)
-        if (m->weights[i].storage) bytes += aligned(m->weights[i].storage->bytes);
+        if (m->weights[i].storage && &m->weights[i] != embed) bytes += aligned(m->weights[i].storage->bytes);
     USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->placed));
-    m->placed_bytes = bytes;
+    USLI_TRY(usli_device_alloc(&m->exec, embed->storage->bytes, &m->embed));
+    USLI_TRY(place_one(m, embed, m->embed));
+    m->placed_bytes = bytes + embed->storage->bytes;
     char *to = m->placed;
     for (int64_t i = 0; i < count; i++) {
         usli_weight *w = &m->weights[i];
-        if (!w->storage) continue;
+        if (!w->storage || w == embed) continue;
         if (i % USLI_LAYER_SLOTS == 0) USLI_TRY(usli_progress(m->ctx, "to the GPU", (uint64_t)i, (uint64_t)count));
         USLI_TRY(place_one(m, w, to));
         to += aligned(w->storage->bytes);
@@ -73,7 +76,29 @@ usl_status usli_model_place(usl_model *m) {
 void usli_model_unplace(usl_model *m) {
     usli_device_free(&m->exec, m->placed);
     usli_device_free(&m->exec, m->tables);
-    m->placed = m->tables = NULL;
+    usli_device_free(&m->exec, m->embed);
+    if (m->host_embed) m->exec.backend->free_host(&m->exec, m->host_embed);
+    m->placed = m->tables = m->embed = m->host_embed = NULL;
+}
+
+size_t usli_model_embed_bytes(const usl_model *m) {
+    const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+    bool stays = m->exec.backend->host || m->full || m->config.tied || !m->embed || w->m.nf4;
+    return stays ? 0 : w->storage->bytes;
+}
+
+usl_status usli_model_embed_to_host(usl_model *m) {
+    size_t bytes = usli_model_embed_bytes(m);
+    usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+    if (!bytes) return USL_OK;
+    if (!(m->host_embed = m->exec.backend->alloc_host(&m->exec, bytes))) return usli_nomem(m->ctx, bytes);
+    memcpy(m->host_embed, w->storage->data, bytes);
+    w->d.data = m->host_embed;
+    w->d.scale = moved(w->m.scale, w->storage, m->host_embed);
+    usli_device_free(&m->exec, m->embed);
+    m->embed = NULL;
+    m->placed_bytes -= bytes;
+    return USL_OK;
 }
 
 usl_status usli_model_pull(usl_model *m) {

@@ -17,6 +17,8 @@ typedef enum usli_write { USLI_ASSIGN, USLI_ACCUMULATE } usli_write;
 
 typedef struct usli_exec usli_exec;
 
+enum { USLI_COPY_SLOTS = 2 };
+
 typedef struct usli_op_impl {
     /* args: the op's struct. ws: workspace bytes of arena scratch, 64-byte aligned. */
     usl_status (*run)(usli_exec *x, void *args, usli_pass pass, void *ws);
@@ -36,6 +38,13 @@ typedef struct usli_backend {
     usl_status (*copy_out)(usli_exec *x, void *host, const void *src, size_t bytes);
     usl_status (*zero)(usli_exec *x, void *dst, size_t bytes);
     usl_status (*sync)(usli_exec *x);
+    /* Host memory that the device reads and writes by itself; alloc_host answers NULL when there is none. */
+    void *(*alloc_host)(usli_exec *x, size_t bytes);
+    void (*free_host)(usli_exec *x, void *ptr);
+    /* Copies between it and the device once all work so far is done, while later work goes on; await_copy makes later
+     * work wait for the copies of a slot (below USLI_COPY_SLOTS). */
+    usl_status (*copy_beside)(usli_exec *x, void *dst, const void *src, size_t bytes, int slot);
+    usl_status (*await_copy)(usli_exec *x, int slot);
     /* Bytes in use on the device by everybody, and its size, as its driver counts them; NULL: host memory. */
     usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);
     usl_dtype (*fast_dtype)(const usli_exec *x); /* the shortest float type that it multiplies quickly */

@@ -1,6 +1,7 @@
 /* The memory plan: a dry run of the very pass that will run counts its bytes, so the plan cannot be wrong about them.
- * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit; fewer tokens a
- * pass. Refused only when a single row does not fit with everything recomputed. */
+ * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit, their inputs
+ * and then the embedding table in host memory when that makes them fewer; fewer tokens a pass. What is left holds
+ * decoded weights. Refused only when a single row does not fit with everything recomputed. */
 #include "core/train/trainer.h"
 
 #include <string.h>
@@ -19,9 +20,12 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
                      .longest = c->longest,
                      .row_of_token = &nothing,
                      .update = &nothing };
-    usli_pass_state s = {
-        .model = t->model, .batch = &b, .exec = &x, .recomputed = c->recomputed, .blocks = t->blocks
-    };
+    usli_pass_state s = { .model = t->model,
+                          .batch = &b,
+                          .exec = &x,
+                          .recomputed = c->recomputed,
+                          .inputs = c->offloaded ? (char *)t : NULL,
+                          .blocks = t->blocks };
     float loss;
     usli_targets targets = { .count = c->tokens, .index = &nothing, .target = &nothing, .losses = &loss };
     USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
@@ -37,20 +41,64 @@ static usl_status arena_with_cache(usl_trainer *t, const usli_capacity *c, size_
     return st;
 }
 
-/* The fewest recomputed blocks that fit `room`; layers + 1 when none does. */
-static usl_status fewest_recomputed(usl_trainer *t, usli_capacity *c, size_t room, int64_t from, int64_t *out) {
+/* The fewest recomputed blocks, from `from` on, that fit; layers + 1 when none does. */
+static usl_status fewest_recomputed(usl_trainer *t, usli_capacity c, size_t room, int64_t from, int64_t *out) {
     int64_t low = from, high = t->model->config.layers + 1;
     while (low < high) {
         size_t bytes;
-        c->recomputed = low + (high - low) / 2;
-        if (c->recomputed > t->model->config.layers) break;
-        USLI_TRY(usli_plan_arena(t, c, &bytes));
+        c.recomputed = low + (high - low) / 2;
+        if (c.recomputed > t->model->config.layers) break;
+        USLI_TRY(usli_plan_arena(t, &c, &bytes));
         if (bytes <= room)
-            high = c->recomputed;
+            high = c.recomputed;
         else
-            low = c->recomputed + 1;
+            low = c.recomputed + 1;
     }
     *out = low;
+    return USL_OK;
+}
+
+/* Ways to place things, each a little dearer than the one before; taken when fewer blocks are recomputed for it. */
+static const struct { int64_t offloaded, host_embed; } WAYS[] = { { 0, 0 }, { 1, 0 }, { 1, 1 } };
+
+static bool is(const usl_trainer *t, const char *recompute) {
+    return strcmp(t->recompute, recompute) == 0;
+}
+
+/* What the user asked for decides some of it; host memory is no other memory on the CPU. */
+static bool allowed(const usl_trainer *t, size_t way) {
+    if (WAYS[way].host_embed && !usli_model_embed_bytes(t->model)) return false;
+    if (is(t, "offload")) return WAYS[way].offloaded;
+    return !WAYS[way].offloaded || (is(t, "auto") && !t->model->exec.backend->host);
+}
+
+/* Room of the arena: what the way frees is added. */
+static size_t room_of(const usl_trainer *t, const usli_capacity *c, size_t room) {
+    return room + (c->host_embed ? usli_model_embed_bytes(t->model) : 0);
+}
+
+/* Sets c's way and recomputed blocks; *fits is false when no way does. */
+static usl_status choose_way(usl_trainer *t, usli_capacity *c, size_t room, bool *fits) {
+    int64_t layers = t->model->config.layers, best = layers + 1, found = 0;
+    usli_capacity tried = *c;
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++) {
+        if (!allowed(t, i)) continue;
+        tried.offloaded = WAYS[i].offloaded;
+        tried.host_embed = WAYS[i].host_embed;
+        if (is(t, "none")) {
+            size_t bytes;
+            tried.recomputed = 0;
+            USLI_TRY(usli_plan_arena(t, &tried, &bytes));
+            found = bytes <= room ? 0 : layers + 1;
+        } else {
+            USLI_TRY(fewest_recomputed(t, tried, room_of(t, &tried, room), is(t, "auto") ? 0 : layers, &found));
+        }
+        if (found >= best) continue;
+        best = found;
+        *c = tried;
+        c->recomputed = found;
+    }
+    *fits = best <= layers;
     return USL_OK;
 }
 
@@ -81,31 +129,21 @@ static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_
 
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
     usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
-    int64_t layers = t->model->config.layers, from = 0;
-    if (t->recompute && t->recompute[0] == 'f') from = layers; /* "full" */
-    bool may = !(t->recompute && t->recompute[0] == 'n');      /* not "none" */
     uint64_t used = t->fixed_bytes + t->beside;
     size_t room = t->limit > used ? (size_t)(t->limit - used) : 0, bytes = 0;
     for (;;) {
-        int64_t found;
+        bool fits;
         t->capacity = c;
-        if (may) {
-            USLI_TRY(fewest_recomputed(t, &c, room, from, &found));
-        } else {
-            c.recomputed = 0;
+        USLI_TRY(choose_way(t, &c, room, &fits));
+        if (fits) {
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            found = bytes <= room ? 0 : layers + 1;
-        }
-        if (found <= layers) {
-            c.recomputed = found;
-            USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            USLI_TRY(add_cache(t, &c, room, &bytes));
+            USLI_TRY(add_cache(t, &c, room_of(t, &c, room), &bytes));
             t->capacity = c;
             t->arena_bytes = bytes;
             return USL_OK;
         }
         if (c.tokens <= longest) {
-            c.recomputed = may ? layers : 0;
+            c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
             return refuse(t, bytes, room);
         }
@@ -123,9 +161,10 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
                    .layers = t->model->config.layers };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;
+    uint64_t on_host = t->capacity.host_embed ? usli_model_weight(m, USLI_EMBED, 0)->storage->bytes : 0;
     usli_optimizer_bytes(m, t->optimizer_name[5] == '_', &weights, &grads, &states);
     const usl_plan_item items[] = {
-        { m->full ? "weights, trained" : "weights, frozen", usli_model_weight_bytes(m) },
+        { m->full ? "weights, trained" : "weights, frozen", usli_model_weight_bytes(m) - on_host },
         { "adapter", m->full ? 0 : weights },
         { "gradients", grads },
         { "optimiser state", states },

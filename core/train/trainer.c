@@ -37,11 +37,11 @@ static usl_status check_opts(usl_trainer *t) {
     if (strcmp(t->optimizer_name, "adamw") != 0 && strcmp(t->optimizer_name, "adamw_8bit") != 0)
         return usli_fail(ctx, USL_ERR_INVALID, "optim \"%s\" is not known; use \"adamw_8bit\" or \"adamw\"",
                          t->optimizer_name);
-    static const char *const RECOMPUTE[] = { "auto", "none", "full" };
-    for (size_t i = 0; i < 3; i++)
+    static const char *const RECOMPUTE[] = { "auto", "none", "full", "offload" };
+    for (size_t i = 0; i < 4; i++)
         if (strcmp(t->recompute, RECOMPUTE[i]) == 0) return USL_OK;
-    return usli_fail(ctx, USL_ERR_INVALID, "recompute \"%s\" is not known; use \"auto\", \"none\" or \"full\"",
-                     t->recompute);
+    return usli_fail(ctx, USL_ERR_INVALID,
+                     "recompute \"%s\" is not known; use \"auto\", \"none\", \"full\" or \"offload\"", t->recompute);
 }
 
 static bool eight_bit(const usl_trainer *t) {
@@ -108,6 +108,7 @@ static size_t numbers_count(const usli_capacity *c) {
 static void release_capacity(usl_trainer *t) {
     usli_exec *x = &t->model->exec;
     if (t->cache_base) usli_model_set_cache(t->model, NULL, 0);
+    if (t->inputs) x->backend->free_host(x, t->inputs);
     usli_device_free(x, t->cache_base);
     usli_device_free(x, t->arena_base);
     usli_device_free(x, t->losses);
@@ -123,12 +124,19 @@ usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, siz
     usli_twin twin = { 0 };
     float *losses = NULL;
     void *base = NULL, *cache = NULL;
+    void *inputs = NULL;
+    size_t input_bytes = c->offloaded ? (size_t)c->recomputed * usli_pass_input_bytes(t->model, c->tokens) : 0;
     usl_status st = numbers ? USL_OK : usli_nomem(ctx, count * sizeof *numbers);
     if (st == USL_OK) st = usli_twin_open(x, numbers, count * sizeof *numbers, &twin);
     if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->tokens * sizeof *losses, &losses);
+    if (st == USL_OK && c->host_embed) st = usli_model_embed_to_host(t->model);
+    if (st == USL_OK && input_bytes && !(inputs = x->backend->alloc_host(x, input_bytes)))
+        st = usli_fail(ctx, USL_ERR_NOMEM, "there is no host memory for %.4g GiB of block inputs; lower max_seq_length",
+                       (double)input_bytes / (1 << 30));
     if (st == USL_OK) st = usli_device_alloc(x, arena_bytes, &base);
     if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->cached * usli_model_cache_bytes(t->model), &cache);
     if (st != USL_OK) {
+        if (inputs) x->backend->free_host(x, inputs);
         usli_device_free(x, base);
         usli_device_free(x, losses);
         usli_twin_close(x, &twin);
@@ -143,6 +151,7 @@ usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, siz
     t->arena_base = base;
     t->arena_bytes = arena_bytes;
     t->cache_base = cache;
+    t->inputs = inputs;
     usli_model_set_cache(t->model, cache, c->cached);
     return usli_model_fill_cache(t->model);
 }
@@ -307,9 +316,12 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
     usli_batch b;
     usli_targets targets;
     USLI_TRY(send(t, w, &b, &targets));
-    usli_pass_state s = {
-        .model = t->model, .batch = &b, .exec = &x, .recomputed = t->capacity.recomputed, .blocks = t->blocks
-    };
+    usli_pass_state s = { .model = t->model,
+                          .batch = &b,
+                          .exec = &x,
+                          .recomputed = t->capacity.recomputed,
+                          .inputs = t->inputs,
+                          .blocks = t->blocks };
     x.matmul_flops = 0;
     usl_status st = usli_loss_pass(&s, &targets, t->update_twin.device, with_gradient);
     *flops += (double)x.matmul_flops;

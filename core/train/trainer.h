@@ -17,6 +17,8 @@ typedef struct usli_capacity {
     int64_t tokens, rows; /* of one pass */
     int64_t longest;      /* row */
     int64_t recomputed;   /* blocks that keep their input only */
+    int64_t offloaded;    /* 1: their inputs are kept in host memory */
+    int64_t host_embed;   /* 1: the embedding table is too; changes speed only, as the next does */
     int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
 } usli_capacity;
 
@@ -39,6 +41,7 @@ struct usl_trainer {
     uint64_t beside;  /* in use beside the plan's items: libraries, other programs on the GPU */
     void *arena_base; /* on the device, as is cache_base: decoded weights */
     void *cache_base;
+    void *inputs; /* host memory of offloaded inputs */
     usli_block_saved *blocks;
     int64_t *pick; /* (batch * accumulation) rows of the window */
     /* of one pass: its arrays in one block of the host, and on the device */

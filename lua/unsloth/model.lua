@@ -45,7 +45,7 @@ local OPEN = {
   return_logits = { "boolean", note = "model:logits gives them" },
 }
 
-local RECOMPUTE = { auto = "auto", unsloth = "full", [true] = "full", [false] = "none" }
+local RECOMPUTE = { auto = "auto", unsloth = "offload", [true] = "full", [false] = "none" }
 
 local function read_text(path)
   local file = io.open(path, "rb")

@@ -181,7 +181,7 @@ end
 
 -- ---- The loop -------------------------------------------------------------------------------------------------------
 
-local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "full", [true] = "full", [false] = "none" }
+local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "offload", [true] = "full", [false] = "none" }
 
 --- The core's trainer, made at the first use, when the rows are final.
 function Trainer:core()

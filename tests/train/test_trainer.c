@@ -150,11 +150,13 @@ static void case_of(const char *name, setup s) {
         free(other.params);
     }
     v = s;
-    v.recompute = "full";
-    train(&v, &other);
-    CHECK(other.recomputed == 3, "%lld blocks recomputed", (long long)other.recomputed);
-    same("recomputation", &base, &other, 6);
-    free(other.params);
+    for (int i = 0; i < 2; i++) {
+        v.recompute = i ? "offload" : "full";
+        train(&v, &other);
+        CHECK(other.recomputed == 3, "%lld blocks recomputed", (long long)other.recomputed);
+        same(v.recompute, &base, &other, 6);
+        free(other.params);
+    }
     v = s;
     v.stop_at = 3;
     v.dir = dir;

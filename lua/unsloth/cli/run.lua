@@ -13,7 +13,7 @@ M.options = {
   { "seq", "N", "tokens of a row", 512 },
   { "rows", "NAME", "full, or alpaca: row lengths like Alpaca's", "full" },
   { "rank", "N", "of the adapter", 16 },
-  { "recompute", "NAME", "auto, none or full", "auto" },
+  { "recompute", "NAME", "auto, none, full, or offload: full with block inputs in host memory", "auto" },
   { "memory", "SIZE", "the most to use, as 24GiB (default: what is free)" },
   { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
   { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
