@@ -20,7 +20,7 @@ __device__ __forceinline__ float activate(usli_act act, float g, float *slope) {
         *slope = s + g * s * (1.0f - s) * dv;
         return g * s;
     }
-    float c = 0.5f * (1.0f + erff(g * 0.70710678118654752f));
+    float c = 0.5f * erfcf(g * -0.70710678118654752f);
     *slope = c + g * 0.3989422804014327f * __expf(-0.5f * g * g);
     return g * c;
 }
@@ -33,7 +33,7 @@ template <typename T> __device__ __forceinline__ float act_of(usli_act act, floa
         return g * s;
     }
     if (sizeof(T) == 4 && act == USLI_GELU) {
-        float c = 0.5f * (1.0f + erff(g * 0.70710678118654752f));
+        float c = 0.5f * erfcf(g * -0.70710678118654752f);
         *slope = c + g * 0.3989422804014327f * expf(-0.5f * g * g);
         return g * c;
     }

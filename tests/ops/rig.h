@@ -80,6 +80,19 @@ static inline usl_status rig_run(rig *r, usli_op op, void *args, usli_pass pass)
     return st != USL_OK ? st : done;
 }
 
+/* The tables of an NF4 weight where an op may read them; both last as long as the program. */
+#define rig_nf4_tables(q)                                                \
+    do {                                                                 \
+        static float *tables;                                            \
+        if (!tables) {                                                   \
+            tables = malloc((16 + 256) * sizeof *tables);                \
+            memcpy(tables, usli_nf4_table, 16 * sizeof *tables);         \
+            memcpy(tables + 16, usli_dynamic_map, 256 * sizeof *tables); \
+        }                                                                \
+        (q)->table = tables;                                             \
+        (q)->map = tables + 16;                                          \
+    } while (0)
+
 /* A copy that an op may read. New: free it. */
 static inline void *rig_copy(const void *values, size_t bytes) {
     void *p = malloc(bytes + 1);

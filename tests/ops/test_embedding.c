@@ -43,6 +43,7 @@ static void check_nf4(rig *r) {
     usli_nf4 q;
     usli_nf4_layout(storage, VOCAB * COLS, &q);
     usli_nf4_quantize(&q, w, VOCAB * COLS, scratch);
+    rig_nf4_tables(&q);
     usli_embedding_args a = { .tokens = TOKENS,
                               .cols = COLS,
                               .dtype = USL_F32,

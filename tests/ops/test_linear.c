@@ -51,6 +51,7 @@ static void store_weight(usli_rng *rng, usl_dtype dtype, int64_t rows, int64_t c
         usli_nf4_layout(d->storage, n, &d->nf4);
         usli_nf4_quantize(&d->nf4, v, n, d->scratch);
         usli_nf4_decode(&d->nf4, 0, n, d->w);
+        rig_nf4_tables(&d->nf4);
     } else if (dtype == USL_I8) {
         int8_t *q = d->storage = malloc((size_t)n);
         for (int64_t i = 0; i < n; i++) {
