@@ -13,6 +13,7 @@
  * Llama-3-8B, 4096 tokens: 2 x 218 M x 4096 = 1.79 TFLOP a block and direction, 2.4 ms at 750 TFLOP/s. */
 #include "kernels/decode.cuh"
 #include "kernels/gemm.cuh"
+#include "kernels/gemv.cuh"
 #include "kernels/skinny.cuh"
 
 extern "C" {
@@ -217,7 +218,8 @@ template <typename T> struct stacked {
 constexpr int RANKS_A_THREAD = 8;
 
 /* A thread per column of A, then per row of B, for eight ranks. */
-template <typename T> __global__ void __launch_bounds__(THREADS) stack(adapters g, stacked<T> to) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapters g, stacked<T> to) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int first = (int)blockIdx.y * RANKS_A_THREAD, last = min(g.ranks, first + RANKS_A_THREAD), s = 0;
     if (i < g.in) {
@@ -244,7 +246,7 @@ template <typename T> __global__ void __launch_bounds__(THREADS) stack(adapters 
 
 /* Adds the parts of the stacked gradients to each adapter's own. */
 __global__ void __launch_bounds__(THREADS)
-    unstack(adapters g, const float *da, int parts_a, const float *db, int parts_b) {
+    unstack(const __grid_constant__ adapters g, const float *da, int parts_a, const float *db, int parts_b) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, all_a = g.ranks * g.in, all_b = g.ranks * g.out;
     int s = 0;
     float sum = 0;
@@ -519,8 +521,10 @@ usl_status backward(usli_exec *x, const layout *l) {
 }
 
 size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
+    const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
     layout l;
-    return lay_out(&l, static_cast<const usli_linear_args *>(args), pass, nullptr);
+    if (pass == USLI_FORWARD && usli_cuda_gemv_fits(a)) return usli_cuda_gemv_workspace(a);
+    return lay_out(&l, a, pass, nullptr);
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
@@ -532,6 +536,7 @@ usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
                              "linear: DoRA is not supported by this backend; use use_dora = false");
     }
     if (!a->tokens) return USL_OK;
+    if (pass == USLI_FORWARD && usli_cuda_gemv_fits(a)) return usli_cuda_gemv(x, a, ws);
     layout l;
     lay_out(&l, a, pass, ws);
     return pass == USLI_FORWARD ? forward(x, &l) : backward(x, &l);
