@@ -3,6 +3,7 @@
 --     unsloth-lua recipes/llama3_alpaca.lua                                   the small model and the instructions of this repository
 --     unsloth-lua recipes/llama3_alpaca.lua --model SmolLM2.gguf --dataset alpaca.json
 local args = require "unsloth.args"
+local errors = require "unsloth.errors"
 local progress = require "unsloth.progress"
 local unsloth = require "unsloth"
 local FastLanguageModel = unsloth.FastLanguageModel
@@ -12,7 +13,7 @@ local o = args.parse(arg, {
   about = "Fine-tunes a model on rows of instruction, input and output, then saves the adapter and a GGUF.",
   options = {
     { "model", "PATH", "a model folder or a .gguf (default: examples/tiny-llama)" },
-    { "dataset", "FILE", "JSON or JSON lines (default: examples/instructions.json)" },
+    { "dataset", "FILE", "JSON, JSON lines or .csv with instruction, input, output (default: examples/instructions.json)" },
     { "max-steps", "N", "updates", 60 },
     { "output", "DIR", "where the adapter and the GGUF go", "outputs/llama3_alpaca" },
     { "device", "NAME", "cpu (default: the best there is)" },
@@ -37,6 +38,7 @@ if not model_path then
   print "No --model was given: this is the small model that comes with unsloth-lua, which fits a machine without a GPU."
 end
 local dataset_path = o.dataset or root .. "examples/instructions.json"
+args.output_dir(o.output)
 
 -- 1. The model, its linear weights in 4 bits.
 local model, tokenizer = FastLanguageModel.from_pretrained {
@@ -61,8 +63,20 @@ local function alpaca_prompt(instruction, input)
   return preface .. "### Instruction:\n" .. instruction .. "\n\n" .. middle .. "### Response:\n"
 end
 
-local dataset = unsloth.load_dataset("json", { data_files = dataset_path, split = "train" })
-dataset = dataset:map(function(row)
+local function check_row(row, place)
+  for _, column in ipairs { "instruction", "input", "output" } do
+    local kind = type(row[column])
+    if kind ~= "string" and kind ~= "number" and not (kind == "nil" and column == "input") then
+      errors.invalid('%s: "%s" is %s; a row needs the texts instruction and output, and may have input', place, column,
+        kind == "nil" and "missing" or "a " .. kind)
+    end
+  end
+end
+
+local kind = dataset_path:lower():find "%.csv$" and "csv" or "json"
+local dataset = unsloth.load_dataset(kind, { data_files = dataset_path, split = "train" })
+dataset = dataset:map(function(row, i)
+  check_row(row, dataset:where(i))
   return { text = alpaca_prompt(row.instruction, row.input) .. row.output .. tokenizer.eos_token }
 end)
 

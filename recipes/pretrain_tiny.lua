@@ -39,6 +39,7 @@ local file, message = io.open(path, "rb")
 if not file then errors.raise("USL_ERR_NOT_FOUND", "%s; give --text the path of a plain text", message) end
 local text = file:read "a"
 file:close()
+args.output_dir(o.output)
 
 -- 1. The tokenizer: byte-level BPE as in Llama 3, learnt from the text.
 local function train_tokenizer()

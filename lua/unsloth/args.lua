@@ -71,4 +71,17 @@ function M.parse(words, spec)
   return out
 end
 
+--- Makes the folder and tries to write there: an output that cannot be written is said before the work, not after it.
+function M.output_dir(path)
+  core.make_dir(path)
+  local name = (".%x.tmp"):format(math.random(0))
+  local probe = path .. "/" .. name
+  local file, why = io.open(probe, "w")
+  if not file then
+    errors.raise("USL_ERR_IO", "%s: nothing can be written there (%s); give --output another folder", path, why:match ": ([^:]*)$" or why)
+  end
+  file:close()
+  os.remove(probe)
+end
+
 return M

@@ -78,6 +78,9 @@ describe("unsloth-lua", function()
   end)
 
   check("says what a verb wants in one sentence", function()
+    fails("quotes", "generate", dir, "Once", "--prompt", "a")
+    fails('"b" stands behind it', "plan", dir, "b")
+    fails("not both", "plan", dir, "--shape", "tiny")
     for _, words in ipairs { { "generate" }, { "info" }, { "info", "a", "b" }, { "generate", dir, "--prompt", "a", "--load-in-4bit=false" },
       { "bench", "--shape", "tiny", "--batch", "1e12" }, { "bench", "--shape", "tiny", "--steps", "0" }, { "plan", "--shape", "tiny", "--rows", "x" },
       { "plan", "--shape", "tiny", "--seq", "1.5" } } do
@@ -120,6 +123,10 @@ describe("unsloth-lua", function()
     assert.equals(0, code)
     assert.is_truthy(out:find("2 layers, hidden 32", 1, true))
     fails("/no/such/path", "info", "/no/such/path")
+    local adapter = support.temp_dir()
+    support.write(adapter .. "/adapter_config.json", "{}")
+    fails("is an adapter", "info", adapter)
+    support.remove(adapter)
     fails("script.txt", "info", support.write(dir .. "/script.txt", "text"))
   end)
 

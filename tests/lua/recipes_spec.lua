@@ -138,6 +138,36 @@ describe("recipes", function()
     assert.matches("did you mean %-%-max%-steps", err)
   end)
 
+  it("rows that do not fit and an output that cannot be written are sentences, said before any work", function()
+    local dir = temp_dir()
+    local path = dir .. "/rows.jsonl"
+    local function refused(row, ...)
+      local file = assert(io.open(path, "wb"))
+      file:write('{"instruction":"Say hi","output":"hi"}\n', row, "\n")
+      file:close()
+      local said, err = run("recipes/llama3_alpaca.lua", "--dataset", path, "--output", dir .. "/out", "--max-steps", "1")
+      for _, text in ipairs { path, ... } do assert.matches(text, err, 1, true) end
+      assert.is_nil(said:find("Reply before", 1, true))
+    end
+    refused('{"question":"a","answer":"b"}', "2", '"instruction" is missing')
+    refused('{"instruction":"a","output":null}', '"output" is missing')
+    refused('{"instruction":"a","input":["x"],"output":"b"}', '"input" is a table')
+    local said, err = run("recipes/llama3_alpaca.lua", "--output", path) -- a file stands there
+    assert.matches(path, err, 1, true)
+    assert.is_nil(said:find("Reply before", 1, true))
+  end)
+
+  it("llama3_alpaca reads a .csv", function()
+    local dir = temp_dir()
+    local file = assert(io.open(dir .. "/rows.csv", "wb"))
+    file:write('instruction,input,output\nSay hi,,hi\n"Say ""ho"", twice",loudly,1\n')
+    file:close()
+    local said, err = run("recipes/llama3_alpaca.lua", "--dataset", dir .. "/rows.csv", "--max-steps", "1", "--no-gguf", "--output", dir .. "/out")
+    assert.is_nil(err)
+    assert.is_truthy(core.path_kind(dir .. "/out/adapter/adapter_model.safetensors"))
+    assert.matches("Reply after", said, 1, true)
+  end)
+
   it("a missing model or text is a sentence", function()
     local _, err = run("recipes/llama3_alpaca.lua", "--model", "/nowhere/model")
     assert.matches("/nowhere/model", err, 1, true)

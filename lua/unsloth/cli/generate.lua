@@ -22,6 +22,7 @@ local o = args.parse(arg, {
   },
 })
 if not o[1] or not o.prompt then errors.invalid "generate wants a model and --prompt TEXT; --help shows the options" end
+if o[2] then errors.invalid('generate wants one model, and "%s" stands behind it; a prompt of several words goes in quotes', o[2]) end
 local model, tokenizer = unsloth.FastLanguageModel.from_pretrained {
   model_name = o[1], load_in_4bit = o.load_in_4bit or false, dtype = o.dtype, device = o.device }
 if not tokenizer then errors.raise("USL_ERR_NOT_FOUND", "%s has no tokenizer, so it cannot read a text", o[1]) end

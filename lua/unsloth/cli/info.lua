@@ -72,6 +72,9 @@ local function say_memory(config, bytes, types)
 end
 
 local path = o[1]:gsub("(.)/+$", "%1")
+if core.path_kind(path .. "/adapter_config.json") and not core.path_kind(path .. "/config.json") then
+  errors.invalid("%s is an adapter: info takes its adapter_model.safetensors, or the model in its base_model_name_or_path", path)
+end
 local found = core.inspect(path)
 local total, bytes, types = count(found.tensors)
 say("path", "%s", path)

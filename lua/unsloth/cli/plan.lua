@@ -3,7 +3,9 @@ local args = require "unsloth.args"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 
-local o = args.parse(arg, { name = "plan", words = "[MODEL]", about = "Prints where memory goes in a training run, and what the plan decides.",
+local o = args.parse(arg, { name = "plan", words = "[MODEL]",
+  about = "Prints where memory goes in a training run, and what the plan decides.\n"
+    .. "The weights are made first: on a CPU llama3-8b takes minutes and 15 GiB.",
   options = run.options })
 local model = run.model(o)
 local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, 1), 1)

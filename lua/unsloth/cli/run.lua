@@ -46,6 +46,8 @@ end
 
 function M.model(o)
   check(o)
+  if o[2] then errors.invalid('one model is wanted, and "%s" stands behind it', o[2]) end
+  if o[1] and o.shape then errors.invalid("give a model's path or --shape NAME, not both") end
   local method = o.method
   if method ~= "lora" and method ~= "qlora" and method ~= "full" then errors.invalid('--method is lora, qlora or full, not "%s"', method) end
   local model
