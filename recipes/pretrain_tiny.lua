@@ -39,6 +39,10 @@ local file, message = io.open(path, "rb")
 if not file then errors.raise("USL_ERR_NOT_FOUND", "%s; give --text the path of a plain text", message) end
 local text = file:read "a"
 file:close()
+if text == "" then errors.invalid("%s is empty; give --text a plain text to learn", path) end
+for _, name in ipairs { "hidden", "layers", "heads", "kv_heads", "intermediate", "context", "row" } do
+  if o[name] < 1 then errors.invalid("--%s is %s; 1 or more is wanted", (name:gsub("_", "-")), o[name]) end
+end
 args.output_dir(o.output)
 
 -- 1. The tokenizer: byte-level BPE as in Llama 3, learnt from the text.
