@@ -1,56 +1,21 @@
-/* A warp makes two of y's columns for all tokens; lanes take 16 values of a row in turn. 4-bit codes are looked up
- * a byte at a time in a table of pairs that every lane has in its own bank.
- *
- * Llama-3-8B, one token: a block has 218 M weights, 112 MB as NF4 with constants: 23 us at 4.8 TB/s, 33 at 3.35; some
- * four instructions a weight are 34 us on 132 multiprocessors. 16-bit weights: 436 MB, 91 us, 130 us. */
+/* Products of 16-bit values over whole steps of 64 columns go to the tensor cores (gemv_tile.cuh). The others stand
+ * here: a warp makes two of y's columns for all tokens in float32; of weights that are plain numbers lanes take 16 of a
+ * row in turn, of others one value. */
 #include "kernels/gemv.cuh"
 
-#include "kernels/decode.cuh"
+#include "kernels/gemv_tile.cuh"
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / USLI_WARP, MOST_TOKENS = 8, ROWS = 2, AT_ONCE = 16;
-
-/* Segments of one storage type that lie behind one another. */
-struct segment {
-    const void *data;
-    usli_nf4 nf4;
-    const float *scale; /* of rows: I8 */
-    int64_t row_bytes, rows, row0;
-    const void *bias;
-    usl_dtype bias_dtype;
-    const float *b;
-    float lora_scale;
-    int rank, rank0;
-};
-
-struct gemv_args {
-    segment s[USLI_MAX_SEGMENTS];
-    int count, tokens, ranks;
-    usl_dtype dtype, y_dtype;
-    bool wide, add; /* wide: rows of x and of the matrices are whole pieces of 16 values, aligned */
-    int64_t in, ldx, ldy;
-    const void *x;
-    void *y;
-    const float *xa; /* (tokens, ranks) */
-};
+constexpr int ROWS = 2, AT_ONCE = 16;
 
 /* ---- Sixteen weights -----------------------------------------------------------------------------------------------
  */
 
-constexpr int PAIRS = 256;                              /* bytes of two codes */
-constexpr int FAST_NF4 = -1, ANY_NF4 = -2, ANY_I8 = -3; /* beside the storage types of the traits table */
-typedef usli_pack<usli_f16, 2> pair;
+constexpr int ANY_NF4 = -1, ANY_I8 = -2; /* beside the storage types of the traits table */
 
-__device__ void fill_pairs(pair *table, const float *values) {
-    int lane = (int)threadIdx.x % USLI_WARP;
-    for (int byte = (int)threadIdx.x / USLI_WARP; byte < PAIRS; byte += WARPS) {
-        pair p = { { from_f32<usli_f16>(values[byte >> 4]), from_f32<usli_f16>(values[byte & 15]) } };
-        table[byte * USLI_WARP + lane] = p;
-    }
-}
-
-template <int TYPE> __device__ __forceinline__ float value_at(const segment &s, int64_t row, int64_t col, int64_t in) {
+template <int TYPE>
+__device__ __forceinline__ float value_at(const gemv_segment &s, int64_t row, int64_t col, int64_t in) {
     if constexpr (TYPE == ANY_NF4)
         return nf4_value(s.nf4, row * in + col);
     else if constexpr (TYPE == ANY_I8)
@@ -67,33 +32,18 @@ template <typename T> __device__ __forceinline__ void read16(const T *p, float (
 
 /* The types that are read 16 values at a time; of others a lane takes one value in turn. */
 constexpr bool by16(int type) {
-    return type == FAST_NF4 || type == USL_BF16 || type == USL_F16 || type == USL_F32;
+    return type == USL_BF16 || type == USL_F16 || type == USL_F32;
 }
 
-/* Values col .. col+15 of a row, but for the factor that is returned. */
 template <int TYPE>
-__device__ __forceinline__ float weights16(const segment &s, int64_t row, int64_t col, int64_t in, const pair *table,
-                                           float (&w)[AT_ONCE]) {
+__device__ __forceinline__ void weights16(const gemv_segment &s, int64_t row, int64_t col, float (&w)[AT_ONCE]) {
     const char *line = static_cast<const char *>(s.data) + row * s.row_bytes;
-    if constexpr (TYPE == FAST_NF4) {
-        int64_t first = row * in + col;
-        usli_pack<uint8_t, AT_ONCE / 2> codes = load_pack<uint8_t, AT_ONCE / 2>(s.nf4.codes + first / 2);
-        const pair *own = table + threadIdx.x % USLI_WARP;
-#pragma unroll
-        for (int k = 0; k < AT_ONCE / 2; k++) {
-            pair p = own[codes.v[k] * USLI_WARP];
-            w[2 * k] = to_f32(p.v[0]);
-            w[2 * k + 1] = to_f32(p.v[1]);
-        }
-        return nf4_absmax(s.nf4, first / USLI_NF4_BLOCK);
-    } else if constexpr (TYPE == USL_BF16) {
+    if constexpr (TYPE == USL_BF16)
         read16(reinterpret_cast<const usli_bf16 *>(line) + col, w);
-    } else if constexpr (TYPE == USL_F16) {
+    else if constexpr (TYPE == USL_F16)
         read16(reinterpret_cast<const usli_f16 *>(line) + col, w);
-    } else {
+    else
         read16(reinterpret_cast<const float *>(line) + col, w);
-    }
-    return 1;
 }
 
 __device__ __forceinline__ void x16(const gemv_args &g, int t, int64_t col, float (&x)[AT_ONCE]) {
@@ -109,17 +59,17 @@ __device__ __forceinline__ void x16(const gemv_args &g, int t, int64_t col, floa
 /* ---- The product ---------------------------------------------------------------------------------------------------
  */
 
-template <int TYPE, int TOKENS>
-__device__ __forceinline__ void multiply_wide(const gemv_args &g, const segment &s, int64_t row, int rows,
-                                              const pair *table, float (&sum)[ROWS][TOKENS]) {
+template <int TYPE>
+__device__ __forceinline__ void multiply_wide(const gemv_args &g, const gemv_segment &s, int64_t row, int rows,
+                                              float (&sum)[ROWS][MOST_TOKENS]) {
     int lane = (int)threadIdx.x % USLI_WARP;
 #pragma unroll 2
     for (int64_t col = lane * AT_ONCE; col < g.in; col += USLI_WARP * AT_ONCE) {
-        float w[ROWS][AT_ONCE], factor[ROWS];
+        float w[ROWS][AT_ONCE];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) factor[r] = weights16<TYPE>(s, row + (r < rows ? r : 0), col, g.in, table, w[r]);
+        for (int r = 0; r < ROWS; r++) weights16<TYPE>(s, row + (r < rows ? r : 0), col, w[r]);
 #pragma unroll
-        for (int t = 0; t < TOKENS; t++) {
+        for (int t = 0; t < MOST_TOKENS; t++) {
             if (t >= g.tokens) break;
             float x[AT_ONCE];
             x16(g, t, col, x);
@@ -128,69 +78,52 @@ __device__ __forceinline__ void multiply_wide(const gemv_args &g, const segment 
                 float part = 0;
 #pragma unroll
                 for (int k = 0; k < AT_ONCE; k++) part += w[r][k] * x[k];
-                sum[r][t] += factor[r] * part;
+                sum[r][t] += part;
             }
         }
     }
 }
 
-template <int TYPE, int TOKENS>
-__device__ __forceinline__ void multiply_any(const gemv_args &g, const segment &s, int64_t row, int rows,
-                                             float (&sum)[ROWS][TOKENS]) {
+template <int TYPE>
+__device__ __forceinline__ void multiply_any(const gemv_args &g, const gemv_segment &s, int64_t row, int rows,
+                                             float (&sum)[ROWS][MOST_TOKENS]) {
 #pragma unroll 1
     for (int64_t col = threadIdx.x % USLI_WARP; col < g.in; col += USLI_WARP)
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float w = value_at<TYPE>(s, row + (r < rows ? r : 0), col, g.in);
 #pragma unroll
-            for (int t = 0; t < TOKENS; t++)
+            for (int t = 0; t < MOST_TOKENS; t++)
                 if (t < g.tokens) sum[r][t] += w * load_any(g.x, g.dtype, t * g.ldx + col);
         }
 }
 
-/* Adds the adapter's share, the bias and what is there, and stores; each lane one value. */
-__device__ __forceinline__ void finish(const gemv_args &g, const segment &s, int64_t row, int t, float sum) {
-    float low = 0;
-    const float *xa = g.xa + t * g.ranks + s.rank0, *b = s.b + row * s.rank;
-    for (int r = 0; r < s.rank; r++) low += xa[r] * b[r];
-    sum += s.lora_scale * low;
-    if (s.bias) sum += load_any(s.bias, s.bias_dtype, row);
-    int64_t at = t * g.ldy + s.row0 + row;
-    if (g.add) sum += load_any(g.y, g.y_dtype, at);
-    store_any(g.y, g.y_dtype, at, sum);
-}
-
-template <int TYPE, int TOKENS> __global__ void __launch_bounds__(THREADS) gemv(const __grid_constant__ gemv_args g) {
-    USLI_SHARED(pair, table);
+template <int TYPE> __global__ void __launch_bounds__(THREADS) gemv(const __grid_constant__ gemv_args g) {
     int lane = (int)threadIdx.x % USLI_WARP;
-    if constexpr (TYPE == FAST_NF4) {
-        fill_pairs(table, g.s[0].nf4.table);
-        __syncthreads();
-    }
     int64_t unit = (int64_t)blockIdx.x * WARPS + threadIdx.x / USLI_WARP;
     int which = 0;
     while (which < g.count && unit >= (g.s[which].rows + ROWS - 1) / ROWS)
         unit -= (g.s[which++].rows + ROWS - 1) / ROWS;
     if (which == g.count) return;
-    const segment &s = g.s[which];
+    const gemv_segment &s = g.s[which];
     int64_t row = unit * ROWS;
     int rows = (int)min((int64_t)ROWS, s.rows - row);
-    float sum[ROWS][TOKENS] = {};
+    float sum[ROWS][MOST_TOKENS] = {};
     bool done = false;
     if constexpr (by16(TYPE)) {
-        if (g.wide) multiply_wide<TYPE, TOKENS>(g, s, row, rows, table, sum);
+        if (g.wide) multiply_wide<TYPE>(g, s, row, rows, sum);
         done = g.wide;
     }
-    if constexpr (TYPE != FAST_NF4)
-        if (!done) multiply_any<TYPE, TOKENS>(g, s, row, rows, sum);
+    if (!done) multiply_any<TYPE>(g, s, row, rows, sum);
     float mine = 0;
 #pragma unroll
-    for (int i = 0; i < ROWS * TOKENS; i++) {
-        float all = warp_sum(sum[i / TOKENS][i % TOKENS]);
+    for (int i = 0; i < ROWS * MOST_TOKENS; i++) {
+        float all = warp_sum(sum[i / MOST_TOKENS][i % MOST_TOKENS]);
         if (lane == i) mine = all;
     }
-    int r = lane / TOKENS, t = lane % TOKENS;
-    if (r < rows && t < g.tokens) finish(g, s, row + r, t, mine);
+    int r = lane / MOST_TOKENS, t = lane % MOST_TOKENS;
+    if (r < rows && t < g.tokens)
+        store_any(g.y, g.y_dtype, t * g.ldy + s.row0 + row + r, mine + gemv_beside(g, s, row + r, t));
 }
 
 /* ---- xa = x A^T, a block per rank ----------------------------------------------------------------------------------
@@ -244,16 +177,14 @@ template <int TYPE> void launch_type(usli_exec *x, const gemv_args *g) {
     int64_t units = 0;
     for (int i = 0; i < g->count; i++) units += usli_ceil_div(g->s[i].rows, ROWS);
     unsigned blocks = (unsigned)usli_ceil_div(units, WARPS);
-    size_t shared = TYPE == FAST_NF4 ? sizeof(pair) * PAIRS * USLI_WARP : 0;
-    if (g->tokens == 1)
-        USLI_LAUNCH(blocks, THREADS, shared, x, gemv<TYPE, 1>)(*g);
-    else
-        USLI_LAUNCH(blocks, THREADS, shared, x, gemv<TYPE, MOST_TOKENS>)(*g);
+    USLI_LAUNCH(blocks, THREADS, 0, x, gemv<TYPE>)(*g);
 }
 
 void launch(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
-    if (w->nf4 && g->wide && g->dtype != USL_F32)
-        launch_type<FAST_NF4>(x, g);
+    if (g->wide && g->dtype == USL_BF16 && g->in % STEP == 0)
+        launch_tiles<usli_bf16>(x, w, g);
+    else if (g->wide && g->dtype == USL_F16 && g->in % STEP == 0)
+        launch_tiles<usli_f16>(x, w, g);
     else if (w->nf4)
         launch_type<ANY_NF4>(x, g);
     else if (w->dtype == USL_I8)
@@ -263,11 +194,11 @@ void launch(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
 }
 
 bool same_kind(const usli_matrix *a, const usli_matrix *b) {
-    return a->nf4 && b->nf4 ? a->nf4->table == b->nf4->table : a->dtype == b->dtype && !a->nf4 && !b->nf4;
+    return a->nf4 || b->nf4 ? a->nf4 && b->nf4 : a->dtype == b->dtype;
 }
 
-segment segment_of(const usli_segment *from, int64_t row0, int rank0) {
-    segment s = {};
+gemv_segment segment_of(const usli_segment *from, int64_t row0, int rank0) {
+    gemv_segment s = {};
     const usli_matrix *w = &from->w;
     const usli_traits *t = usli_traits_of(w->dtype);
     s.data = w->data, s.scale = w->scale, s.rows = w->rows, s.row0 = row0;
