@@ -1,4 +1,5 @@
-/* gather and its gradient: rows of bytes, 16 at a time where they allow it. */
+/* gather and its gradient: rows of bytes, 16 at a time where they allow it. Llama-3-8B, 4096 rows of bfloat16: forward
+ * 67 MB, 14 us at 4.8 TB/s; backward 101 MB (zeros, dy in, dx out), 21 us. */
 #include "kernels/device.cuh"
 
 namespace {
@@ -10,8 +11,9 @@ template <typename Unit>
 __global__ void __launch_bounds__(THREADS)
     copy_rows(const Unit *x, Unit *y, const int32_t *index, int64_t units, bool to_index) {
     int64_t row = blockIdx.x, at = index[row];
-    const Unit *from = x + (to_index ? row : at) * units;
-    Unit *to = y + (to_index ? at : row) * units;
+    const Unit *__restrict__ from = x + (to_index ? row : at) * units;
+    Unit *__restrict__ to = y + (to_index ? at : row) * units;
+#pragma unroll 4
     for (int64_t i = threadIdx.x; i < units; i += THREADS) to[i] = from[i];
 }
 

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(THREADS) chunk_squares(const usli_listed *list
 __global__ void __launch_bounds__(THREADS) finish(const double *sums, int64_t chunks, usli_update *u) {
     __shared__ double room[THREADS];
     double sum = 0;
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < chunks; i += THREADS) sum += sums[i];
     sum = sum_of_block(sum, room);
     if (threadIdx.x) return;

@@ -4,7 +4,7 @@
 
 namespace {
 
-enum { THREADS = 256 };
+enum { THREADS = 256, MOST_PACKS = 2048 };
 
 /* ---- Any shape: one value at a time, rows read again for each step ---- */
 
@@ -47,97 +47,109 @@ __global__ void __launch_bounds__(THREADS) backward_any(usli_rmsnorm_args a) {
     }
 }
 
-/* ---- Rows of a multiple of V values, kept in registers: PACKS packs of V a thread ---- */
+/* ---- Rows of a multiple of V values, kept in registers: PACKS packs of V a thread of N. Blocks take every so many
+ * rows, so that the weight is read once; all of a row is on its way before any of it is used. ---- */
 
-template <typename T, typename R, int PACKS>
-__global__ void __launch_bounds__(THREADS) forward_row(usli_rmsnorm_args a) {
+template <typename T, typename R, int PACKS, int N>
+__global__ void __launch_bounds__(N, 1024 / N) forward_row(usli_rmsnorm_args a) {
     constexpr int V = 16 / sizeof(T);
     __shared__ float part[32];
-    int64_t at = (int64_t)blockIdx.x * a.cols;
     int packs = (int)(a.cols / V);
     const T *x = static_cast<const T *>(a.x);
     const R *res = static_cast<const R *>(a.res);
-    float v[PACKS][V], square = 0;
+    usli_pack<float, V> w[PACKS];
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
-        int i = p * THREADS + (int)threadIdx.x;
-        if (i >= packs) continue;
-        if (res) {
-            usli_pack<R, V> r = load_wide<R, V>(res + at + (int64_t)i * V);
-            for (int k = 0; k < V; k++) v[p][k] = to_f32(r.v[k]);
-            if (x) {
-                usli_pack<T, V> b = load_pack<T, V>(x + at + (int64_t)i * V);
-                for (int k = 0; k < V; k++) {
-                    r.v[k] = from_f32<R>(v[p][k] + to_f32(b.v[k]));
-                    v[p][k] = to_f32(r.v[k]);
-                }
-                store_wide<R, V>(static_cast<R *>(a.res_out) + at + (int64_t)i * V, r);
-            }
-        } else {
-            usli_pack<T, V> b = load_pack<T, V>(x + at + (int64_t)i * V);
-            for (int k = 0; k < V; k++) v[p][k] = to_f32(b.v[k]);
-        }
-        for (int k = 0; k < V; k++) square += v[p][k] * v[p][k];
+        int i = p * N + (int)threadIdx.x;
+        if (i < packs) w[p] = load_wide<float, V>(static_cast<const float *>(a.weight) + i * V);
     }
-    float rstd = 1.0f / sqrtf(block_sum<THREADS>(square, part) / (float)a.cols + a.eps);
-    if (threadIdx.x == 0 && a.rstd) a.rstd[blockIdx.x] = rstd;
-    const float *weight = static_cast<const float *>(a.weight);
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+        int64_t at = row * a.cols;
+        usli_pack<R, V> r[PACKS];
+        usli_pack<T, V> b[PACKS];
 #pragma unroll
-    for (int p = 0; p < PACKS; p++) {
-        int i = p * THREADS + (int)threadIdx.x;
-        if (i >= packs) continue;
-        usli_pack<float, V> w = load_wide<float, V>(weight + (int64_t)i * V);
-        usli_pack<T, V> y;
-        for (int k = 0; k < V; k++) y.v[k] = from_f32<T>(v[p][k] * rstd * (w.v[k] + a.weight_offset));
-        store_pack<T, V>(static_cast<T *>(a.y) + at + (int64_t)i * V, y);
+        for (int p = 0; p < PACKS; p++) {
+            int i = p * N + (int)threadIdx.x;
+            if (res && i < packs) r[p] = load_wide<R, V>(res + at + i * V);
+            if (x && i < packs) b[p] = load_pack<T, V>(x + at + i * V);
+        }
+        float v[PACKS][V], square = 0;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = p * N + (int)threadIdx.x;
+            if (i >= packs) continue;
+            if (res && x) { /* the norm sees what is stored */
+                for (int k = 0; k < V; k++) r[p].v[k] = from_f32<R>(to_f32(r[p].v[k]) + to_f32(b[p].v[k]));
+                store_wide<R, V>(static_cast<R *>(a.res_out) + at + i * V, r[p]);
+            }
+            for (int k = 0; k < V; k++) {
+                v[p][k] = res ? to_f32(r[p].v[k]) : to_f32(b[p].v[k]);
+                square += v[p][k] * v[p][k];
+            }
+        }
+        float rstd = 1.0f / sqrtf(block_sum<N>(square, part) / (float)a.cols + a.eps);
+        if (threadIdx.x == 0 && a.rstd) a.rstd[row] = rstd;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = p * N + (int)threadIdx.x;
+            if (i >= packs) continue;
+            usli_pack<T, V> y;
+            for (int k = 0; k < V; k++) y.v[k] = from_f32<T>(v[p][k] * rstd * (w[p].v[k] + a.weight_offset));
+            store_pack<T, V>(static_cast<T *>(a.y) + at + i * V, y);
+        }
     }
 }
 
-template <typename T, typename R, int PACKS>
-__global__ void __launch_bounds__(THREADS) backward_row(usli_rmsnorm_args a) {
+template <typename T, typename R, int PACKS, int N>
+__global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a) {
     constexpr int V = 16 / sizeof(T);
     __shared__ float part[32];
-    int64_t at = (int64_t)blockIdx.x * a.cols;
     int packs = (int)(a.cols / V);
-    const R *n = static_cast<const R *>(a.n);
-    const T *dy = static_cast<const T *>(a.dy);
+    bool add = a.dn_mode == USLI_ACCUMULATE;
     R *dn = static_cast<R *>(a.dn);
-    const float *weight = static_cast<const float *>(a.weight);
-    float v[PACKS][V], g[PACKS][V], rstd = a.rstd[blockIdx.x], mean = 0;
+    usli_pack<float, V> w[PACKS];
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
-        int i = p * THREADS + (int)threadIdx.x;
-        if (i >= packs) continue;
-        usli_pack<R, V> r = load_wide<R, V>(n + at + (int64_t)i * V);
-        usli_pack<T, V> d = load_pack<T, V>(dy + at + (int64_t)i * V);
-        usli_pack<float, V> w = load_wide<float, V>(weight + (int64_t)i * V);
-        for (int k = 0; k < V; k++) {
-            v[p][k] = to_f32(r.v[k]);
-            g[p][k] = to_f32(d.v[k]) * (w.v[k] + a.weight_offset);
-            mean += g[p][k] * v[p][k];
-        }
+        int i = p * N + (int)threadIdx.x;
+        if (i < packs) w[p] = load_wide<float, V>(static_cast<const float *>(a.weight) + i * V);
     }
-    float c = rstd * rstd * (block_sum<THREADS>(mean, part) / (float)a.cols);
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+        int64_t at = row * a.cols;
+        usli_pack<R, V> n[PACKS], before[PACKS];
+        usli_pack<T, V> dy[PACKS];
 #pragma unroll
-    for (int p = 0; p < PACKS; p++) {
-        int i = p * THREADS + (int)threadIdx.x;
-        if (i >= packs) continue;
-        usli_pack<R, V> out;
-        for (int k = 0; k < V; k++) g[p][k] = rstd * (g[p][k] - v[p][k] * c);
-        if (a.dn_mode == USLI_ACCUMULATE) {
-            out = load_wide<R, V>(dn + at + (int64_t)i * V);
-            for (int k = 0; k < V; k++) g[p][k] += to_f32(out.v[k]);
+        for (int p = 0; p < PACKS; p++) {
+            int i = p * N + (int)threadIdx.x;
+            if (i >= packs) continue;
+            n[p] = load_wide<R, V>(static_cast<const R *>(a.n) + at + i * V);
+            dy[p] = load_pack<T, V>(static_cast<const T *>(a.dy) + at + i * V);
+            if (add) before[p] = load_wide<R, V>(dn + at + i * V);
         }
-        for (int k = 0; k < V; k++) out.v[k] = from_f32<R>(g[p][k]);
-        store_wide<R, V>(dn + at + (int64_t)i * V, out);
+        float rstd = a.rstd[row], mean = 0;
+#pragma unroll
+        for (int p = 0; p < PACKS; p++)
+            if (p * N + (int)threadIdx.x < packs)
+                for (int k = 0; k < V; k++)
+                    mean += to_f32(dy[p].v[k]) * (w[p].v[k] + a.weight_offset) * to_f32(n[p].v[k]);
+        float c = rstd * rstd * (block_sum<N>(mean, part) / (float)a.cols);
+#pragma unroll
+        for (int p = 0; p < PACKS; p++) {
+            int i = p * N + (int)threadIdx.x;
+            if (i >= packs) continue;
+            for (int k = 0; k < V; k++) {
+                float d = rstd * (to_f32(dy[p].v[k]) * (w[p].v[k] + a.weight_offset) - to_f32(n[p].v[k]) * c);
+                n[p].v[k] = from_f32<R>(add ? d + to_f32(before[p].v[k]) : d);
+            }
+            store_wide<R, V>(dn + at + i * V, n[p]);
+        }
     }
 }
 
 /* ---- The weight's gradient: sums over SLICE rows, then over the slices in order ---- */
 
-enum { SLICE = 64 };
+enum { SLICE = 32 };
 
-__global__ void __launch_bounds__(THREADS) weight_slices(usli_rmsnorm_args a, float *sums) {
+__global__ void __launch_bounds__(THREADS) slices_any(usli_rmsnorm_args a, float *sums) {
     int64_t col = (int64_t)blockIdx.x * THREADS + threadIdx.x, first = (int64_t)blockIdx.y * SLICE;
     if (col >= a.cols) return;
     float sum = 0;
@@ -146,16 +158,33 @@ __global__ void __launch_bounds__(THREADS) weight_slices(usli_rmsnorm_args a, fl
     sums[(int64_t)blockIdx.y * a.cols + col] = sum;
 }
 
+template <typename T, typename R> __global__ void __launch_bounds__(THREADS) slices(usli_rmsnorm_args a, float *sums) {
+    constexpr int V = 16 / sizeof(T);
+    int64_t col = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V, first = (int64_t)blockIdx.y * SLICE;
+    int64_t end = first + SLICE < a.rows ? first + SLICE : a.rows;
+    if (col >= a.cols) return;
+    usli_pack<float, V> sum = {};
+#pragma unroll 4
+    for (int64_t r = first; r < end; r++) {
+        usli_pack<T, V> dy = load_pack<T, V>(static_cast<const T *>(a.dy) + r * a.cols + col);
+        usli_pack<R, V> n = load_wide<R, V>(static_cast<const R *>(a.n) + r * a.cols + col);
+        float rstd = a.rstd[r];
+        for (int k = 0; k < V; k++) sum.v[k] += to_f32(dy.v[k]) * to_f32(n.v[k]) * rstd;
+    }
+    store_wide<float, V>(sums + (int64_t)blockIdx.y * a.cols + col, sum);
+}
+
 __global__ void __launch_bounds__(THREADS)
-    weight_total(float *dweight, const float *sums, int64_t cols, int64_t slices) {
+    slices_total(float *dweight, const float *sums, int64_t cols, int64_t count) {
     int64_t col = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (col >= cols) return;
     float sum = 0;
-    for (int64_t s = 0; s < slices; s++) sum += sums[s * cols + col];
+#pragma unroll 16
+    for (int64_t s = 0; s < count; s++) sum += sums[s * cols + col];
     dweight[col] += sum;
 }
 
-/* Packs a thread for the register path; 0: the shape does not fit it. */
+/* Packs of a row for the register path; 0: the shape does not fit it. */
 int packs_of(const usli_rmsnorm_args *a) {
     int v = a->dtype == USL_F32 ? 4 : 8;
     const void *all[] = { a->x, a->res, a->res_out, a->weight, a->y, a->n, a->dy, a->dn };
@@ -164,28 +193,34 @@ int packs_of(const usli_rmsnorm_args *a) {
     bool types = a->weight_dtype == USL_F32 && (a->res_dtype == a->dtype || a->res_dtype == USL_F32) &&
                  (!a->n || a->n_dtype == a->res_dtype);
     if (!types || a->cols % v) return 0;
-    int64_t need = usli_ceil_div(a->cols / v, THREADS);
-    return need <= 2 ? 2 : need <= 4 ? 4 : need <= 8 ? 8 : 0;
+    return a->cols / v <= MOST_PACKS ? (int)(a->cols / v) : 0;
 }
 
-template <typename T, typename R> void launch_row(usli_exec *x, const usli_rmsnorm_args *a, bool back, int packs) {
-    unsigned rows = (unsigned)a->rows;
-    if (packs == 2) {
-        if (back)
-            USLI_LAUNCH(rows, THREADS, 0, x, backward_row<T, R, 2>)(*a);
-        else
-            USLI_LAUNCH(rows, THREADS, 0, x, forward_row<T, R, 2>)(*a);
-    } else if (packs == 4) {
-        if (back)
-            USLI_LAUNCH(rows, THREADS, 0, x, backward_row<T, R, 4>)(*a);
-        else
-            USLI_LAUNCH(rows, THREADS, 0, x, forward_row<T, R, 4>)(*a);
-    } else {
-        if (back)
-            USLI_LAUNCH(rows, THREADS, 0, x, backward_row<T, R, 8>)(*a);
-        else
-            USLI_LAUNCH(rows, THREADS, 0, x, forward_row<T, R, 8>)(*a);
-    }
+template <typename T, typename R, int PACKS, int N>
+void launch_row(usli_exec *x, const usli_rmsnorm_args *a, bool back) {
+    int64_t most = 2048 / N * (int64_t)usli_cuda_of(x)->multiprocessors;
+    unsigned blocks = (unsigned)(a->rows < most ? a->rows : most);
+    if (back)
+        USLI_LAUNCH(blocks, N, 0, x, backward_row<T, R, PACKS, N>)(*a);
+    else
+        USLI_LAUNCH(blocks, N, 0, x, forward_row<T, R, PACKS, N>)(*a);
+}
+
+template <typename T, typename R> void launch_rows(usli_exec *x, const usli_rmsnorm_args *a, bool back, int packs) {
+    if (packs <= 256)
+        launch_row<T, R, 1, 256>(x, a, back);
+    else if (packs <= 512)
+        launch_row<T, R, 1, 512>(x, a, back);
+    else if (packs <= 1024)
+        launch_row<T, R, 1, 1024>(x, a, back);
+    else
+        launch_row<T, R, 2, 1024>(x, a, back);
+}
+
+/* sums over slices of rows: before dn, which may overwrite dy. */
+template <typename T, typename R> void launch_slices(usli_exec *x, const usli_rmsnorm_args *a, float *sums) {
+    unsigned blocks = (unsigned)usli_ceil_div(a->cols, THREADS * (16 / sizeof(T)));
+    USLI_LAUNCH(dim3(blocks, (unsigned)usli_ceil_div(a->rows, SLICE)), THREADS, 0, x, slices<T, R>)(*a, sums);
 }
 
 size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
@@ -197,22 +232,31 @@ size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_rmsnorm_args *a = static_cast<const usli_rmsnorm_args *>(args);
     bool back = pass == USLI_BACKWARD;
+    int packs = packs_of(a);
     if (!a->rows) return USL_OK;
-    if (back && a->dweight) { /* before dn, which may overwrite dy */
+    if (back && a->dweight) {
         float *sums = static_cast<float *>(ws);
         unsigned blocks = (unsigned)usli_ceil_div(a->cols, THREADS);
-        int64_t slices = usli_ceil_div(a->rows, SLICE);
-        USLI_LAUNCH(dim3(blocks, (unsigned)slices), THREADS, 0, x, weight_slices)(*a, sums);
-        USLI_LAUNCH(blocks, THREADS, 0, x, weight_total)(a->dweight, sums, a->cols, slices);
+        int64_t count = usli_ceil_div(a->rows, SLICE);
+        if (packs) {
+            USLI_BY_DTYPE(a->dtype, T, {
+                if (a->n_dtype == a->dtype)
+                    launch_slices<T, T>(x, a, sums);
+                else
+                    launch_slices<T, float>(x, a, sums);
+            });
+        } else {
+            USLI_LAUNCH(dim3(blocks, (unsigned)count), THREADS, 0, x, slices_any)(*a, sums);
+        }
+        USLI_LAUNCH(blocks, THREADS, 0, x, slices_total)(a->dweight, sums, a->cols, count);
     }
     if (back && !a->dn) return usli_launched(x, "rmsnorm");
-    int packs = packs_of(a);
     if (packs) {
         USLI_BY_DTYPE(a->dtype, T, {
             if (a->res_dtype == a->dtype)
-                launch_row<T, T>(x, a, back, packs);
+                launch_rows<T, T>(x, a, back, packs);
             else
-                launch_row<T, float>(x, a, back, packs);
+                launch_rows<T, float>(x, a, back, packs);
         });
     } else if (back) {
         USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, backward_any)(*a);

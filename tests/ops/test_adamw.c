@@ -181,7 +181,57 @@ static void check_reference(void) {
     free(w), free(g), free(m), free(v), free(m_absmax), free(v_absmax), free(u);
 }
 
+/* 2000 parameters of 1 to 600 values one behind the other, so that most begin anywhere; every third with codes. Each
+ * must get the bits it gets alone. */
+static void check_many(void) {
+    enum { MANY = 2000, MOST = 600, BLOCKS_OF_MOST = 3 };
+    size_t total = 0;
+    usli_param *p = calloc(MANY, sizeof *p);
+    float *w = malloc(MANY * MOST * sizeof *w), *g = malloc(MANY * MOST * sizeof *g);
+    float *m = calloc(MANY * MOST, sizeof *m), *v = calloc(MANY * MOST, sizeof *v);
+    float *absmax = calloc(2 * MANY * BLOCKS_OF_MOST, sizeof *absmax), *alone = malloc(MOST * sizeof *alone);
+    float *rest = malloc(MOST * sizeof *rest), *own_m = malloc(MOST * sizeof *m), *own_v = malloc(MOST * sizeof *v);
+    float *own_absmax = malloc(2 * BLOCKS_OF_MOST * sizeof *absmax);
+    usli_update *u = rig_copy(&(usli_update){ .lr = { 1e-2f }, .clip = 1, .finite = 1, .step = 1 }, sizeof *u);
+    rig r;
+    rig_open(&r, 2);
+    for (int i = 0; i < MANY; i++) {
+        p[i] = (usli_param){ .w = w + total,
+                             .g = g + total,
+                             .n = i % 100 ? 1 + i % 5 : MOST - i / 100,
+                             .weight_decay = 0.1f,
+                             .state = i % 3 ? USL_F32 : USL_U8,
+                             .m = m + total,
+                             .v = v + total,
+                             .m_absmax = absmax + 2 * i * BLOCKS_OF_MOST,
+                             .v_absmax = absmax + (2 * i + 1) * BLOCKS_OF_MOST };
+        values(p[i].w, p[i].n, 1, (uint64_t)i), values(p[i].g, p[i].n, 1, (uint64_t)(i + MANY));
+        total += (size_t)p[i].n;
+    }
+    usli_adamw_args a = { .params = p, .count = MANY, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .update = u };
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_adamw, &a, USLI_FORWARD));
+    CHECK(nonzero(g, (int64_t)total) == 0, "gradients are cleared");
+    for (int i = 0; i < MANY; i += 25) {
+        size_t bytes = (size_t)p[i].n * sizeof *alone;
+        usli_param one = p[i];
+        one.w = alone, one.g = rest, one.m = own_m, one.v = own_v, one.m_absmax = own_absmax,
+        one.v_absmax = own_absmax + BLOCKS_OF_MOST;
+        memset(own_m, 0, bytes), memset(own_v, 0, bytes), memset(own_absmax, 0, 2 * BLOCKS_OF_MOST * sizeof *absmax);
+        values(alone, one.n, 1, (uint64_t)i), values(rest, one.n, 1, (uint64_t)(i + MANY));
+        a.params = &one, a.count = 1;
+        CHECK_OK(r.ctx, rig_run(&r, USLI_OP_adamw, &a, USLI_FORWARD));
+        size_t stored = (size_t)one.n * (one.state == USL_U8 ? 1 : 4);
+        CHECK(!memcmp(alone, p[i].w, bytes) && !memcmp(own_m, p[i].m, stored) && !memcmp(own_v, p[i].v, stored) &&
+                  !memcmp(own_absmax, p[i].m_absmax, 2 * BLOCKS_OF_MOST * sizeof *absmax),
+              "parameter %d of many has other bits", i);
+    }
+    rig_close(&r);
+    free(p), free(w), free(g), free(m), free(v), free(absmax), free(alone), free(rest), free(own_m), free(own_v),
+        free(own_absmax), free(u);
+}
+
 int main(void) {
+    check_many();
     check_formula(USL_F32), check_formula(USL_U8);
     check_threads_and_skip(USL_F32), check_threads_and_skip(USL_U8);
     check_reference();

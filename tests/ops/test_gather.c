@@ -1,18 +1,18 @@
 /* gather: rows picked, and their gradients put back among zeros. scatter: rows put among others that stay. */
 #include "tests/ops/rig.h"
 
-enum { X_ROWS = 203, ROWS = 71, COLS = 19 };
+enum { X_ROWS = 203, ROWS = 71 };
 
-static void check_type(rig *r, usl_dtype dtype) {
+static void check_type(rig *r, usl_dtype dtype, int64_t cols) {
     usli_rng rng;
     usli_rng_seed(&rng, 2);
     int32_t *index = malloc(ROWS * sizeof *index);
     for (int i = 0; i < ROWS; i++) index[i] = (i * 37 + 5) % X_ROWS; /* 37 and 203 are coprime: distinct */
-    size_t row = COLS * usli_dtype_bytes(dtype);
-    char *x = rig_random(&rng, dtype, X_ROWS * COLS, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
+    size_t row = (size_t)cols * usli_dtype_bytes(dtype);
+    char *x = rig_random(&rng, dtype, X_ROWS * cols, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
     memset(dx, 0xff, X_ROWS * row);
     usli_gather_args a = {
-        .rows = ROWS, .cols = COLS, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx
+        .rows = ROWS, .cols = cols, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx
     };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_FORWARD));
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_BACKWARD));
@@ -51,9 +51,11 @@ int main(void) {
     for (int threads = 1; threads <= 3; threads++) {
         rig r;
         rig_open(&r, threads);
-        check_type(&r, USL_F32);
-        check_type(&r, USL_BF16);
-        check_type(&r, USL_F16);
+        for (int64_t cols = 19; cols <= 2072; cols += 2053) {
+            check_type(&r, USL_F32, cols);
+            check_type(&r, USL_BF16, cols);
+            check_type(&r, USL_F16, cols);
+        }
         check_bad_index(&r);
         check_scatter(&r);
         rig_close(&r);

@@ -84,11 +84,11 @@ static void free_output(output *o) {
 }
 
 int main(void) {
-    static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 9, 513 }, { 20, 1536 } };
+    static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 9, 513 }, { 20, 1536 }, { 2, 2056 } };
     static const usl_dtype dtypes[] = { USL_F32, USL_BF16, USL_F16 };
     for (int kind = 0; kind < 3; kind++)
         for (int t = 0; t < 3; t++)
-            for (int s = 0; s < 4; s++) {
+            for (int s = 0; s < 5; s++) {
                 size_t bytes = (size_t)(shapes[s][0] * shapes[s][1]) * usli_dtype_bytes(dtypes[t]);
                 output one = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], false, 1, true);
                 for (int threads = 2; threads <= 5; threads += 3) {

@@ -21,7 +21,30 @@ static usli_update run_on(usli_param *params, int64_t count, float max_norm, flo
     return run_from(u, params, count, threads);
 }
 
+/* As many parameters as the largest models have, of 1 to 7 values that lie anywhere; then one that is no number. */
+static void check_many(void) {
+    enum { MANY = 2000 };
+    usli_param *params = calloc(MANY, sizeof *params);
+    float *g = malloc(7 * MANY * sizeof *g);
+    double square = 0;
+    int64_t at = 0;
+    for (int i = 0; i < MANY; i++) {
+        params[i] = (usli_param){ .g = g + at, .n = 1 + i % 7 };
+        for (int64_t k = 0; k < params[i].n; k++, at++) {
+            g[at] = (float)(at % 31) - 12;
+            square += (double)g[at] * (double)g[at];
+        }
+    }
+    usli_update u = run_on(params, MANY, 1, 1, 2);
+    CHECK(fabs((double)u.grad_norm / sqrt(square) - 1) < 1e-7 && u.finite == 1, "norm of many: %g, not %g",
+          (double)u.grad_norm, sqrt(square));
+    g[at - 1] = NAN;
+    CHECK(run_on(params, MANY, 1, 1, 2).finite == 0, "the last value of the last parameter is seen");
+    free(params), free(g);
+}
+
 int main(void) {
+    check_many();
     usli_rng rng;
     usli_rng_seed(&rng, 8);
     usli_param params[PARAMS];

@@ -23,6 +23,14 @@ static const spec SPECS[] = {
     { 20, 77, RES, USL_BF16, USL_F32, USL_F32, 0, false, false },
     { 20, 128, X | RES, USL_F16, USL_F32, USL_F16, 0, true, false },
     { 20, 128, X | RES, USL_F16, USL_F16, USL_F16, 0, false, true },
+    /* Weights in float32 and whole packs: rows that a GPU keeps in the registers of 256, 512 and 1024 threads, rows
+     * beyond, and more rows than blocks. */
+    { 70, 136, X | RES, USL_BF16, USL_BF16, USL_F32, 0, true, false },
+    { 3, 4096, X | RES, USL_BF16, USL_BF16, USL_F32, 0, true, false },
+    { 3, 4104, X | RES, USL_F16, USL_F32, USL_F32, 1, false, false },
+    { 2, 8200, X, USL_BF16, USL_BF16, USL_F32, 0, false, true },
+    { 2, 2052, RES, USL_F32, USL_F32, USL_F32, 0, false, false },
+    { 2, 8196, X | RES, USL_F32, USL_F32, USL_F32, 0, true, false },
 };
 
 static const float EPS = 1e-3f;

@@ -23,6 +23,9 @@ static const spec SPECS[] = {
     { 33, 4, 2, 64, 32, true, true, false, USL_BF16, USL_BF16, 1 },
     { 33, 4, 2, 64, 64, false, true, false, USL_F16, USL_F16, 0 },
     { 3, 2, 2, 8, 0, false, true, false, USL_F32, USL_F32, 0 },
+    /* More packs of a token than a GPU's block has threads, and a part of the head turned. */
+    { 3, 72, 8, 128, 128, false, false, false, USL_BF16, USL_F32, 0 },
+    { 3, 40, 8, 128, 64, false, false, false, USL_F16, USL_F32, 0 },
 };
 
 static const float EPS = 1e-3f;
@@ -61,8 +64,8 @@ static void make_data(const spec *s, data *d) {
     usli_rng_seed(&rng, 21);
     memset(d, 0, sizeof *d);
     d->s = s;
-    d->q = make_side(&rng, s, s->heads, 5);
-    d->k = make_side(&rng, s, s->kv_heads, 3);
+    d->q = make_side(&rng, s, s->heads, s->heads < 40 ? 5 : 8); /* 8: rows stay aligned */
+    d->k = make_side(&rng, s, s->kv_heads, s->heads < 40 ? 3 : 16);
     d->position = malloc(sizeof(int32_t) * (size_t)s->tokens);
     for (int64_t t = 0; t < s->tokens; t++) d->position[t] = (int32_t)(t * 7 % POSITIONS);
     int64_t half = s->rot_dim / 2;
