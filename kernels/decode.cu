@@ -4,30 +4,37 @@
 
 namespace {
 
-constexpr int THREADS = 256, AT_ONCE = 32; /* values of NF4 a thread: 16 bytes of codes */
+constexpr int THREADS = 256, PIECE = 8 /* values of NF4: 4 bytes of codes */, PIECES = 4 /* a thread */;
 
-/* Rows of a multiple of 32 values: half a block of 64 a thread. */
+/* Rows of a multiple of 8 values. Neighbouring threads take neighbouring pieces, so that a warp reads and writes whole
+ * lines; a thread's other pieces lie a block's width further. The table's 16 values lie in 16 banks. */
 template <typename T>
-__global__ void __launch_bounds__(THREADS) nf4_rows(usli_nf4 q, T *dst, int64_t pieces, int64_t per_row, int64_t ld) {
+__global__ void __launch_bounds__(THREADS)
+    nf4_rows(const __grid_constant__ usli_nf4 q, T *dst, uint32_t pieces, uint32_t per_row, int64_t ld) {
     __shared__ float table[16];
     if (threadIdx.x < 16) table[threadIdx.x] = q.table[threadIdx.x];
     __syncthreads();
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= pieces) return;
-    usli_pack<uint8_t, 16> codes = load_pack<uint8_t, 16>(q.codes + i * 16);
-    float absmax = nf4_absmax(q, i / 2);
-    int64_t row = i / per_row;
-    T *to = dst + row * ld + (i - row * per_row) * AT_ONCE;
-    constexpr int V = 16 / sizeof(T);
+    uint32_t first = blockIdx.x * (uint32_t)(THREADS * PIECES) + threadIdx.x;
+    usli_pack<uint8_t, PIECE / 2> codes[PIECES] = {};
+    float absmax[PIECES] = {};
 #pragma unroll
-    for (int k = 0; k < AT_ONCE; k += V) {
-        usli_pack<T, V> out;
+    for (int p = 0; p < PIECES; p++) {
+        uint32_t i = first + p * THREADS;
+        if (i >= pieces) break;
+        codes[p] = load_pack<uint8_t, PIECE / 2>(q.codes + (int64_t)i * (PIECE / 2));
+        absmax[p] = nf4_absmax(q, i / (USLI_NF4_BLOCK / PIECE));
+    }
 #pragma unroll
-        for (int j = 0; j < V; j += 2) {
-            int byte = codes.v[(k + j) / 2];
-            store_two<T>(&out.v[j], table[byte >> 4] * absmax, table[byte & 15] * absmax);
+    for (int p = 0; p < PIECES; p++) {
+        uint32_t i = first + p * THREADS, row = ld == (int64_t)per_row * PIECE ? 0 : i / per_row;
+        if (i >= pieces) break;
+        usli_pack<T, PIECE> out;
+#pragma unroll
+        for (int k = 0; k < PIECE; k += 2) {
+            int byte = codes[p].v[k / 2];
+            store_two<T>(&out.v[k], table[byte >> 4] * absmax[p], table[byte & 15] * absmax[p]);
         }
-        store_pack<T, V>(to + k, out);
+        store_wide<T, PIECE>(dst + row * ld + (int64_t)(i - row * per_row) * PIECE, out);
     }
 }
 
@@ -59,10 +66,32 @@ __global__ void __launch_bounds__(THREADS) rows(const void *src, T *dst, int64_t
     store_pack<T, V>(dst + row * ld + (i - row * per_row) * V, out);
 }
 
+/* 16 values a thread, all of one sub-block. */
+template <int TYPE, typename T>
+__global__ void __launch_bounds__(THREADS)
+    rows16(const void *src, T *dst, int64_t pieces, int64_t per_row, int64_t ld) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= pieces) return;
+    int64_t row = i / per_row;
+    float v[16];
+    values16<TYPE>::get(src, i * 16, v);
+    usli_pack<T, 16> out;
+#pragma unroll
+    for (int k = 0; k < 16; k += 2) store_two<T>(&out.v[k], v[k], v[k + 1]);
+    store_wide<T, 16>(dst + row * ld + (i - row * per_row) * 16, out);
+}
+
 template <int TYPE, typename T> void launch(usli_exec *x, const usli_matrix *w, T *dst, int64_t ld) {
     constexpr int V = 16 / sizeof(T);
     int64_t n = w->rows * w->cols;
-    if (w->cols % V == 0 && ld % V == 0 && usli_aligned16(dst))
+    bool aligned = ld % V == 0 && usli_aligned16(dst);
+    if constexpr (values16<TYPE>::SHARED)
+        if (aligned && w->cols % 16 == 0 && usli_aligned16(w->data)) {
+            USLI_LAUNCH((unsigned)usli_ceil_div(n / 16, THREADS), THREADS, 0, x, rows16<TYPE, T>)
+            (w->data, dst, n / 16, w->cols / 16, ld);
+            return;
+        }
+    if (aligned && w->cols % V == 0)
         USLI_LAUNCH((unsigned)usli_ceil_div(n / V, THREADS), THREADS, 0, x, rows<TYPE, T, V>)
     (w->data, dst, n / V, w->cols / V, ld);
     else USLI_LAUNCH((unsigned)usli_ceil_div(n, THREADS), THREADS, 0, x, rows<TYPE, T, 1>)(w->data, dst, n, w->cols,
@@ -72,10 +101,11 @@ template <int TYPE, typename T> void launch(usli_exec *x, const usli_matrix *w, 
 template <typename T> void decode(usli_exec *x, const usli_matrix *w, T *dst, int64_t ld) {
     int64_t n = w->rows * w->cols;
     unsigned blocks = (unsigned)usli_ceil_div(n, THREADS);
-    if (w->nf4 && w->cols % AT_ONCE == 0 && ld % 8 == 0 && usli_aligned16(dst) && usli_aligned16(w->nf4->codes)) {
-        int64_t pieces = n / AT_ONCE;
-        USLI_LAUNCH((unsigned)usli_ceil_div(pieces, THREADS), THREADS, 0, x, nf4_rows<T>)
-        (*w->nf4, dst, pieces, w->cols / AT_ONCE, ld);
+    if (w->nf4 && w->cols % PIECE == 0 && ld % 8 == 0 && usli_aligned16(dst) && usli_aligned16(w->nf4->codes) &&
+        n / PIECE < UINT32_MAX - THREADS * PIECES) {
+        uint32_t pieces = (uint32_t)(n / PIECE);
+        USLI_LAUNCH((unsigned)usli_ceil_div(pieces, THREADS * PIECES), THREADS, 0, x, nf4_rows<T>)
+        (*w->nf4, dst, pieces, (uint32_t)(w->cols / PIECE), ld);
     } else if (w->nf4) {
         USLI_LAUNCH(blocks, THREADS, 0, x, nf4_any<T>)(*w->nf4, dst, n, w->cols, ld);
     } else if (w->dtype == USL_I8) {

@@ -146,6 +146,105 @@ template <> __device__ __forceinline__ float value_of<USL_MXFP4>(const void *row
     return ldexpf(code & 8 ? -v : v, (int)b.e - 127);
 }
 
+/* ---- 16 neighbours of a row, the first at a multiple of 16 of a 16-byte aligned matrix ---- */
+
+/* SHARED: what they have in common is read once. */
+template <int TYPE> struct values16 {
+    static constexpr bool SHARED = false;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+#pragma unroll
+        for (int k = 0; k < 16; k++) v[k] = value_of<TYPE>(row, i + k);
+    }
+};
+/* Blocks of 32: 16 nibbles all lie in the same half of their bytes, and those at even addresses. */
+__device__ __forceinline__ void load_even(const void *p, uint8_t (&to)[16]) {
+#pragma unroll
+    for (int k = 0; k < 16; k += 2) {
+        uint16_t two = reinterpret_cast<const uint16_t *>(p)[k / 2];
+        to[k] = (uint8_t)two;
+        to[k + 1] = (uint8_t)(two >> 8);
+    }
+}
+template <> struct values16<USL_Q4_0> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q4_0 &b = static_cast<const usli_block_q4_0 *>(row)[i / USLI_QK];
+        int shift = (int)(i % USLI_QK) / 16 * 4;
+        float d = half_bits(b.d);
+        uint8_t q[16];
+        load_even(b.qs, q);
+#pragma unroll
+        for (int k = 0; k < 16; k++) v[k] = d * (float)((q[k] >> shift & 15) - 8);
+    }
+};
+template <> struct values16<USL_Q4_1> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q4_1 &b = static_cast<const usli_block_q4_1 *>(row)[i / USLI_QK];
+        int shift = (int)(i % USLI_QK) / 16 * 4;
+        float d = half_bits(b.d), m = half_bits(b.m);
+        uint8_t q[16];
+        load_even(b.qs, q);
+#pragma unroll
+        for (int k = 0; k < 16; k++) v[k] = times_plus(d, (float)(q[k] >> shift & 15), m);
+    }
+};
+template <> struct values16<USL_Q8_0> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q8_0 &b = static_cast<const usli_block_q8_0 *>(row)[i / USLI_QK];
+        float d = half_bits(b.d);
+        uint8_t q[16];
+        load_even(b.qs + i % USLI_QK, q);
+#pragma unroll
+        for (int k = 0; k < 16; k++) v[k] = d * (float)(int8_t)q[k];
+    }
+};
+/* Blocks of 256: 144 and 176 bytes, so what these two load is 16-byte aligned; 210 bytes, so Q6_K's is at even
+ * addresses. 16 values share a sub-block. */
+template <> struct values16<USL_Q4_K> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q4_k &b = static_cast<const usli_block_q4_k *>(row)[i / USLI_QK_K];
+        int j = (int)(i % USLI_QK_K), s = j / 32, shift = s % 2 * 4, scale, minimum;
+        k_scale_min(b.scales, s, &scale, &minimum);
+        float d = __fmul_rn(half_bits(b.d), (float)scale), m = __fmul_rn(half_bits(b.dmin), (float)minimum);
+        usli_pack<uint8_t, 16> q = load_pack<uint8_t, 16>(b.qs + 32 * (s / 2) + j % 32);
+#pragma unroll
+        for (int k = 0; k < 16; k++) v[k] = __fsub_rn(__fmul_rn(d, (float)(q.v[k] >> shift & 15)), m);
+    }
+};
+template <> struct values16<USL_Q5_K> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q5_k &b = static_cast<const usli_block_q5_k *>(row)[i / USLI_QK_K];
+        int j = (int)(i % USLI_QK_K), s = j / 32, shift = s % 2 * 4, scale, minimum;
+        k_scale_min(b.scales, s, &scale, &minimum);
+        float d = __fmul_rn(half_bits(b.d), (float)scale), m = __fmul_rn(half_bits(b.dmin), (float)minimum);
+        usli_pack<uint8_t, 16> q = load_pack<uint8_t, 16>(b.qs + 32 * (s / 2) + j % 32);
+        usli_pack<uint8_t, 16> high = load_pack<uint8_t, 16>(b.qh + j % 32);
+#pragma unroll
+        for (int k = 0; k < 16; k++) {
+            int code = (q.v[k] >> shift & 15) | (high.v[k] >> s & 1) << 4;
+            v[k] = __fsub_rn(__fmul_rn(d, (float)code), m);
+        }
+    }
+};
+template <> struct values16<USL_Q6_K> {
+    static constexpr bool SHARED = true;
+    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[16]) {
+        const usli_block_q6_k &b = static_cast<const usli_block_q6_k *>(row)[i / USLI_QK_K];
+        int j = (int)(i % USLI_QK_K), h = j / 128, part = j % 128 / 32, l = j % 32, shift = part / 2 * 4;
+        float d = __fmul_rn(half_bits(b.d), (float)b.scales[j / 16]);
+        uint8_t low[16], high[16];
+        load_even(b.ql + 64 * h + 32 * (part % 2) + l, low);
+        load_even(b.qh + 32 * h + l, high);
+#pragma unroll
+        for (int k = 0; k < 16; k++)
+            v[k] = __fmul_rn(d, (float)(((low[k] >> shift & 15) | (high[k] >> (2 * part) & 3) << 4) - 32));
+    }
+};
+
 /* Calls body with TYPE a constant, for every type that value_of knows; otherwise body_else. */
 #define USLI_BY_TYPE(type, TYPE, body)         \
     switch (type) {                            \

@@ -3,7 +3,7 @@
 
 namespace {
 
-constexpr int THREADS = 256, COLUMNS = 64;
+constexpr int THREADS = 256, COLUMNS = 4; /* of a thread, backward */
 
 template <int TYPE, typename T>
 __global__ void __launch_bounds__(THREADS)
@@ -28,12 +28,41 @@ __global__ void __launch_bounds__(THREADS)
         y[to + i] = from_f32<T>(scale * ((float)table[row * cols + i] * scales[row]));
 }
 
-/* A thread owns a column and walks all tokens in order: one id may occur many times. */
-template <typename T> __global__ void __launch_bounds__(COLUMNS) add_columns(usli_embedding_args a) {
-    int64_t col = (int64_t)blockIdx.x * COLUMNS + threadIdx.x;
-    if (col >= a.cols) return;
-    for (int64_t t = 0; t < a.tokens; t++)
-        a.dtable[(int64_t)a.ids[t] * a.cols + col] += a.scale * to_f32(static_cast<const T *>(a.dy)[t * a.cols + col]);
+/* A block per token, and 1024 columns: the first token of its id adds what all tokens of that id bring, in their order;
+ * the others have nothing to do. 4096 tokens of Llama-3-8B: 34 MB of dy, 134 MB of dtable at most: 35 us at 4.8 TB/s;
+ * each block also reads the ids, 67 MB from L2 in all. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS) add_rows(const __grid_constant__ usli_embedding_args a) {
+    __shared__ uint32_t votes[THREADS / USLI_WARP];
+    int64_t token = blockIdx.x;
+    int32_t id = a.ids[token];
+    for (int64_t t = threadIdx.x; t < (token + THREADS - 1) / THREADS * THREADS; t += THREADS)
+        if (__syncthreads_or(t < token && a.ids[t] == id)) return;
+    int64_t col[COLUMNS];
+    float sum[COLUMNS];
+#pragma unroll
+    for (int k = 0; k < COLUMNS; k++) {
+        col[k] = ((int64_t)blockIdx.y * COLUMNS + k) * THREADS + threadIdx.x;
+        sum[k] = col[k] < a.cols ? a.dtable[(int64_t)id * a.cols + col[k]] : 0.0f;
+    }
+    for (int64_t first = token; first < a.tokens; first += THREADS) {
+        int64_t t = first + threadIdx.x;
+        bool same = t < a.tokens && a.ids[t] == id;
+        uint32_t vote = __ballot_sync(0xffffffffu, same);
+        __syncthreads();
+        if (threadIdx.x % USLI_WARP == 0) votes[threadIdx.x / USLI_WARP] = vote;
+        if (!__syncthreads_or(same)) continue;
+        for (int w = 0; w < THREADS / USLI_WARP; w++)
+            for (uint32_t left = votes[w]; left; left &= left - 1) {
+                int64_t from = (first + w * USLI_WARP + __ffs((int)left) - 1) * a.cols;
+#pragma unroll
+                for (int k = 0; k < COLUMNS; k++)
+                    if (col[k] < a.cols) sum[k] += a.scale * to_f32(static_cast<const T *>(a.dy)[from + col[k]]);
+            }
+    }
+#pragma unroll
+    for (int k = 0; k < COLUMNS; k++)
+        if (col[k] < a.cols) a.dtable[(int64_t)id * a.cols + col[k]] = sum[k];
 }
 
 template <typename T> void forward(usli_exec *x, const usli_embedding_args *a) {
@@ -58,8 +87,8 @@ usl_status run(usli_exec *x, void *args, usli_pass pass, void *) {
         USLI_TRY(usli_cuda_decode_check(x, &a->table, "embedding"));
         USLI_BY_DTYPE(a->dtype, T, forward<T>(x, a));
     } else {
-        USLI_BY_DTYPE(a->dtype, T,
-                      USLI_LAUNCH((unsigned)usli_ceil_div(a->cols, COLUMNS), COLUMNS, 0, x, add_columns<T>)(*a));
+        dim3 grid((unsigned)a->tokens, (unsigned)usli_ceil_div(a->cols, THREADS * COLUMNS));
+        USLI_BY_DTYPE(a->dtype, T, USLI_LAUNCH(grid, THREADS, 0, x, add_rows<T>)(*a));
     }
     return usli_launched(x, "embedding");
 }

@@ -23,98 +23,6 @@ namespace {
 constexpr int TILE_ROWS = 16, TILE_TOKENS = 8, STEP = 64, LANE = 16;
 constexpr float STRETCH = 1.436767578125f;
 
-/* ---- 16 neighbours of a row, first at a multiple of 16 -------------------------------------------------------------
- */
-
-template <int TYPE> struct values16 {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-#pragma unroll
-        for (int k = 0; k < LANE; k++) v[k] = value_of<TYPE>(row, i + k);
-    }
-};
-/* Blocks of 32: a lane's nibbles all lie in one half of their bytes, and its bytes at even addresses. */
-__device__ __forceinline__ void load_even(const void *p, uint8_t (&to)[LANE]) {
-#pragma unroll
-    for (int k = 0; k < LANE; k += 2) {
-        uint16_t two = reinterpret_cast<const uint16_t *>(p)[k / 2];
-        to[k] = (uint8_t)two;
-        to[k + 1] = (uint8_t)(two >> 8);
-    }
-}
-template <> struct values16<USL_Q4_0> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q4_0 &b = static_cast<const usli_block_q4_0 *>(row)[i / USLI_QK];
-        int shift = (int)(i % USLI_QK) / 16 * 4;
-        float d = half_bits(b.d);
-        uint8_t q[LANE];
-        load_even(b.qs, q);
-#pragma unroll
-        for (int k = 0; k < LANE; k++) v[k] = d * (float)((q[k] >> shift & 15) - 8);
-    }
-};
-template <> struct values16<USL_Q4_1> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q4_1 &b = static_cast<const usli_block_q4_1 *>(row)[i / USLI_QK];
-        int shift = (int)(i % USLI_QK) / 16 * 4;
-        float d = half_bits(b.d), m = half_bits(b.m);
-        uint8_t q[LANE];
-        load_even(b.qs, q);
-#pragma unroll
-        for (int k = 0; k < LANE; k++) v[k] = times_plus(d, (float)(q[k] >> shift & 15), m);
-    }
-};
-template <> struct values16<USL_Q8_0> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q8_0 &b = static_cast<const usli_block_q8_0 *>(row)[i / USLI_QK];
-        float d = half_bits(b.d);
-        uint8_t q[LANE];
-        load_even(b.qs + i % USLI_QK, q);
-#pragma unroll
-        for (int k = 0; k < LANE; k++) v[k] = d * (float)(int8_t)q[k];
-    }
-};
-/* Blocks of 256: 144 and 176 bytes, so what these two load is 16-byte aligned; 210 bytes, so Q6_K's is at even
- * addresses. A lane's values share a sub-block. */
-template <> struct values16<USL_Q4_K> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q4_k &b = static_cast<const usli_block_q4_k *>(row)[i / USLI_QK_K];
-        int j = (int)(i % USLI_QK_K), s = j / 32, shift = s % 2 * 4, scale, minimum;
-        k_scale_min(b.scales, s, &scale, &minimum);
-        float d = __fmul_rn(half_bits(b.d), (float)scale), m = __fmul_rn(half_bits(b.dmin), (float)minimum);
-        usli_pack<uint8_t, LANE> q = load_pack<uint8_t, LANE>(b.qs + 32 * (s / 2) + j % 32);
-#pragma unroll
-        for (int k = 0; k < LANE; k++) v[k] = __fsub_rn(__fmul_rn(d, (float)(q.v[k] >> shift & 15)), m);
-    }
-};
-template <> struct values16<USL_Q5_K> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q5_k &b = static_cast<const usli_block_q5_k *>(row)[i / USLI_QK_K];
-        int j = (int)(i % USLI_QK_K), s = j / 32, shift = s % 2 * 4, scale, minimum;
-        k_scale_min(b.scales, s, &scale, &minimum);
-        float d = __fmul_rn(half_bits(b.d), (float)scale), m = __fmul_rn(half_bits(b.dmin), (float)minimum);
-        usli_pack<uint8_t, LANE> q = load_pack<uint8_t, LANE>(b.qs + 32 * (s / 2) + j % 32);
-        usli_pack<uint8_t, LANE> high = load_pack<uint8_t, LANE>(b.qh + j % 32);
-#pragma unroll
-        for (int k = 0; k < LANE; k++) {
-            int code = (q.v[k] >> shift & 15) | (high.v[k] >> s & 1) << 4;
-            v[k] = __fsub_rn(__fmul_rn(d, (float)code), m);
-        }
-    }
-};
-template <> struct values16<USL_Q6_K> {
-    static __device__ __forceinline__ void get(const void *row, int64_t i, float (&v)[LANE]) {
-        const usli_block_q6_k &b = static_cast<const usli_block_q6_k *>(row)[i / USLI_QK_K];
-        int j = (int)(i % USLI_QK_K), h = j / 128, part = j % 128 / 32, l = j % 32, shift = part / 2 * 4;
-        float d = __fmul_rn(half_bits(b.d), (float)b.scales[j / 16]);
-        uint8_t low[LANE], high[LANE];
-        load_even(b.ql + 64 * h + 32 * (part % 2) + l, low);
-        load_even(b.qh + 32 * h + l, high);
-#pragma unroll
-        for (int k = 0; k < LANE; k++)
-            v[k] = __fmul_rn(d, (float)(((low[k] >> shift & 15) | (high[k] >> (2 * part) & 3) << 4) - 32));
-    }
-};
-
 /* ---- What a lane holds of one row and step: as loaded, and as words of two values ----------------------------------
  */
 
@@ -126,6 +34,7 @@ struct room {
 /* Types decoded value by value. Loads are issued where values are asked for. */
 template <int TYPE, typename T> struct held {
     static constexpr bool SCALED = false;
+    static constexpr int AHEAD = 1;
     const void *row;
     int64_t i;
     __device__ __forceinline__ void load(const gemv_segment &s, int64_t in, int64_t r, int64_t first) {
@@ -146,6 +55,7 @@ template <int TYPE, typename T> struct held {
 /* Weights that are what products take. */
 template <typename T> struct held_plain {
     static constexpr bool SCALED = false;
+    static constexpr int AHEAD = 2;
     uint4 v[2];
     __device__ __forceinline__ void load(const gemv_segment &s, int64_t in, int64_t r, int64_t first) {
         const uint4 *p = reinterpret_cast<const uint4 *>(static_cast<const T *>(s.data) + r * in + first);
@@ -166,6 +76,7 @@ template <> struct held<USL_F16, usli_f16> : held_plain<usli_f16> {};
 /* Whole numbers up to 127 are exact in either type. */
 template <typename T> struct held<USL_I8, T> {
     static constexpr bool SCALED = true;
+    static constexpr int AHEAD = 2;
     uint4 v;
     float factor;
     __device__ __forceinline__ void load(const gemv_segment &s, int64_t in, int64_t r, int64_t first) {
@@ -187,6 +98,7 @@ template <typename T> struct held<USL_I8, T> {
 
 template <typename T> struct held<USL_NF4, T> {
     static constexpr bool SCALED = true;
+    static constexpr int AHEAD = 2;
     uint2 codes;
     float absmax; /* or absmax2 */
     int absmax_q;
@@ -254,10 +166,9 @@ template <typename T> __device__ void fill(room *to, const usli_nf4 &q) {
     to->map[byte] = q.absmax_q ? q.map[byte] : 0.0f;
 }
 
-constexpr int STEPS_AT_ONCE = 2; /* steps whose loads are in flight while others are multiplied */
-
 template <int TYPE, typename T>
 __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ gemv_args g) {
+    constexpr int AHEAD = held<TYPE, T>::AHEAD; /* steps whose loads are in flight while others are multiplied */
     USLI_SHARED(room, table);
     __shared__ float part[WARPS][TILE_ROWS][TILE_TOKENS];
     int64_t tile = blockIdx.x, steps = g.in / STEP;
@@ -270,11 +181,10 @@ __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ 
     int64_t row = first_row + lane / 4, other = row + 8; /* those beyond the end read the last row */
     row = row < s.rows ? row : s.rows - 1;
     other = other < s.rows ? other : s.rows - 1;
-    int64_t at = (int64_t)warp * STEPS_AT_ONCE, from = lane % 4 * LANE;
-    piece<TYPE, T> now[STEPS_AT_ONCE], next[STEPS_AT_ONCE];
+    int64_t at = (int64_t)warp * AHEAD, from = lane % 4 * LANE;
+    piece<TYPE, T> now[AHEAD] = {}, next[AHEAD] = {}; /* of steps beyond the end, the last once more: not multiplied */
 #pragma unroll
-    for (int k = 0; k < STEPS_AT_ONCE; k++)
-        if (at + k < steps) now[k].load(g, s, row, other, (at + k) * STEP + from);
+    for (int k = 0; k < AHEAD; k++) now[k].load(g, s, row, other, min(at + k, steps - 1) * STEP + from);
     int token = (int)threadIdx.x % TILE_TOKENS;
     int64_t own = first_row + (int)threadIdx.x / TILE_TOKENS;
     bool writes = threadIdx.x < TILE_ROWS * TILE_TOKENS && token < g.tokens && own < s.rows;
@@ -284,16 +194,18 @@ __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ 
         __syncthreads();
     }
     float sum[4] = {};
-    for (; at < steps; at += WARPS * STEPS_AT_ONCE) {
-        int64_t then = at + WARPS * STEPS_AT_ONCE;
+    for (;; at += WARPS * AHEAD) {
+        int64_t then = at + WARPS * AHEAD;
+        if (then < steps) {
 #pragma unroll
-        for (int k = 0; k < STEPS_AT_ONCE; k++)
-            if (then + k < steps) next[k].load(g, s, row, other, (then + k) * STEP + from);
+            for (int k = 0; k < AHEAD; k++) next[k].load(g, s, row, other, min(then + k, steps - 1) * STEP + from);
+        }
 #pragma unroll
-        for (int k = 0; k < STEPS_AT_ONCE; k++)
+        for (int k = 0; k < AHEAD; k++)
             if (at + k < steps) now[k].multiply(s, *table, sum);
+        if (then >= steps) break;
 #pragma unroll
-        for (int k = 0; k < STEPS_AT_ONCE; k++) now[k] = next[k];
+        for (int k = 0; k < AHEAD; k++) now[k] = next[k];
     }
     int r = lane / 4, t = lane % 4 * 2;
     part[warp][r][t] = sum[0], part[warp][r][t + 1] = sum[1];

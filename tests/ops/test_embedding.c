@@ -2,13 +2,13 @@
 #include "core/base/half.h"
 #include "tests/ops/rig.h"
 
-enum { VOCAB = 11, COLS = 130, TOKENS = 37 };
+enum { VOCAB = 11, COLS = 130, TOKENS = 37, MANY_TOKENS = 530, MANY_COLS = 1030 };
 
 static int32_t *ids;
 
 static void fill_ids(void) {
-    ids = malloc(TOKENS * sizeof *ids);
-    for (int t = 0; t < TOKENS; t++)
+    ids = malloc(MANY_TOKENS * sizeof *ids);
+    for (int t = 0; t < MANY_TOKENS; t++)
         ids[t] = (t * 7 + t / 3) % (VOCAB - 1); /* many repeats; the last row is nobody's */
 }
 
@@ -59,37 +59,37 @@ static void check_nf4(rig *r) {
     free(storage), free(w), free(y);
 }
 
-static void check_backward(rig *rigs, usl_dtype dtype) {
+static void check_backward(rig *rigs, usl_dtype dtype, int tokens, int cols) {
     usli_rng rng;
     usli_rng_seed(&rng, 8);
     float *got[3];
     float *dyv;
-    void *dy = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
+    void *dy = rig_random(&rng, dtype, tokens * cols, &dyv);
     for (int i = 0; i < 3; i++) {
-        got[i] = malloc(VOCAB * COLS * sizeof **got);
-        for (int j = 0; j < VOCAB * COLS; j++) got[i][j] = 0.25f;
-        usli_embedding_args a = { .tokens = TOKENS,
-                                  .cols = COLS,
+        got[i] = malloc((size_t)(VOCAB * cols) * sizeof **got);
+        for (int j = 0; j < VOCAB * cols; j++) got[i][j] = 0.25f;
+        usli_embedding_args a = { .tokens = tokens,
+                                  .cols = cols,
                                   .dtype = dtype,
                                   .scale = 1.5f,
                                   .ids = ids,
                                   .dy = dy,
                                   .dtable = got[i],
-                                  .table = { .dtype = USL_F32, .rows = VOCAB, .cols = COLS } };
+                                  .table = { .dtype = USL_F32, .rows = VOCAB, .cols = cols } };
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &a, USLI_BACKWARD));
-        CHECK(memcmp(got[0], got[i], VOCAB * COLS * sizeof **got) == 0, "other bits with other threads");
+        CHECK(memcmp(got[0], got[i], (size_t)(VOCAB * cols) * sizeof **got) == 0, "other bits with other threads");
     }
-    float want[VOCAB * COLS];
-    for (int j = 0; j < VOCAB * COLS; j++) {
+    float *want = malloc(sizeof(float) * (size_t)(VOCAB * cols));
+    for (int j = 0; j < VOCAB * cols; j++) {
         double sum = 0.25;
-        for (int t = 0; t < TOKENS; t++)
-            if (ids[t] == j / COLS) sum += 1.5 * (double)dyv[t * COLS + j % COLS];
+        for (int t = 0; t < tokens; t++)
+            if (ids[t] == j / cols) sum += 1.5 * (double)dyv[t * cols + j % cols];
         want[j] = (float)sum;
     }
-    double error = test_rel_error(got[0], want, VOCAB * COLS);
+    double error = test_rel_error(got[0], want, (size_t)(VOCAB * cols));
     CHECK(error < 2e-7, "dtable: %g", error);
-    CHECK(got[0][(VOCAB - 1) * COLS] == 0.25f, "a row nobody looked up changed");
-    free(dy), free(dyv);
+    CHECK(got[0][(VOCAB - 1) * cols] == 0.25f, "a row nobody looked up changed");
+    free(dy), free(dyv), free(want);
     for (int i = 0; i < 3; i++) free(got[i]);
 }
 
@@ -119,7 +119,8 @@ int main(void) {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) check_forward(&rigs[i], types[i], types[j]);
     check_nf4(&rigs[1]);
-    for (int i = 0; i < 3; i++) check_backward(rigs, types[i]);
+    for (int i = 0; i < 3; i++) check_backward(rigs, types[i], TOKENS, COLS);
+    check_backward(rigs, USL_BF16, MANY_TOKENS, MANY_COLS);
     check_bad_id(&rigs[0]);
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);
     free(ids);
