@@ -46,6 +46,7 @@ struct shared_room {
     int64_t counts[THREADS];
     float part[32];
     int64_t found;
+    int32_t lowest;
 };
 
 __device__ void penalise(const usli_sample_args &a, float *z, int32_t *done) {
@@ -61,26 +62,28 @@ __device__ void penalise(const usli_sample_args &a, float *z, int32_t *done) {
     __syncthreads();
 }
 
-/* The largest key that at least k of the values reach: the k-th largest's. */
-__device__ uint32_t kth_key(const float *z, stretch s, int64_t k, shared_room *room) {
+/* The largest key that at least k of the values reach: the k-th largest's. Neighbouring threads read neighbours. */
+__device__ uint32_t kth_key(const float *z, int64_t cols, int64_t k, shared_room *room) {
     uint32_t key = 0;
+    __syncthreads();
     for (int bit = 31; bit >= 0; bit--) {
         uint32_t next = key | 1u << bit;
         int64_t count = 0, before;
-        for (int64_t i = s.first; i < s.last; i++) count += key_of(z[i]) >= next;
+        for (int64_t i = threadIdx.x; i < cols; i += THREADS) count += key_of(z[i]) >= next;
         if (scan(count, &before, room->counts) >= k) key = next;
     }
     return key;
 }
 
 /* Keeps the smallest set of weights that reaches `want`, of equals those of lowest id. */
-__device__ void keep_most(float *z, stretch s, double want, shared_room *room) {
+__device__ void keep_most(float *z, int64_t cols, double want, shared_room *room) {
+    stretch s = mine(cols);
     uint32_t key = 0; /* the largest key whose weights and larger ones together reach `want` */
     double before_sum;
     for (int bit = 31; bit >= 0; bit--) {
         uint32_t next = key | 1u << bit;
         double sum = 0;
-        for (int64_t i = s.first; i < s.last; i++)
+        for (int64_t i = threadIdx.x; i < cols; i += THREADS)
             if (key_of(z[i]) >= next) sum += (double)z[i];
         if (scan(sum, &before_sum, room->sums) >= want) key = next;
     }
@@ -114,16 +117,17 @@ __device__ double sum_of(const float *z, stretch s, double *before, shared_room 
 
 __device__ int32_t draw(const usli_sample_args &a, float *z, float top, shared_room *room) {
     stretch s = mine(a.cols);
-    for (int64_t i = s.first; i < s.last; i++) z[i] = (z[i] - top) / a.temperature;
+    for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) z[i] = (z[i] - top) / a.temperature;
     if (a.top_k > 0 && a.top_k < a.cols) {
-        uint32_t least = kth_key(z, s, a.top_k, room);
-        for (int64_t i = s.first; i < s.last; i++)
+        uint32_t least = kth_key(z, a.cols, a.top_k, room);
+        for (int64_t i = threadIdx.x; i < a.cols; i += THREADS)
             if (key_of(z[i]) < least) z[i] = -INFINITY;
     }
-    for (int64_t i = s.first; i < s.last; i++) z[i] = expf(z[i]);
+    for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) z[i] = expf(z[i]);
+    __syncthreads();
     double before, sum = sum_of(z, s, &before, room);
     if (a.top_p < 1) {
-        keep_most(z, s, (double)a.top_p * sum, room);
+        keep_most(z, a.cols, (double)a.top_p * sum, room);
         sum = sum_of(z, s, &before, room);
     }
     if (a.min_p > 0) {
@@ -179,12 +183,15 @@ __global__ void __launch_bounds__(THREADS) sample_row(usli_sample_args a, float 
         if (threadIdx.x == 0) a.out[row] = id;
         return;
     }
-    stretch s = mine(a.cols);
-    int64_t best = -1, before;
-    for (int64_t i = s.first; i < s.last && best < 0; i++)
-        if (z[i] == top) best = i;
-    scan((int64_t)(best >= 0), &before, room.counts);
-    if (best >= 0 && before == 0) a.out[row] = (int32_t)best;
+    if (threadIdx.x == 0) room.lowest = INT32_MAX;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < a.cols; i += THREADS)
+        if (z[i] == top) {
+            atomicMin(&room.lowest, (int32_t)i);
+            break;
+        }
+    __syncthreads();
+    if (threadIdx.x == 0) a.out[row] = room.lowest;
 }
 
 size_t workspace(const usli_exec *, const void *args, usli_pass) {
