@@ -186,10 +186,19 @@ static void make_arg(lua_State *L, char **argv, int argc, int script) {
 
 /* ---- The prompt ---- */
 
+#ifdef USL_HAVE_EDIT
+/* Keys go to the program before the prompt is shown: a Ctrl-D typed in between would be the terminal's and lost. */
+static int take_keys(void) {
+    rl_prep_terminal(1);
+    return 0;
+}
+#endif
+
 static bool read_line(lua_State *L, bool first) {
     lua_getglobal(L, first ? "_PROMPT" : "_PROMPT2");
     const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
 #ifdef USL_HAVE_EDIT
+    rl_pre_input_hook = take_keys;
     char *line = readline(prompt);
     if (!line) return false;
     lua_pushstring(L, line);

@@ -2,9 +2,12 @@
 
     terminal.py PROGRAM [WORD ...] < DIALOGUE
 
-Each line of DIALOGUE is EXPECTED|TYPED: once EXPECTED has been printed (after what the line before expected), TYPED and Enter are sent;
-^C alone is Ctrl-C, ^D the end of input. Prints all that the terminal showed and exits as the program does; 99 when something
-expected never came.
+Each line of DIALOGUE is EXPECTED|TYPED: once EXPECTED has been printed (after what the line before expected) and a prompt waits
+behind it, TYPED and Enter are sent. ^C alone is Ctrl-C and waits for no prompt, ^D is the end of input. Prints all that the
+terminal showed and exits as the program does; 99 when something expected never came.
+
+What is typed before the prompt stands there still meets a terminal that edits lines itself: it takes ^D for itself, and the
+program, which reads key by key from then on, never hears of it.
 """
 import os
 import pty
@@ -12,6 +15,10 @@ import select
 import sys
 
 PATIENCE = 60
+
+
+def is_turn(expected, typed, seen):
+    return expected in seen and (typed == "^C" or seen.endswith("> "))
 
 
 def main():
@@ -23,9 +30,8 @@ def main():
     shown = seen = ""
     keys = {"^C": b"\x03", "^D": b"\x04"}
     while True:
-        while dialogue and dialogue[0][0] in seen:
-            expected, typed = dialogue.pop(0)
-            seen = seen[seen.index(expected) + len(expected) :]
+        while dialogue and is_turn(*dialogue[0], seen):
+            typed, seen = dialogue.pop(0)[1], ""
             os.write(terminal, keys.get(typed, typed.encode() + b"\n"))
         ready, _, _ = select.select([terminal], [], [], PATIENCE)
         try:
