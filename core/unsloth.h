@@ -278,9 +278,11 @@ typedef struct usl_model_opts {
     int64_t max_seq_length;   /* 0: 2048, or the config's limit when that is less; beyond the limit rope is stretched
                                  linearly */
     const char *rope_scaling; /* JSON object that replaces the config's, or NULL */
+    int plan_only;            /* for usl_trainer_get_plan alone: no weight is made, read or held, nothing can be run.
+                                 "cuda" needs no GPU then, and plans for an H100 where there is none */
 } usl_model_opts;
 #define USL_MODEL_OPTS_INIT \
-    { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL }
+    { sizeof(usl_model_opts), NULL, USL_DTYPE_AUTO, 0, 0, 0, NULL, 0 }
 
 /* path: a Hugging Face folder or a .gguf file. *out is new: usl_model_free. */
 USL_API usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);

@@ -87,8 +87,16 @@ static usl_status await_copy(usli_exec *x, int slot) {
                            "waiting for a copy");
 }
 
+/* In use on an H100 once it is open, cuBLASLt's workspace included: what a plan without a GPU counts. */
+constexpr size_t ABSENT_USED = (size_t)640 << 20;
+
 static usl_status memory(usli_exec *x, size_t *used, size_t *total) {
     size_t left = 0;
+    if (usli_cuda_of(x)->device < 0) {
+        *used = ABSENT_USED;
+        *total = 0;
+        return USL_OK;
+    }
     USLI_TRY(usli_cuda_check(x, cudaMemGetInfo(&left, total), "asking for free memory"));
     *used = *total - left;
     return USL_OK;
@@ -163,6 +171,20 @@ static usl_status open_stream(usli_exec *x, usli_cuda *c) {
         error = cudaEventCreateWithFlags(&c->copied[i], cudaEventDisableTiming);
     USLI_TRY(usli_cuda_check(x, error, "opening the GPU"));
     return usli_cublaslt_open(x);
+}
+
+extern "C" usl_status usli_cuda_open_absent(usl_ctx *ctx, usli_exec *x) {
+    usli_cuda *c = static_cast<usli_cuda *>(usli_calloc(ctx, 1, sizeof *c));
+    if (!c) return usli_nomem(ctx, sizeof *c);
+    c->device = -1;
+    c->sm = 90;
+    c->multiprocessors = 132;
+    c->shared_most = 227 << 10;
+    x->ctx = ctx;
+    x->backend = &CUDA;
+    x->state = c;
+    x->stream = nullptr;
+    return USL_OK;
 }
 
 extern "C" usl_status usli_cuda_open(usl_ctx *ctx, int device, usli_exec *x) {

@@ -10,5 +10,7 @@ int usli_cuda_count(void);
 /* "cuda" is device 0, "cuda:1" device 1: sets x->backend, x->state, x->stream. USL_ERR_UNSUPPORTED with a sentence when
  * there is none. Close with x->backend->close(x). */
 usl_status usli_cuda_open(usl_ctx *ctx, int device, usli_exec *x);
+/* No device at all, for planning where there is none: an H100's workspaces, nothing that could run or hold memory. */
+usl_status usli_cuda_open_absent(usl_ctx *ctx, usli_exec *x);
 
 #endif

@@ -20,7 +20,8 @@ static const ulua_option MODEL_OPTIONS[] = { { "device", ULUA_STRING, offsetof(u
                                              { "full_finetuning", ULUA_BOOL,
                                                offsetof(usl_model_opts, full_finetuning) },
                                              { "max_seq_length", ULUA_INT64, offsetof(usl_model_opts, max_seq_length) },
-                                             { "rope_scaling", ULUA_STRING, offsetof(usl_model_opts, rope_scaling) } };
+                                             { "rope_scaling", ULUA_STRING, offsetof(usl_model_opts, rope_scaling) },
+                                             { "plan_only", ULUA_BOOL, offsetof(usl_model_opts, plan_only) } };
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
 static void account_model(lua_State *L, const usl_model *model) {
@@ -38,7 +39,7 @@ static int model_open(lua_State *L) {
     ulua_options(L, 2, "model_open", MODEL_OPTIONS, COUNT(MODEL_OPTIONS), NULL, &opts);
     ulua_handle *h = ulua_new(L, &ulua_model);
     ULUA_TRY(L, usl_model_open(unsloth_lua_ctx(L), path, &opts, (usl_model **)&h->ptr));
-    account_model(L, h->ptr);
+    if (!opts.plan_only) account_model(L, h->ptr);
     return 1;
 }
 
@@ -50,7 +51,7 @@ static int model_random(lua_State *L) {
     ulua_options(L, 3, "model_random", MODEL_OPTIONS, COUNT(MODEL_OPTIONS), NULL, &opts);
     ulua_handle *h = ulua_new(L, &ulua_model);
     ULUA_TRY(L, usl_model_random(unsloth_lua_ctx(L), config, (uint64_t)seed, &opts, (usl_model **)&h->ptr));
-    account_model(L, h->ptr);
+    if (!opts.plan_only) account_model(L, h->ptr);
     return 1;
 }
 

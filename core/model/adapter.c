@@ -30,7 +30,7 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
         numbers += (size_t)ranks[i] * (size_t)(rows + cols);
     }
     a->bytes = numbers * sizeof(float);
-    if (!(a->storage = usli_malloc_aligned(ctx, a->bytes))) {
+    if (!(a->storage = m->plan_only ? USLI_NOWHERE : usli_malloc_aligned(ctx, a->bytes))) {
         size_t bytes = a->bytes;
         usli_adapter_free(m, a);
         return usli_nomem(ctx, bytes);
@@ -40,7 +40,7 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
         usli_adapter_free(m, a);
         return st;
     }
-    memset(a->storage, 0, a->bytes);
+    if (!m->plan_only) memset(a->storage, 0, a->bytes);
     float *next = a->storage;
     for (int64_t i = 0; i < count; i++) {
         usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), &rows, &cols);
@@ -76,6 +76,14 @@ static void attach(usl_model *m, usli_adapter *a) {
     }
     a->next = m->adapters;
     m->adapters = m->active = a;
+}
+
+/* From the adapter that is active till now to a new one. */
+static usl_status change_over(usl_model *m, usli_adapter *a) {
+    if (!m->plan_only) USLI_TRY(usli_model_pull(m));
+    USLI_TRY(usli_twin_push(&m->exec, &a->twin));
+    attach(m, a);
+    return USL_OK;
 }
 
 /* Calls fn for every item of a comma-separated list. */
@@ -188,10 +196,8 @@ usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *given) {
     a->dropout = o.dropout;
     a->rslora = o.use_rslora;
     set_scale(a);
-    USLI_TRYGO(init_values(m, a, o.init ? o.init : "default", o.seed));
-    USLI_TRYGO(usli_model_pull(m)); /* of the adapter that is active till now */
-    USLI_TRYGO(usli_twin_push(&m->exec, &a->twin));
-    attach(m, a);
+    if (!m->plan_only) USLI_TRYGO(init_values(m, a, o.init ? o.init : "default", o.seed));
+    USLI_TRYGO(change_over(m, a));
     a = NULL;
 done:
     usli_adapter_free(m, a);
@@ -325,12 +331,10 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
                 st = usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" is no float tensor", weights, t[p]->name);
                 goto done;
             }
-            usli_to_f32(t[p]->data, t[p]->dtype, dst[p], t[p]->shape[0] * t[p]->shape[1]);
+            if (!m->plan_only) usli_to_f32(t[p]->data, t[p]->dtype, dst[p], t[p]->shape[0] * t[p]->shape[1]);
         }
     }
-    USLI_TRYGO(usli_model_pull(m));
-    USLI_TRYGO(usli_twin_push(&m->exec, &a->twin));
-    attach(m, a);
+    USLI_TRYGO(change_over(m, a));
     a = NULL;
 done:
     usli_adapter_free(m, a);

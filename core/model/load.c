@@ -102,17 +102,23 @@ static void set_plain(usli_weight *w, usl_dtype dtype, int64_t rows, int64_t col
     w->m = (usli_matrix){ .dtype = dtype, .rows = rows, .cols = cols, .data = w->storage->data };
 }
 
+static usl_status new_storage(usl_model *m, size_t bytes, usli_storage **out) {
+    return m->plan_only ? usli_storage_plan(m->ctx, bytes, out) : usli_storage_new(m->ctx, bytes, out);
+}
+
 static usl_status load_float(usl_model *m, const usli_file_tensor *t, usli_weight *w, int64_t rows, int64_t cols) {
-    USLI_TRY(usli_storage_new(m->ctx, (size_t)(rows * cols) * sizeof(float), &w->storage));
+    USLI_TRY(new_storage(m, (size_t)(rows * cols) * sizeof(float), &w->storage));
     set_plain(w, USL_F32, rows, cols);
-    usli_traits_of(t->dtype)->decode(t->data, w->storage->data, rows * cols);
+    if (!m->plan_only) usli_traits_of(t->dtype)->decode(t->data, w->storage->data, rows * cols);
     return USL_OK;
 }
 
 static usl_status load_mapped(usl_model *m, const usli_file_tensor *t, usli_weight *w, int64_t rows, int64_t cols) {
     /* A safetensors file may put a float at any address; kernels want them aligned. */
     size_t elem = usli_dtype_bytes(t->dtype);
-    if (elem && (uintptr_t)t->data % elem) {
+    if (m->plan_only) {
+        USLI_TRY(usli_storage_plan(m->ctx, t->bytes, &w->storage));
+    } else if (elem && (uintptr_t)t->data % elem) {
         USLI_TRY(usli_storage_new(m->ctx, t->bytes, &w->storage));
         memcpy(w->storage->data, t->data, t->bytes);
     } else {
@@ -149,7 +155,7 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
     else
         USLI_TRY(load_mapped(m, t, w, rows, cols));
     bool rope_row = slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS;
-    if (src->gguf && m->config.arch->gguf_permuted && rope_row) {
+    if (src->gguf && m->config.arch->gguf_permuted && rope_row && !m->plan_only) {
         if (!cols) w->m.rows = rows; /* a bias: one value a row */
         USLI_TRY(unpermute(m, w));
         if (!cols) w->m.rows = 1;
@@ -188,7 +194,7 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
     for (int s = 0; s < USLI_LINEARS; s++) {
         usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
         if (!wants_nf4(w)) continue;
-        usl_status st = usli_storage_new(m->ctx, usli_nf4_bytes(w->m.rows * w->m.cols), &made[count]);
+        usl_status st = new_storage(m, usli_nf4_bytes(w->m.rows * w->m.cols), &made[count]);
         if (st != USL_OK) {
             while (count) usli_storage_release(made[--count]);
             return st;
@@ -197,7 +203,7 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
         list[count++] = w;
     }
     quantize_job job = { m, list, scratch };
-    usli_pool_run(m->ctx->pool, count, quantize_task, &job);
+    if (!m->plan_only) usli_pool_run(m->ctx->pool, count, quantize_task, &job);
     for (int64_t i = 0; i < count; i++) {
         usli_storage_release(list[i]->storage);
         list[i]->storage = made[i];
@@ -217,7 +223,7 @@ static usl_status quantize(usl_model *m, int64_t layers) {
     size_t each = (size_t)(most + usli_nf4_blocks(most)) * sizeof(float);
     float **scratch = usli_calloc(ctx, (size_t)workers, sizeof *scratch);
     usl_status st = scratch ? USL_OK : usli_nomem(ctx, sizeof *scratch);
-    for (int i = 0; st == USL_OK && i < workers; i++)
+    for (int i = 0; st == USL_OK && i < workers && !m->plan_only; i++)
         if (!(scratch[i] = usli_malloc_aligned(ctx, each))) st = usli_nomem(ctx, each);
     for (int64_t l = 0; st == USL_OK && l < layers; l++) {
         st = usli_progress(ctx, "quantising", (uint64_t)l, (uint64_t)layers);
@@ -295,15 +301,17 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
     if (!usli_slot_shape(&m->config, slot, &rows, &cols)) return USL_OK;
     usli_weight *w = usli_model_weight(m, slot, layer);
     if (!cols) {
-        USLI_TRY(usli_storage_new(m->ctx, (size_t)rows * sizeof(float), &w->storage));
+        USLI_TRY(new_storage(m, (size_t)rows * sizeof(float), &w->storage));
         set_plain(w, USL_F32, 1, rows);
+        if (m->plan_only) return USL_OK;
         bool norm = slot == USLI_ATTN_NORM || slot == USLI_MLP_NORM || slot == USLI_FINAL_NORM;
         for (int64_t i = 0; i < rows; i++)
             ((float *)w->storage->data)[i] = norm ? 1.0f - m->config.arch->norm_offset : 0.0f;
         return USL_OK;
     }
-    USLI_TRY(usli_storage_new(m->ctx, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));
+    USLI_TRY(new_storage(m, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));
     set_plain(w, dtype, rows, cols);
+    if (m->plan_only) return USL_OK;
     random_job job = { w, seed ^ ((uint64_t)slot << 56) ^ ((uint64_t)layer << 40), m->config.init_range };
     usli_pool_run(m->ctx->pool, rows, random_row, &job);
     return USL_OK;

@@ -7,6 +7,7 @@
 #include "core/cpu/cpu.h"
 #include "core/io/json.h"
 #include "core/model/load.h"
+#include "core/ops/planned.h"
 #include "core/quant/traits.h"
 #include "kernels/cuda.h"
 
@@ -17,14 +18,15 @@ static usl_status make_rope(usl_model *m) {
     int64_t half = m->config.head_dim / 2;
     size_t bytes = (size_t)m->context * (size_t)half * sizeof(float);
     usl_status st = USL_OK;
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->cos));
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->sin));
+    if (m->plan_only) return USL_OK;
     double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv);
     float *sines = usli_malloc(ctx, bytes), *cosines = usli_malloc(ctx, bytes);
     if (!inv || !sines || !cosines) {
         st = usli_nomem(ctx, bytes);
         goto done;
     }
-    USLI_TRYGO(usli_device_alloc(&m->exec, bytes, &m->cos));
-    USLI_TRYGO(usli_device_alloc(&m->exec, bytes, &m->sin));
     usli_rope_frequencies(&m->config, m->rope_divisors, inv, &m->rope_attention);
     for (int64_t p = 0; p < m->context; p++) {
         for (int64_t i = 0; i < half; i++) {
@@ -51,12 +53,12 @@ static usl_dtype default_dtype(const usl_model *m) {
 }
 
 /* NULL: the first GPU that can be used, else the CPU. */
-static usl_status open_device(usl_ctx *ctx, const char *device, usli_exec *x) {
+static usl_status open_device(usl_ctx *ctx, const char *device, bool plan_only, usli_exec *x) {
     if (!device) device = usli_cuda_count() ? "cuda" : "cpu";
     if (strcmp(device, "cpu") == 0) return usli_cpu_open(ctx, x);
     int number = 0, end = 0;
     if (strcmp(device, "cuda") == 0 || (sscanf(device, "cuda:%3d%n", &number, &end) == 1 && !device[end]))
-        return usli_cuda_open(ctx, number, x);
+        return plan_only && !usli_cuda_count() ? usli_cuda_open_absent(ctx, x) : usli_cuda_open(ctx, number, x);
     return usli_fail(ctx, USL_ERR_INVALID, "device \"%s\" is not known; \"cpu\", \"cuda\" and \"cuda:1\" are", device);
 }
 
@@ -80,7 +82,9 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
     usli_ctx_retain(ctx);
     atomic_init(&m->refs, 1);
     m->full = opts->full_finetuning;
-    usl_status st = open_device(ctx, opts->device, &m->exec);
+    m->plan_only = opts->plan_only;
+    usl_status st = open_device(ctx, opts->device, m->plan_only, &m->exec);
+    if (st == USL_OK && m->plan_only) st = usli_plan_only(&m->exec);
     if (st != USL_OK) {
         usli_model_release(m);
         return st;
@@ -194,7 +198,7 @@ void usli_adapter_free(usl_model *m, usli_adapter *a) {
     usli_free(ctx, a->name);
     usli_free(ctx, a->base);
     usli_free(ctx, a->modules);
-    usli_free_aligned(ctx, a->storage);
+    if (!m->plan_only) usli_free_aligned(ctx, a->storage);
     usli_free(ctx, a);
 }
 
@@ -257,39 +261,21 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
 /* ---- Parameters by name
  * ------------------------------------------------------------------------------------------------------- */
 
-static bool weight_param(const usl_model *m, int64_t i, usli_param_ref *out) {
-    /* The published order: embedding, layers, final norm, head. */
-    int64_t per = USLI_LAYER_SLOTS, last = 1 + m->config.layers * per;
-    out->layer = 0;
-    if (i == 0) {
-        out->slot = USLI_EMBED;
-    } else if (i < last) {
-        out->layer = (i - 1) / per;
-        out->slot = (usli_slot)((i - 1) % per);
-    } else {
-        out->slot = i == last ? USLI_FINAL_NORM : USLI_HEAD;
-    }
+static void weight_param(const usl_model *m, usli_param_ref *out) {
     usli_weight *w = usli_model_weight(m, out->slot, out->layer);
-    if (!w->storage) return false;
     int64_t cols;
     usli_slot_shape(&m->config, out->slot, &out->shape[0], &cols);
     out->ndim = cols ? 2 : 1;
     out->shape[1] = cols ? cols : 1;
-    out->part = 0;
     out->trainable = m->full;
     out->data = m->full ? w->storage->data : NULL;
     out->device = m->full ? (float *)(uintptr_t)w->d.data : NULL;
     out->grad = m->full ? &w->grad : NULL;
     usli_slot_name(out->slot, out->layer, false, out->name, sizeof out->name);
-    return true;
 }
 
-static bool lora_param(const usl_model *m, int64_t i, usli_param_ref *out) {
-    out->layer = i / (USLI_LINEARS * 2);
-    out->slot = (usli_slot)(i / 2 % USLI_LINEARS);
-    out->part = 1 + (int)(i % 2);
+static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
-    if (!l->rank) return false;
     int64_t rows, cols;
     usli_slot_shape(&m->config, out->slot, &rows, &cols);
     out->ndim = 2;
@@ -303,15 +289,36 @@ static bool lora_param(const usl_model *m, int64_t i, usli_param_ref *out) {
     usli_slot_name(out->slot, out->layer, false, base, sizeof base);
     base[strlen(base) - strlen(".weight")] = 0;
     snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
-    return true;
+}
+
+/* The published order: embedding, layers, final norm, head; then the adapter's. Sets slot, layer and part of place i;
+ * false when the model has nothing there. */
+static bool param_at(const usl_model *m, int64_t i, int64_t weights, usli_param_ref *out) {
+    int64_t per = USLI_LAYER_SLOTS, last = weights - 2;
+    if (i >= weights) {
+        i -= weights;
+        out->layer = i / (USLI_LINEARS * 2);
+        out->slot = (usli_slot)(i / 2 % USLI_LINEARS);
+        out->part = 1 + (int)(i % 2);
+        return usli_adapter_module(m, m->active, out->slot, out->layer)->rank > 0;
+    }
+    bool inside = i > 0 && i < last;
+    out->layer = inside ? (i - 1) / per : 0;
+    out->slot = inside ? (usli_slot)((i - 1) % per) : i == 0 ? USLI_EMBED : i == last ? USLI_FINAL_NORM : USLI_HEAD;
+    out->part = 0;
+    return usli_model_weight(m, out->slot, out->layer)->storage != NULL;
 }
 
 bool usli_model_param(const usl_model *m, int64_t index, usli_param_ref *out) {
     int64_t weights = 1 + m->config.layers * USLI_LAYER_SLOTS + 2;
     int64_t all = weights + (m->active ? m->config.layers * USLI_LINEARS * 2 : 0);
     for (int64_t i = 0, seen = 0; i < all; i++) {
-        if (!(i < weights ? weight_param(m, i, out) : lora_param(m, i - weights, out))) continue;
-        if (seen++ == index) return true;
+        if (!param_at(m, i, weights, out) || seen++ < index) continue;
+        if (out->part)
+            lora_param(m, out);
+        else
+            weight_param(m, out);
+        return true;
     }
     return false;
 }

@@ -90,6 +90,7 @@ struct usl_model {
     char *path;                 /* where it was opened; NULL for a random one */
     usli_weight *weights;       /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
     bool full;                  /* weights are trained */
+    bool plan_only;             /* weights and adapters have shapes and no numbers */
     usl_dtype dtype, res_dtype; /* of activations and of the residual stream */
     int64_t context;            /* max_seq_length in force */
     float *cos, *sin;           /* (context, head_dim / 2), on the device */
@@ -139,6 +140,8 @@ size_t usli_model_cache_bytes(const usl_model *m);
 void usli_model_set_cache(usl_model *m, void *base, int64_t layers);
 /* Decodes them to where the cache is. */
 usl_status usli_model_fill_cache(usl_model *m);
+/* USL_ERR_INVALID with a sentence for a model that is only planned with. */
+usl_status usli_model_check_weights(const usl_model *m);
 /* The host's copy of trained values is made as new as the device's: before anything reads it. */
 usl_status usli_model_pull(usl_model *m);
 

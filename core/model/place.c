@@ -4,6 +4,7 @@
 
 #include "core/base/dtype.h"
 #include "core/model/model.h"
+#include "core/ops/planned.h"
 
 enum { ALIGN = 256, TABLE = 16, MAP = 256 };
 
@@ -101,7 +102,12 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     return USL_OK;
 }
 
+usl_status usli_model_check_weights(const usl_model *m) {
+    return m->plan_only ? usli_refuse_planned(m->ctx) : USL_OK;
+}
+
 usl_status usli_model_pull(usl_model *m) {
+    USLI_TRY(usli_model_check_weights(m));
     if (!m->device_newer) return USL_OK;
     int64_t count = m->full ? weight_count(m) : 0;
     for (int64_t i = 0; i < count; i++) {

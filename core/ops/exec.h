@@ -45,7 +45,8 @@ typedef struct usli_backend {
      * work wait for the copies of a slot (below USLI_COPY_SLOTS). */
     usl_status (*copy_beside)(usli_exec *x, void *dst, const void *src, size_t bytes, int slot);
     usl_status (*await_copy)(usli_exec *x, int slot);
-    /* Bytes in use on the device by everybody, and its size, as its driver counts them; NULL: host memory. */
+    /* Bytes in use on the device by everybody, and its size, as its driver counts them; total 0: there is none, plans
+     * are made for it. NULL: host memory. */
     usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);
     usl_dtype (*fast_dtype)(const usli_exec *x); /* the shortest float type that it multiplies quickly */
     void (*close)(usli_exec *x);                 /* frees x->state */

@@ -5,7 +5,7 @@ void usli_arena_init(usli_arena *a, void *base, size_t cap) {
 }
 
 void usli_arena_init_dry(usli_arena *a) {
-    *a = (usli_arena){ .base = (char *)(uintptr_t)4096, .cap = (SIZE_MAX / 2) & ~(size_t)63, .dry = true };
+    *a = (usli_arena){ .base = USLI_NOWHERE, .cap = (SIZE_MAX / 2) & ~(size_t)63, .dry = true };
 }
 
 static bool take(usli_arena *a, size_t *bytes) {

@@ -6,6 +6,9 @@
 
 #include "core/base/ctx.h"
 
+/* What stands for memory in a dry run: never read, never written. */
+#define USLI_NOWHERE ((void *)(uintptr_t)4096)
+
 typedef struct usli_arena {
     char *base;       /* dry: a made-up address, 64-byte aligned */
     size_t cap;       /* dry: SIZE_MAX / 2 */

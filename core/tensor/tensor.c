@@ -1,6 +1,7 @@
 #include "core/tensor/tensor.h"
 
 #include "core/base/dtype.h"
+#include "core/tensor/arena.h"
 
 usl_status usli_storage_new(usl_ctx *ctx, size_t bytes, usli_storage **out) {
     *out = NULL;
@@ -17,17 +18,28 @@ usl_status usli_storage_new(usl_ctx *ctx, size_t bytes, usli_storage **out) {
     return USL_OK;
 }
 
-usl_status usli_storage_map(usl_ctx *ctx, usli_map *map, const void *data, size_t bytes, usli_storage **out) {
+static usl_status borrow(usl_ctx *ctx, const void *data, size_t bytes, usli_storage **out) {
     *out = NULL;
     usli_storage *s = usli_calloc(ctx, 1, sizeof *s);
     if (!s) return usli_nomem(ctx, sizeof *s);
     s->ctx = ctx;
     s->data = (void *)(uintptr_t)data;
     s->bytes = bytes;
-    s->map = usli_map_retain(map);
     atomic_init(&s->refs, 1);
     usli_ctx_retain(ctx);
     *out = s;
+    return USL_OK;
+}
+
+usl_status usli_storage_map(usl_ctx *ctx, usli_map *map, const void *data, size_t bytes, usli_storage **out) {
+    USLI_TRY(borrow(ctx, data, bytes, out));
+    (*out)->map = usli_map_retain(map);
+    return USL_OK;
+}
+
+usl_status usli_storage_plan(usl_ctx *ctx, size_t bytes, usli_storage **out) {
+    USLI_TRY(borrow(ctx, USLI_NOWHERE, bytes, out));
+    (*out)->planned = true;
     return USL_OK;
 }
 
@@ -41,7 +53,7 @@ void usli_storage_release(usli_storage *s) {
     usl_ctx *ctx = s->ctx;
     if (s->map)
         usli_map_release(s->map);
-    else
+    else if (!s->planned)
         usli_free_aligned(ctx, s->data);
     usli_free(ctx, s);
     usl_ctx_free(ctx);

@@ -14,11 +14,13 @@ typedef struct usli_storage {
     usl_ctx *ctx;
     void *data;
     size_t bytes;
-    usli_map *map; /* NULL: data is ours (usli_malloc_aligned) */
+    usli_map *map; /* NULL: data is ours (usli_malloc_aligned), or planned */
+    bool planned;  /* only counted: data is nowhere */
     atomic_int refs;
 } usli_storage;
 
-usl_status usli_storage_new(usl_ctx *ctx, size_t bytes, usli_storage **out); /* contents undefined */
+usl_status usli_storage_new(usl_ctx *ctx, size_t bytes, usli_storage **out);  /* contents undefined */
+usl_status usli_storage_plan(usl_ctx *ctx, size_t bytes, usli_storage **out); /* no memory is taken */
 usl_status usli_storage_map(usl_ctx *ctx, usli_map *map, const void *data, size_t bytes, usli_storage **out);
 usli_storage *usli_storage_retain(usli_storage *s);
 void usli_storage_release(usli_storage *s);

@@ -162,6 +162,7 @@ done:
 
 usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *extra) {
     usl_ctx *ctx = t->ctx;
+    USLI_TRY(usli_model_check_weights(t->model));
     USLI_TRY(usli_make_dirs(ctx, dir));
     char *state = usli_path_join(ctx, dir, "trainer_state.json"),
          *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
@@ -249,11 +250,12 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
 
 usl_status usli_checkpoint_load(usl_trainer *t, const char *dir, char **extra) {
     usl_ctx *ctx = t->ctx;
+    if (extra) *extra = NULL;
+    USLI_TRY(usli_model_check_weights(t->model));
     char *state = usli_path_join(ctx, dir, "trainer_state.json"),
          *tensors = usli_path_join(ctx, dir, "optimizer.safetensors");
     json_t *j = NULL;
     usl_status st = USL_OK;
-    if (extra) *extra = NULL;
     if (!state || !tensors) {
         st = usli_nomem(ctx, 4096);
         goto done;

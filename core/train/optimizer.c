@@ -44,6 +44,7 @@ void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *paramete
 /* The codes of a block of zeros, in device memory: 0 is a code of the map, not the byte 0. */
 static usl_status fill_codes(usli_optimizer *o, void *dst, int64_t n, const float *map) {
     usli_exec *x = &o->model->exec;
+    if (o->model->plan_only) return USL_OK;
     uint8_t codes[USLI_OPTIM8_BLOCK];
     float zeros[USLI_OPTIM8_BLOCK] = { 0 }, absmax;
     usli_quantize_blockwise(zeros, USLI_OPTIM8_BLOCK, map, codes, &absmax);

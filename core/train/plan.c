@@ -35,7 +35,7 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
 
 /* A dry run with as many layers cached as will be: where all are, nothing is decoded in the workspace. */
 static usl_status arena_with_cache(usl_trainer *t, const usli_capacity *c, size_t *bytes) {
-    usli_model_set_cache(t->model, (void *)(uintptr_t)4096, c->cached);
+    usli_model_set_cache(t->model, USLI_NOWHERE, c->cached);
     usl_status st = usli_plan_arena(t, c, bytes);
     usli_model_set_cache(t->model, NULL, 0);
     return st;

@@ -162,7 +162,7 @@ static usl_status take_memory(usl_trainer *t) {
     size_t n = (size_t)(window < most ? window : most);
     if (!(t->pick = usli_malloc(t->ctx, n * sizeof *t->pick))) return usli_nomem(t->ctx, n * sizeof *t->pick);
     usli_capacity c = t->capacity;
-    return usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
+    return t->model->plan_only ? USL_OK : usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
 }
 
 /* What the plan may come to, and what is in use beside the plan's own items. */
@@ -176,8 +176,13 @@ static usl_status find_limit(usl_trainer *t) {
     } else {
         size_t used, total;
         USLI_TRY(x->backend->memory(x, &used, &total));
-        uint64_t ours =
-            t->fixed_bytes + (uint64_t)t->model->context * (uint64_t)t->model->config.head_dim * sizeof(float);
+        uint64_t ours = t->model->plan_only ? 0
+                                            : t->fixed_bytes + (uint64_t)t->model->context *
+                                                                   (uint64_t)t->model->config.head_dim * sizeof(float);
+        if (!total && !t->opts.memory_limit)
+            return usli_fail(
+                t->ctx, USL_ERR_INVALID,
+                "there is no GPU here to plan for; say how much memory it would have (memory_limit; --memory 24GiB)");
         t->limit = total;
         t->beside = used > ours ? used - ours : 0;
     }
@@ -334,6 +339,7 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
                              usl_step_stats *stats) {
     usli_window *w, *part;
     usl_status st = USL_OK;
+    USLI_TRY(usli_model_check_weights(t->model));
     USLI_TRY(usli_window_build(t->ctx, rows, pick, count, t->opts.batch, &w));
     t->update.inv_counted = w->counted ? 1.0f / (float)w->counted : 0.0f;
     t->update.loss_sum = 0;

@@ -43,6 +43,7 @@ local OPEN = {
   qat_scheme = { "string", refuse = "quantisation-aware training is not built in" },
   text_only = { "boolean", note = "models are text-only here" },
   return_logits = { "boolean", note = "model:logits gives them" },
+  plan_only = { "boolean", default = false }, -- shapes without numbers, for a trainer's plan; no tokenizer
 }
 
 local RECOMPUTE = { auto = "auto", unsloth = "offload", [true] = "full", [false] = "none" }
@@ -108,7 +109,7 @@ function FastLanguageModel.from_pretrained(opts, more)
   local model = core.model_open(base, {
     device = o.device, dtype = o.dtype, max_seq_length = o.max_seq_length, full_finetuning = o.full_finetuning,
     load_in_4bit = o.load_in_4bit and not o.load_in_16bit and not o.full_finetuning,
-    rope_scaling = o.rope_scaling and json.encode(o.rope_scaling) or nil,
+    rope_scaling = o.rope_scaling and json.encode(o.rope_scaling) or nil, plan_only = o.plan_only,
   })
   if adapter then model:load_adapter(adapter) end
   model.name_or_path = base
@@ -116,6 +117,7 @@ function FastLanguageModel.from_pretrained(opts, more)
   model.recompute = RECOMPUTE[o.use_gradient_checkpointing]
   local info = model:info()
   model.max_seq_length, model.device, model.dtype = info.context, info.device, info.dtype
+  if o.plan_only then return model end
   model.tokenizer = open_tokenizer(adapter and { adapter, base } or { base })
   return model, model.tokenizer
 end
@@ -128,10 +130,11 @@ function FastLanguageModel.from_config(config, opts)
     random_state = { "integer", default = 3407, check = options.at_least(0) },
     max_seq_length = { "integer", default = 0 }, dtype = OPEN.dtype, device = OPEN.device,
     full_finetuning = { "boolean", default = true }, load_in_4bit = { "boolean", default = false }, tokenizer = { "userdata" },
+    plan_only = OPEN.plan_only,
   })
   local model = core.model_random(type(config) == "string" and config or json.encode(config), o.random_state, {
     device = o.device, dtype = o.dtype, max_seq_length = o.max_seq_length, full_finetuning = o.full_finetuning,
-    load_in_4bit = o.load_in_4bit })
+    load_in_4bit = o.load_in_4bit, plan_only = o.plan_only })
   model.full_finetuning, model.recompute, model.name_or_path = o.full_finetuning, "auto", ""
   local info = model:info()
   model.max_seq_length, model.device, model.dtype, model.tokenizer = info.context, info.device, info.dtype, o.tokenizer

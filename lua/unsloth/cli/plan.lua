@@ -4,10 +4,10 @@ local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 
 local o = args.parse(arg, { name = "plan", words = "[MODEL]",
-  about = "Prints where memory goes in a training run, and what the plan decides.\n"
-    .. "The weights are made first: on a CPU llama3-8b takes minutes and 15 GiB.",
+  about = "Prints where memory goes in a training run, and what the plan decides. Only shapes are needed: no weight is\n"
+    .. "made or read. --device cuda --memory 24GiB plans for such a card where there is none (with an H100's kernels).",
   options = run.options })
-local model = run.model(o)
+local model = run.model(o, true)
 local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, 1), 1)
 local plan = trainer:plan()
 print(("%-30s %12s"):format("memory", "bytes"))

@@ -6,8 +6,12 @@ local unsloth = require "unsloth"
 
 local M = {}
 
+local names = {}
+for name in pairs(shapes) do names[#names + 1] = name end
+table.sort(names)
+
 M.options = {
-  { "shape", "NAME", "random weights of a published shape: tiny, smollm2-135m, tinyllama-1.1b, llama3.2-1b, llama3-8b, llama3-70b" },
+  { "shape", "NAME", "a published shape: " .. table.concat(names, ", ") },
   { "method", "NAME", "lora, qlora or full", "lora" },
   { "batch", "N", "rows of an update", 4 },
   { "seq", "N", "tokens of a row", 512 },
@@ -44,7 +48,8 @@ local function check(o)
   if o.rows ~= "full" and o.rows ~= "alpaca" then errors.invalid('--rows is full or alpaca, not "%s"', o.rows) end
 end
 
-function M.model(o)
+--- The model of the options; with plan_only its shapes alone.
+function M.model(o, plan_only)
   check(o)
   if o[2] then errors.invalid('one model is wanted, and "%s" stands behind it', o[2]) end
   if o[1] and o.shape then errors.invalid("give a model's path or --shape NAME, not both") end
@@ -53,18 +58,15 @@ function M.model(o)
   local model
   if o[1] then
     model = unsloth.FastLanguageModel.from_pretrained { model_name = o[1], load_in_4bit = method == "qlora",
-      full_finetuning = method == "full", dtype = o.dtype, device = o.device, max_seq_length = o.seq }
+      full_finetuning = method == "full", dtype = o.dtype, device = o.device, max_seq_length = o.seq, plan_only = plan_only }
   else
     if not o.shape then errors.invalid "give a model's path, or --shape NAME" end
     local shape = shapes[o.shape]
     if not shape then
-      local names = {}
-      for name in pairs(shapes) do names[#names + 1] = name end
-      table.sort(names)
       errors.invalid('there is no shape "%s"; there are %s', o.shape, table.concat(names, ", "))
     end
     model = unsloth.FastLanguageModel.from_config(shape, { random_state = o.seed, full_finetuning = method == "full",
-      load_in_4bit = method == "qlora", dtype = o.dtype, device = o.device, max_seq_length = o.seq })
+      load_in_4bit = method == "qlora", dtype = o.dtype, device = o.device, max_seq_length = o.seq, plan_only = plan_only })
   end
   if method ~= "full" then
     unsloth.FastLanguageModel.get_peft_model(model, { r = o.rank, lora_alpha = o.rank, random_state = o.seed })

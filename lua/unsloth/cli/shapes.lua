@@ -14,6 +14,12 @@ return {
     theta = 10000.0 },
   ["llama3.2-1b"] = llama { vocab = 128256, hidden = 2048, inter = 8192, layers = 16, heads = 32, kv_heads = 8, context = 131072,
     theta = 500000.0, tied = true },
+  ["llama3.2-3b"] = llama { vocab = 128256, hidden = 3072, inter = 8192, layers = 28, heads = 24, kv_heads = 8, context = 131072,
+    theta = 500000.0, tied = true },
+  ["llama2-7b"] = llama { vocab = 32000, hidden = 4096, inter = 11008, layers = 32, heads = 32, kv_heads = 32, context = 4096,
+    theta = 10000.0 },
+  ["mistral-7b"] = llama { vocab = 32768, hidden = 4096, inter = 14336, layers = 32, heads = 32, kv_heads = 8, context = 32768,
+    theta = 1000000.0 }, -- v0.3: no window
   ["llama3-8b"] = llama { vocab = 128256, hidden = 4096, inter = 14336, layers = 32, heads = 32, kv_heads = 8, context = 8192,
     theta = 500000.0 },
   ["llama3-70b"] = llama { vocab = 128256, hidden = 8192, inter = 28672, layers = 80, heads = 64, kv_heads = 8, context = 8192,
