@@ -137,6 +137,18 @@ describe("unsloth-lua", function()
     assert.equals(model:generate("Hello", { max_new_tokens = 8 }) .. "\n", out)
   end)
 
+  check("plans over shapes alone", function()
+    local out, err, code = run("plan", "--shape", "llama3-70b", "--memory", "4096GiB", "--seq", "2048")
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("of 4096.00 GiB", 1, true), out)
+    assert.is_truthy(out:find("0 of 80 layers", 1, true), out)
+    fails({ "the plan does not fit", "40 GiB" }, "plan", "--shape", "llama3-70b", "--method", "qlora", "--memory", "40GiB", "--device", "cpu", "--seq", "4096")
+    local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir, plan_only = true }
+    local ok, why = pcall(function() return model:logits { 1 } end)
+    assert.is_false(ok)
+    assert.is_truthy(tostring(why):find("plan_only", 1, true), tostring(why))
+  end)
+
   check("plans and measures a tiny shape", function()
     local out, err, code = run("plan", "--shape", "tiny", "--batch", "1", "--seq", "32")
     assert.equals(0, code, err)
