@@ -40,6 +40,21 @@ static usl_status no_zero(usli_exec *x, void *dst, size_t bytes) {
     return USL_OK;
 }
 
+static usl_status no_wait(usli_exec *x) {
+    (void)x;
+    return USL_OK;
+}
+
+static usl_status no_copy_beside(usli_exec *x, void *dst, const void *src, size_t bytes, int slot) {
+    (void)slot;
+    return no_copy_in(x, dst, src, bytes);
+}
+
+static usl_status no_await(usli_exec *x, int slot) {
+    (void)slot;
+    return no_wait(x);
+}
+
 static void close_planned(usli_exec *x) {
     planned *p = (planned *)(uintptr_t)x->backend;
     x->backend = p->real;
@@ -62,6 +77,9 @@ usl_status usli_plan_only(usli_exec *x) {
     p->backend.copy_in = no_copy_in;
     p->backend.copy_out = no_copy_out;
     p->backend.zero = no_zero;
+    p->backend.sync = no_wait;
+    p->backend.copy_beside = no_copy_beside;
+    p->backend.await_copy = no_await;
     p->backend.close = close_planned;
     x->backend = &p->backend;
     return USL_OK;
