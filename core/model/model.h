@@ -127,12 +127,18 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
     (void)m;
     return &a->modules[layer * USLI_LINEARS + slot];
 }
+/* Of the tables of cosines and sines. */
+static inline uint64_t usli_model_rope_bytes(const usl_model *m) {
+    return (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float);
+}
 /* place.c: gives every weight its place on the device; releases it. */
 usl_status usli_model_place(usl_model *m);
 void usli_model_unplace(usl_model *m);
 /* Moves the embedding table to host memory that the GPU reads by itself; 0 bytes: it is there, or must stay. */
 size_t usli_model_embed_bytes(const usl_model *m);
 usl_status usli_model_embed_to_host(usl_model *m);
+/* Bytes of weights that are there already. */
+size_t usli_model_host_bytes(const usl_model *m);
 /* Bytes of one layer's linear weights decoded to the model's type; 0 when all of them are stored so, or are trained. */
 size_t usli_model_cache_bytes(const usl_model *m);
 /* Tells passes that the decoded weights of the first so many layers lie behind one another at base (which a dry run

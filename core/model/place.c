@@ -102,6 +102,10 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     return USL_OK;
 }
 
+size_t usli_model_host_bytes(const usl_model *m) {
+    return m->host_embed ? usli_model_weight(m, USLI_EMBED, 0)->storage->bytes : 0;
+}
+
 usl_status usli_model_check_weights(const usl_model *m) {
     return m->plan_only ? usli_refuse_planned(m->ctx) : USL_OK;
 }

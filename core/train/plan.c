@@ -72,26 +72,28 @@ static bool allowed(const usl_trainer *t, size_t way) {
     return !WAYS[way].offloaded || (is(t, "auto") && !t->model->exec.backend->host);
 }
 
-/* Room of the arena: what the way frees is added. */
-static size_t room_of(const usl_trainer *t, const usli_capacity *c, size_t room) {
-    return room + (c->host_embed ? usli_model_embed_bytes(t->model) : 0);
+/* Room of the arena and of decoded weights, given where the way puts things. */
+static size_t room_of(const usl_trainer *t, const usli_capacity *c) {
+    uint64_t used = t->fixed_bytes + t->beside - (c->host_embed ? usli_model_embed_bytes(t->model) : 0);
+    return t->limit > used ? (size_t)(t->limit - used) : 0;
 }
 
 /* Sets c's way and recomputed blocks; *fits is false when no way does. */
-static usl_status choose_way(usl_trainer *t, usli_capacity *c, size_t room, bool *fits) {
+static usl_status choose_way(usl_trainer *t, usli_capacity *c, bool *fits) {
     int64_t layers = t->model->config.layers, best = layers + 1, found = 0;
     usli_capacity tried = *c;
     for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++) {
         if (!allowed(t, i)) continue;
         tried.offloaded = WAYS[i].offloaded;
         tried.host_embed = WAYS[i].host_embed;
+        size_t room = room_of(t, &tried);
         if (is(t, "none")) {
             size_t bytes;
             tried.recomputed = 0;
             USLI_TRY(usli_plan_arena(t, &tried, &bytes));
             found = bytes <= room ? 0 : layers + 1;
         } else {
-            USLI_TRY(fewest_recomputed(t, tried, room_of(t, &tried, room), is(t, "auto") ? 0 : layers, &found));
+            USLI_TRY(fewest_recomputed(t, tried, room, is(t, "auto") ? 0 : layers, &found));
         }
         if (found >= best) continue;
         best = found;
@@ -129,15 +131,14 @@ static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_
 
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
     usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
-    uint64_t used = t->fixed_bytes + t->beside;
-    size_t room = t->limit > used ? (size_t)(t->limit - used) : 0, bytes = 0;
+    size_t bytes = 0;
     for (;;) {
         bool fits;
         t->capacity = c;
-        USLI_TRY(choose_way(t, &c, room, &fits));
+        USLI_TRY(choose_way(t, &c, &fits));
         if (fits) {
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            USLI_TRY(add_cache(t, &c, room_of(t, &c, room), &bytes));
+            USLI_TRY(add_cache(t, &c, room_of(t, &c), &bytes));
             t->capacity = c;
             t->arena_bytes = bytes;
             return USL_OK;
@@ -145,7 +146,7 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
         if (c.tokens <= longest) {
             c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            return refuse(t, bytes, room);
+            return refuse(t, bytes, room_of(t, &c));
         }
         c.tokens = c.tokens / 2 > longest ? c.tokens / 2 : longest;
         if (c.rows > c.tokens) c.rows = c.tokens;
@@ -161,14 +162,15 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
                    .layers = t->model->config.layers };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;
-    uint64_t on_host = t->capacity.host_embed ? usli_model_weight(m, USLI_EMBED, 0)->storage->bytes : 0;
+    uint64_t on_host = usli_model_host_bytes(m);
+    if (!on_host && t->capacity.host_embed) on_host = usli_model_embed_bytes(m); /* planned, not moved */
     usli_optimizer_bytes(m, t->optimizer_name[5] == '_', &weights, &grads, &states);
     const usl_plan_item items[] = {
         { m->full ? "weights, trained" : "weights, frozen", usli_model_weight_bytes(m) - on_host },
         { "adapter", m->full ? 0 : weights },
         { "gradients", grads },
         { "optimiser state", states },
-        { "rope tables", (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float) },
+        { "rope tables", usli_model_rope_bytes(m) },
         { "activations and workspace", t->arena_bytes },
         { "decoded weights", (uint64_t)t->capacity.cached * usli_model_cache_bytes(m) },
         { "libraries and others", t->beside },

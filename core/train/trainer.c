@@ -176,9 +176,7 @@ static usl_status find_limit(usl_trainer *t) {
     } else {
         size_t used, total;
         USLI_TRY(x->backend->memory(x, &used, &total));
-        uint64_t ours = t->model->plan_only ? 0
-                                            : t->fixed_bytes + (uint64_t)t->model->context *
-                                                                   (uint64_t)t->model->config.head_dim * sizeof(float);
+        uint64_t ours = t->model->plan_only ? 0 : t->fixed_bytes;
         if (!total && !t->opts.memory_limit)
             return usli_fail(
                 t->ctx, USL_ERR_INVALID,
@@ -193,7 +191,8 @@ static usl_status find_limit(usl_trainer *t) {
 static usl_status make_plan(usl_trainer *t) {
     uint64_t weights, grads, states;
     usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
-    t->fixed_bytes = usli_model_weight_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
+    t->fixed_bytes = usli_model_weight_bytes(t->model) - usli_model_host_bytes(t->model) +
+                     usli_model_rope_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
     USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
