@@ -1,6 +1,10 @@
 /* Matrix products against a sum in double, and the same bits with any number of threads. */
 #include "core/cpu/gemm.h"
 
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
 #include "tests/ops/rig.h"
 
 typedef struct shape {
@@ -163,6 +167,69 @@ static void test_no_memory(void) {
     CHECK(fails >= 5, "only %d allocations", fails);
 }
 
+/* A second thread sends one signal after the other to the one that multiplies; their frames must lie on its stack. */
+static atomic_int signals_taken, signals_astray, signals_end;
+static char *stack_of_main;
+
+static void take_signal(int number) {
+    char here[1];
+    (void)number;
+    uintptr_t below = (uintptr_t)stack_of_main - (uintptr_t)here;
+    atomic_fetch_add(&signals_astray, below > 1 << 20);
+    atomic_fetch_add(&signals_taken, 1);
+}
+
+static void *send_signals(void *arg) {
+    for (int sent = 0; !atomic_load(&signals_end);) {
+        if (sent > atomic_load(&signals_taken))
+            sched_yield();
+        else if (++sent)
+            pthread_kill(*(pthread_t *)arg, SIGUSR1);
+    }
+    return NULL;
+}
+
+static void test_signals(rig *r) {
+    enum { M = 128, N = 256, K = 256, TURNS = 100 };
+    usli_rng rng;
+    usli_rng_seed(&rng, 11);
+    struct sigaction action, before;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = take_signal;
+    sigaction(SIGUSR1, &action, &before);
+    char frame[1];
+    stack_of_main = frame;
+    pthread_t self = pthread_self(), sender;
+    for (int t = 0; t < 8; t++) {
+        usl_dtype dt = t & 1 ? USL_BF16 : USL_F32;
+        bool ta = t & 2, tb = t & 4;
+        float *values, *want = malloc(sizeof(float) * M * N), *got = malloc(sizeof(float) * M * N);
+        void *a = rig_random(&rng, dt, M * K, &values);
+        free(values);
+        void *b = rig_random(&rng, dt, K * N, &values);
+        free(values);
+        CHECK_OK(r->ctx,
+                 usli_gemm(&r->x, ta, tb, M, N, K, 1, a, dt, ta ? M : K, b, dt, tb ? K : N, 0, want, USL_F32, N));
+        atomic_store(&signals_taken, 0);
+        atomic_store(&signals_end, 0);
+        CHECK(pthread_create(&sender, NULL, send_signals, &self) == 0, "no thread");
+        int wrong = 0;
+        for (int i = 0; i < TURNS || atomic_load(&signals_taken) == 0; i++) {
+            usl_status st =
+                usli_gemm(&r->x, ta, tb, M, N, K, 1, a, dt, ta ? M : K, b, dt, tb ? K : N, 0, got, USL_F32, N);
+            wrong += st != USL_OK || memcmp(want, got, sizeof(float) * M * N) != 0;
+        }
+        atomic_store(&signals_end, 1);
+        pthread_join(sender, NULL);
+        CHECK(wrong == 0, "%s, ta %d tb %d: %d products are wrong", usl_dtype_name(dt), ta, tb, wrong);
+        int astray = atomic_exchange(&signals_astray, 0), taken = atomic_load(&signals_taken);
+        CHECK(astray == 0, "%s, ta %d tb %d: %d of %d frames beside the stack", usl_dtype_name(dt), ta, tb, astray,
+              taken);
+        free(a), free(b), free(want), free(got);
+    }
+    sigaction(SIGUSR1, &before, NULL);
+}
+
 int main(void) {
     static const int threads[3] = { 1, 2, 5 };
     rig rigs[3];
@@ -171,6 +238,7 @@ int main(void) {
     test_shapes(rigs);
     test_assign_over_nan(&rigs[1]);
     test_many_shapes(&rigs[1]);
+    test_signals(&rigs[0]);
     test_no_memory();
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);
     return test_end("test_gemm");
