@@ -70,9 +70,8 @@ void *ulua_buffer(lua_State *L, size_t bytes);
 /* Pushes an owner for memory that core made new: set *slot and it is freed with usl_free. */
 void **ulua_adopt(lua_State *L);
 
-/* Calls the function below its nargs arguments from inside a callback. On failure puts the error value at stack index
- * `slot` and returns false. */
-bool ulua_pcall(lua_State *L, int nargs, int nresults, int slot);
+/* When the error value on top is Lua's about a yield where none is possible, puts an error object in its place. */
+void ulua_explain_yield(lua_State *L);
 /* call(fn, ...) for the Lua modules: a callback's results; a callback that yields is an error that says so. */
 int ulua_callback(lua_State *L);
 

@@ -131,8 +131,8 @@ void **ulua_adopt(lua_State *L) {
     return slot;
 }
 
-/* Lua's own words for a yield where none is possible; they come without a position. */
-static void explain_yield(lua_State *L) {
+/* Lua's own words for a yield where none is possible come without a position. */
+void ulua_explain_yield(lua_State *L) {
     const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
     if (strcmp(message, "attempt to yield across a C-call boundary") != 0 &&
         strcmp(message, "attempt to yield from outside a coroutine") != 0)
@@ -150,15 +150,8 @@ int ulua_callback(lua_State *L) {
     if (main_thread)
         lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
     else if (lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0) != LUA_OK) {
-        explain_yield(L);
+        ulua_explain_yield(L);
         return lua_error(L);
     }
     return lua_gettop(L);
-}
-
-bool ulua_pcall(lua_State *L, int nargs, int nresults, int slot) {
-    if (lua_pcall(L, nargs, nresults, 0) == LUA_OK) return true;
-    explain_yield(L);
-    lua_replace(L, slot);
-    return false;
 }

@@ -1,4 +1,5 @@
 /* unsloth-lua: an interpreter like Lua's own with the module built in. It alone may print, exit and take signals. */
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@
 
 #define LUA_INIT_VAR "LUA_INIT"
 
-#include "lua/unsloth_lua.h"
+#include "lua/binding.h"
 
 #ifdef USL_HAVE_EDIT
 #include <editline/readline.h>
@@ -20,9 +21,14 @@
 
 #define PROGRAM "unsloth-lua"
 
+/* Beside LUA_OK and Lua's own statuses: Ctrl-C ended the call. */
+enum { INTERRUPTED = 100, EXIT_INTERRUPTED = 128 + SIGINT };
+
 /* Signal handlers see nothing but globals. */
 static lua_State *main_state;
 static usl_ctx *main_ctx;
+static pthread_t main_thread;
+static volatile sig_atomic_t is_running, is_interrupted;
 
 static const char USAGE[] =
     "usage: " PROGRAM " [options] [script [args]]\n"
@@ -44,24 +50,66 @@ static void complain(const char *text) {
 
 /* ---- Ctrl-C ---- */
 
-static void stop_hook(lua_State *L, lua_Debug *ar) {
-    (void)ar;
+/* A script that catches the error may go on, and be stopped again. */
+static void forget_interrupt(lua_State *L) {
     lua_sethook(L, NULL, 0, 0);
-    usl_ctx_uncancel(main_ctx);
-    luaL_error(L, "interrupted: what was saved before is whole");
+    if (main_ctx) usl_ctx_uncancel(main_ctx);
+    is_interrupted = 0;
 }
 
-/* The library stops at its next safe point, Lua at its next instruction; a second Ctrl-C ends the program. */
+static void stop_hook(lua_State *L, lua_Debug *ar) {
+    (void)ar;
+    forget_interrupt(L);
+    ulua_error_push(L, USL_ERR_CANCELLED, "interrupted: what was saved before is whole");
+    lua_error(L);
+}
+
+/* The library stops at its next safe point, Lua at its next instruction. A second Ctrl-C before that ends the program,
+ * and so does one while nothing runs. */
 static void on_interrupt(int number) {
-    signal(number, SIG_DFL);
+    if (!pthread_equal(pthread_self(), main_thread)) {
+        pthread_kill(main_thread, number);
+        return;
+    }
+    if (!is_running || is_interrupted) _exit(EXIT_INTERRUPTED);
+    is_interrupted = 1;
     if (main_ctx) usl_ctx_cancel(main_ctx);
     lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
 
+static void take_interrupts(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt; /* without SA_RESTART: a read that waits ends */
+    sigaction(SIGINT, &action, NULL);
+}
+
+/* ---- Standard output ---- */
+
+/* What was printed may stand in a buffer until the very end: only then is it known whether it could be written. */
+static void check_output(void) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return;
+    complain("standard output cannot be written (a full disk?): what was printed is lost, what was saved is whole");
+    _exit(EXIT_FAILURE);
+}
+
 /* ---- Calls ---- */
 
-/* Plain messages get a traceback; error objects are a sentence already and get the script's line. */
+/* Whether Ctrl-C made the error at idx; the field may be asked for where errors must not be raised. */
+static bool is_interrupt(lua_State *L, int idx) {
+    if (!lua_istable(L, idx)) return false;
+    lua_pushvalue(L, idx);
+    lua_pushliteral(L, "code");
+    const char *code = lua_rawget(L, -2) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+    bool is = strcmp(code, usl_status_name(USL_ERR_CANCELLED)) == 0;
+    lua_pop(L, 2);
+    return is;
+}
+
+/* Plain messages get a traceback; error objects are a sentence already and get the script's line. Ctrl-C is nobody's
+ * mistake: its object goes on as it is, so that what is closed on the way may say where it was. */
 static int message_handler(lua_State *L) {
+    if (is_interrupt(L, 1)) return 1;
     const char *text = lua_tostring(L, 1);
     if (text) {
         luaL_traceback(L, L, text, 1);
@@ -86,19 +134,21 @@ static int call_protected(lua_State *L, int nargs, int nresults) {
     int base = lua_gettop(L) - nargs;
     lua_pushcfunction(L, message_handler);
     lua_insert(L, base);
-    signal(SIGINT, on_interrupt);
+    is_running = 1;
     int status = lua_pcall(L, nargs, nresults, base);
-    signal(SIGINT, SIG_DFL);
+    is_running = 0;
+    forget_interrupt(L);
     lua_remove(L, base);
     return status;
 }
 
 static int report(lua_State *L, int status) {
-    if (status != LUA_OK) {
-        const char *text = lua_tostring(L, -1);
-        complain(text ? text : "(error message is no text)");
-        lua_pop(L, 1);
-    }
+    if (status == LUA_OK) return status;
+    if (is_interrupt(L, -1)) status = INTERRUPTED;
+    const char *text = status == INTERRUPTED ? luaL_tolstring(L, -1, NULL) : lua_tostring(L, -1);
+    fflush(stdout);
+    complain(text ? text : "(error message is no text)");
+    lua_pop(L, status == INTERRUPTED ? 2 : 1);
     return status;
 }
 
@@ -339,7 +389,7 @@ static command_line read_command_line(int argc, char **argv) {
 }
 
 /* -e, -l and -W in the order they stand. */
-static bool run_options(lua_State *L, char **argv, int end) {
+static int run_options(lua_State *L, char **argv, int end) {
     for (int i = 1; i < end; i++) {
         char kind = argv[i][1];
         if (strcmp(argv[i], "-W") == 0) lua_warning(L, "@on", 0);
@@ -347,18 +397,17 @@ static bool run_options(lua_State *L, char **argv, int end) {
         const char *value = argv[i][2] ? argv[i] + 2 : argv[++i];
         int status = kind == 'l' ? run_library(L, value)
                                  : run_chunk(L, luaL_loadbuffer(L, value, strlen(value), "=(command line)"));
-        if (status != LUA_OK) return false;
+        if (status != LUA_OK) return status;
     }
-    return true;
+    return LUA_OK;
 }
 
 /* LUA_INIT_5_4, else LUA_INIT: a chunk, or "@file". */
-static bool run_environment(lua_State *L) {
+static int run_environment(lua_State *L) {
     const char *name = "=" LUA_INIT_VAR LUA_VERSUFFIX, *text = getenv(name + 1);
     if (!text) text = getenv((name = "=" LUA_INIT_VAR) + 1);
-    if (!text) return true;
-    return run_chunk(L, *text == '@' ? luaL_loadfile(L, text + 1) : luaL_loadbuffer(L, text, strlen(text), name)) ==
-           LUA_OK;
+    if (!text) return LUA_OK;
+    return run_chunk(L, *text == '@' ? luaL_loadfile(L, text + 1) : luaL_loadbuffer(L, text, strlen(text), name));
 }
 
 /* ---- The Lua modules ---- */
@@ -378,6 +427,7 @@ static void push_module_root(lua_State *L) {
 
 static void open_modules(lua_State *L) {
     luaL_openlibs(L);
+    ulua_error_open(L);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
     lua_pushcfunction(L, luaopen_unsloth_core);
     lua_setfield(L, -2, "unsloth.core");
@@ -393,6 +443,22 @@ static void open_modules(lua_State *L) {
     main_ctx = unsloth_lua_ctx(L);
 }
 
+/* What the command line asks for, one after the other, until something fails. */
+static int run_all(lua_State *L, const command_line *c, char **argv, int argc) {
+    bool has_script = c->script < argc;
+    int status = c->no_environment ? LUA_OK : run_environment(L);
+    if (status == LUA_OK) status = run_options(L, argv, c->script);
+    if (status == LUA_OK && has_script)
+        status =
+            run_script(L, argv[c->script], strcmp(argv[c->script], "-") == 0 && strcmp(argv[c->script - 1], "--") != 0);
+    if (status != LUA_OK || !(c->interactive || (!has_script && !c->executes && !c->version))) return status;
+    if (!c->interactive && !usl_is_terminal(0)) return run_script(L, NULL, true);
+    print_version();
+    run_repl(L);
+    return LUA_OK;
+}
+
+/* Leaves the exit status. */
 static int protected_main(lua_State *L) {
     int argc = (int)lua_tointeger(L, 1);
     char **argv = lua_touserdata(L, 2);
@@ -400,7 +466,7 @@ static int protected_main(lua_State *L) {
     if (c.wrong) complain(lua_pushfstring(L, "option '%s' is not known, or what belongs to it is missing", c.wrong));
     if (c.wrong || c.help) {
         fputs(USAGE, c.wrong ? stderr : stdout);
-        lua_pushboolean(L, !c.wrong);
+        lua_pushinteger(L, c.wrong ? EXIT_FAILURE : EXIT_SUCCESS);
         return 1;
     }
     if (c.version) print_version();
@@ -409,23 +475,15 @@ static int protected_main(lua_State *L) {
     lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
     open_modules(L);
     make_arg(L, argv, argc, c.script);
-    bool ok = (c.no_environment || run_environment(L)) && run_options(L, argv, c.script), has_script = c.script < argc;
-    if (ok && has_script)
-        ok = run_script(L, argv[c.script], strcmp(argv[c.script], "-") == 0 && strcmp(argv[c.script - 1], "--") != 0) ==
-             LUA_OK;
-    if (ok && (c.interactive || (!has_script && !c.executes && !c.version))) {
-        if (c.interactive || usl_is_terminal(0)) {
-            print_version();
-            run_repl(L);
-        } else {
-            ok = run_script(L, NULL, true) == LUA_OK;
-        }
-    }
-    lua_pushboolean(L, ok);
+    int status = run_all(L, &c, argv, argc);
+    lua_pushinteger(L, status == LUA_OK ? EXIT_SUCCESS : status == INTERRUPTED ? EXIT_INTERRUPTED : EXIT_FAILURE);
     return 1;
 }
 
 int main(int argc, char **argv) {
+    main_thread = pthread_self();
+    take_interrupts();
+    atexit(check_output);
     lua_State *L = luaL_newstate();
     if (!L) {
         complain("not enough memory for a Lua state");
@@ -436,10 +494,10 @@ int main(int argc, char **argv) {
     lua_pushcfunction(L, protected_main);
     lua_pushinteger(L, argc);
     lua_pushlightuserdata(L, argv);
-    int status = lua_pcall(L, 2, 1, 0);
-    bool ok = status == LUA_OK && lua_toboolean(L, -1);
+    int status = lua_pcall(L, 2, 1, 0), code = EXIT_FAILURE;
+    if (status == LUA_OK) code = (int)lua_tointeger(L, -1);
     report(L, status);
     main_ctx = NULL;
     lua_close(L);
-    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+    return code;
 }

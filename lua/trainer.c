@@ -8,7 +8,7 @@ typedef struct rate_call {
     lua_State *L; /* the thread that calls */
     usl_ctx *ctx;
     int function, slot; /* stack indices: the function, and where its error is put */
-    bool failed;
+    bool failed, no_number;
 } rate_call;
 
 enum { USER_CALL = 2 };
@@ -25,12 +25,13 @@ static double call_rate(void *ud, int64_t step, int64_t total) {
     lua_pushvalue(L, call->function);
     lua_pushinteger(L, step);
     lua_pushinteger(L, total);
-    if (ulua_pcall(L, 2, 1, call->slot)) {
+    if (lua_pcall(L, 2, 1, 0) == LUA_OK) {
         int is_number = 0;
         double rate = lua_tonumberx(L, -1, &is_number);
         lua_pop(L, 1);
         if (is_number) return rate;
-        lua_pushliteral(L, "the learning rate function must return a number");
+        call->no_number = true;
+    } else {
         lua_replace(L, call->slot);
     }
     call->failed = true;
@@ -49,15 +50,18 @@ static rate_call *begin_call(lua_State *L, int handle) {
     call->L = L;
     call->slot = lua_gettop(L);
     call->function = call->slot - 1;
-    call->failed = false;
+    call->failed = call->no_number = false;
     return call;
 }
 
-/* Raises what the rate function raised, unchanged; else the status. */
+/* Raises what the rate function raised, unchanged; else the status. Only here may anything be made: want of memory is
+ * an error too, which must not jump over core. */
 static void end_call(lua_State *L, const rate_call *call, usl_status st) {
     if (call && call->failed) {
         usl_ctx_uncancel(call->ctx);
         lua_pushvalue(L, call->slot);
+        if (call->no_number) lua_pushliteral(L, "the learning rate function must return a number");
+        ulua_explain_yield(L);
         lua_error(L);
     }
     if (st != USL_OK) ulua_raise(L, st);

@@ -260,6 +260,7 @@ function Trainer:save_checkpoint()
   local dir = checkpoint_dir(args.output_dir, step)
   core.make_dir(args.output_dir)
   self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history })
+  self.saved = dir
   if args.save_total_limit then
     local steps = checkpoint_steps(args.output_dir)
     for i = 1, #steps - args.save_total_limit do
@@ -300,6 +301,17 @@ local function one_update(self)
   return stats
 end
 
+-- Ctrl-C: where it was, and what a new run can begin with.
+local function explain_interrupt(self, err)
+  if type(err) ~= "table" or err.code ~= "USL_ERR_CANCELLED" then return end
+  local rest = self.saved and ("%s is whole: train { resume_from_checkpoint = %q } goes on from there"):format(self.saved, self.saved)
+    or self.args.save_strategy == "no" and 'save_strategy is "no", so there is no checkpoint to go on from'
+    or "no checkpoint was due yet (save_steps, save_strategy), so there is none to go on from"
+  err.message = ("interrupted at step %d of %d; %s"):format(self.state.global_step, self.state.max_steps, rest)
+end
+
+local Loop = { __close = function(loop, err) explain_interrupt(loop.trainer, err) end }
+
 --- The loop by hand: `for step, stats in trainer:steps() do`. Leaving it early is fine; train() or another loop goes on from there.
 function Trainer:steps()
   self.stopping = false
@@ -307,13 +319,14 @@ function Trainer:steps()
   return function()
     local stats = one_update(self)
     if stats then return stats.step, stats end
-  end
+  end, nil, nil, setmetatable({ trainer = self }, Loop)
 end
 
 -- ---- Resuming -------------------------------------------------------------------------------------------------------
 
 local function resume_from(self, dir)
   local extra = self:core():resume(dir)
+  self.saved = dir
   local kept = extra and json.decode(extra, dir) or {}
   self.state.global_step, self.state.max_steps = self.handle:position()
   self.state.epoch, self.history = kept.epoch or 0, kept.history or {}
@@ -349,6 +362,7 @@ local function resume(self, from)
   else
     errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
   end
+  print(("going on from %s: step %d of %d is done"):format(self.saved, self.state.global_step, self.state.max_steps))
 end
 
 -- ---- train ----------------------------------------------------------------------------------------------------------

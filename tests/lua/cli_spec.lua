@@ -216,10 +216,56 @@ describe("unsloth-lua", function()
       trainer:train { resume_from_checkpoint = arg[1] }
     ]]):format(dir))
     local _, err, code = run(script)
-    assert.is_true(code > 0 and code < 128 and code ~= 3, ("%d: %s"):format(code, err))
-    assert.is_truthy(err:find("interrupted", 1, true), err)
-    local _, resumed, status = run(script, dir .. "/out/checkpoint-10")
+    assert.equals(130, code, err)
+    assert.is_truthy(err:find("^unsloth%-lua: interrupted at step 10 of 1000000; [^\n]*\n$"), err)
+    assert.is_truthy(err:find(('"%s/out/checkpoint-10"'):format(dir), 1, true), err)
+    local out, resumed, status = run(script, dir .. "/out/checkpoint-10")
     assert.equals(0, status, resumed)
+    assert.is_truthy(out:find(("going on from %s/out/checkpoint-10: step 10 of 12"):format(dir), 1, true), out)
+  end)
+
+  -- The program sends itself the signal when it has come to the n-th call of a function of core: loading, an answer, an update,
+  -- saving, the export.
+  local function interrupt_at(place, n)
+    return support.shell([[%s -e '
+      local core, place, n = require "unsloth.core", "%s", %d
+      local class, name = place:match "^(%%a+)%%.([%%a_]+)$"
+      local holder = class == "core" and core or core[class]
+      local plain, count, own = holder[name], 0, io.open("/proc/self/stat"):read "n"
+      holder[name] = function(...)
+        count = count + 1
+        if count == n then io.popen("kill -INT " .. own):close() end
+        return plain(...)
+      end
+    ' %s --max-steps 3 --output %s]], PROGRAM, place, n, quote(support.root .. "recipes/llama3_alpaca.lua"), dir .. "/alpaca")
+  end
+
+  check("ends with 130 and one sentence wherever Ctrl-C comes", function()
+    for _, case in ipairs { { "core.model_open", 1 }, { "Model.add_lora", 1 }, { "Model.generator", 1 }, { "Generator.next", 1 },
+      { "Generator.next", 20 }, { "core.rows_new", 1 }, { "core.trainer_new", 1 }, { "Trainer.step", 1, 0 }, { "Trainer.step", 3, 2 },
+      { "Model.generator", 2 }, { "Model.save_adapter", 1 }, { "core.export_gguf", 1 } } do
+      local out, err, code = interrupt_at(case[1], case[2])
+      local name = ("%s, call %d: %s%s"):format(case[1], case[2], out, err)
+      assert.equals(130, code, name)
+      assert.is_truthy(err:find("^unsloth%-lua: interrupted[^\n]+\n$"), name)
+      assert.equals(case[3] ~= nil, err:find(("at step %d of 3; "):format(case[3] or 0), 1, true) ~= nil, name)
+    end
+    local _, err, code = run("-e", [[io.popen("kill -INT " .. io.open("/proc/self/stat"):read "n"):close() while true do end]])
+    assert.equals(130, code, err)
+    assert.equals("unsloth-lua: interrupted: what was saved before is whole\n", err)
+  end)
+
+  check("says that standard output cannot be written", function()
+    for _, words in ipairs { "-e 'print(1)'", "generate --help", "-v", "info " .. quote(dir) } do
+      local _, err, code = support.shell("%s %s > /dev/full", PROGRAM, words)
+      assert.equals(1, code, words)
+      assert.is_truthy(err:find("^unsloth%-lua: standard output cannot be written[^\n]+\n$"), err)
+    end
+    local _, err, code = support.shell("%s %s --max-steps 2 --no-gguf --output %s/full > /dev/full", PROGRAM,
+      quote(support.root .. "recipes/llama3_alpaca.lua"), dir)
+    assert.equals(1, code, err)
+    local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = support.root .. "examples/tiny-llama" }
+    model:load_adapter(dir .. "/full/adapter")
   end)
 
   -- A first trainer saves checkpoints; the updates of a second one last for seconds. words: what Lua runs before training.
@@ -256,8 +302,8 @@ describe("unsloth-lua", function()
   check("stops at Ctrl-C in the middle of an update", function()
     local script = long_step()
     local out, err, code = run(script)
-    assert.equals(1, code, out .. err)
-    assert.is_truthy(err:find("interrupted: what was saved before is whole", 1, true), err)
+    assert.equals(130, code, out .. err)
+    assert.equals('unsloth-lua: interrupted at step 0 of 2; save_strategy is "no", so there is no checkpoint to go on from\n', err)
     assert.is_nil(out:find("an update ended", 1, true))
     local _, complaint, status = run(script, "resume")
     assert.equals(0, status, complaint)
