@@ -8,6 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if ! mkdir -p build 2> /dev/null || [[ ! -w build ]]; then
+  echo "quickstart.sh: $PWD/build cannot be written; copy the source to a folder of your own and start it there" >&2
+  exit 1
+fi
+
 tests/install_packages.sh build
 cmake -B build -DUSL_TESTS=OFF
 cmake --build build -j "$(nproc)"

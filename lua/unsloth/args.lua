@@ -3,10 +3,16 @@
 ---     local o = args.parse(arg, { name = "llama3_alpaca.lua", about = "Fine-tunes ...", options = {
 ---       { "model", "PATH", "folder or .gguf" }, { "max-steps", "N", "updates", 60 }, { "merge", nil, "also write merged weights" } } })
 ---     o.model, o.max_steps, o.merge, o[1] (words that are no options)
+---
+--- N is a whole number and X any, `within = { least, most }` limits them; `one_of = { ... }` lists the words that are taken. What does
+--- not fit is refused here, before any work.
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 
 local M = {}
+
+--- The words that --dtype takes.
+M.dtypes = { "float32", "bfloat16", "float16" }
 
 local function usage(spec)
   local lines = { ("usage: unsloth-lua %s [options]%s"):format(spec.name, spec.words and " " .. spec.words or ""), spec.about, "" }
@@ -19,11 +25,34 @@ local function usage(spec)
   return table.concat(lines, "\n") .. "\n"
 end
 
-local function convert(spec, option, text)
-  if type(option[4]) ~= "number" and option[2] ~= "N" and option[2] ~= "X" then return text end
+local function refuse(spec, option, text, wanted)
+  errors.invalid('%s: --%s is "%s"; %s is wanted', spec.name, option[1], text, wanted)
+end
+
+local function range(option)
+  local kind, limits = option[2] == "N" and "a whole number" or "a number", option.within
+  if not limits then return kind end
+  if not limits[2] then return ("%s of %s or more"):format(kind, limits[1]) end
+  return ("%s from %s to %s"):format(kind, limits[1], limits[2])
+end
+
+local function number_of(spec, option, text)
   local number = tonumber(text)
-  if not number then errors.invalid("%s: --%s wants a number, not %s", spec.name, option[1], text) end
-  return math.tointeger(number) or number
+  local whole = number and math.tointeger(number)
+  local least, most = table.unpack(option.within or {})
+  if not number or number - number ~= 0 or option[2] == "N" and not whole or number < (least or -math.huge) or number > (most or math.huge) then
+    refuse(spec, option, text, range(option))
+  end
+  return whole or number
+end
+
+local function convert(spec, option, text)
+  if option[2] == "N" or option[2] == "X" then return number_of(spec, option, text) end
+  if not option.one_of then return text end
+  for _, word in ipairs(option.one_of) do
+    if word == text then return text end
+  end
+  refuse(spec, option, text, "one of " .. table.concat(option.one_of, ", "))
 end
 
 local function key(name)

@@ -215,10 +215,19 @@ function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
 
+--- Raises when the folder is not there or is no adapter's.
+function M.check_adapter(dir)
+  if type(dir) ~= "string" then errors.invalid("load_adapter wants the path of an adapter's folder, not a %s", type(dir)) end
+  if core.path_kind(dir .. "/adapter_config.json") then return end
+  errors.raise("USL_ERR_NOT_FOUND", "%s: %s; give the folder that save_pretrained or PEFT wrote (adapter_config.json, adapter_model.safetensors)",
+    dir, core.path_kind(dir) and "holds no adapter_config.json" or "there is no such adapter")
+end
+
 local load_adapter = Model.load_adapter
-function Model:load_adapter(...)
+function Model:load_adapter(dir, ...)
+  M.check_adapter(dir)
   self:release_trainer()
-  return load_adapter(self, ...)
+  return load_adapter(self, dir, ...)
 end
 
 --- Makes an adapter active by name.

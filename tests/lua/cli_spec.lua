@@ -90,6 +90,30 @@ describe("unsloth-lua", function()
     end
   end)
 
+  check("refuses values before a model is looked for", function()
+    local value = "is \"%s\"; "
+    for words, texts in pairs {
+      ["generate none --prompt a --temperature foo"] = { "--temperature", value:format "foo", "a number of 0 or more" },
+      ["generate none --prompt a --temperature inf"] = { "--temperature", value:format "inf" },
+      ["generate none --prompt a --top-p 2"] = { "--top-p", value:format "2", "from 0 to 1" },
+      ["generate none --prompt a --top-k 1.5"] = { "--top-k", value:format "1.5", "a whole number" },
+      ["generate none --prompt a --dtype float99"] = { "--dtype", value:format "float99", "bfloat16" },
+      ["generate none --prompt a --stop ''"] = { "--stop", value:format "" },
+      ["generate none --prompt a --adapter /no/such"] = { "/no/such", "no such adapter", "adapter_config.json" },
+      ["bench none --steps -1"] = { "--steps", value:format "-1", "from 1 to" },
+      ["bench none --json /no/such/file"] = { "--json", "/no/such/file" },
+      ["bench none --recompute some"] = { "--recompute", value:format "some", "offload" },
+      ["plan none --memory 24XB"] = { "--memory", value:format "24XB", "24GiB" },
+      ["plan none --memory 1.2.3"] = { "--memory", value:format "1.2.3" },
+      [quote(support.root .. "recipes/llama3_alpaca.lua") .. " --max-steps 0 --model none"] = { "--max-steps", value:format "0" },
+    } do
+      local _, err, code = support.shell("%s %s", PROGRAM, words)
+      assert.equals(1, code, words)
+      for _, text in ipairs(texts) do assert(err:find(text, 1, true), err) end
+      assert.is_nil(err:find("traceback", 1, true) or err:find("none:", 1, true), err)
+    end
+  end)
+
   check("answers a limit of a file's size with a sentence", function()
     local path = dir .. "/large.safetensors"
     local _, err, code = support.shell("ulimit -f 8; %s -e 'local u = require \"unsloth\" local t = {} for i = 1, 50000 do t[i] = i end "

@@ -6,10 +6,19 @@ local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 local unsloth = require "unsloth"
 
-local options = { { "steps", "N", "updates measured", 10 }, { "warmup", "N", "updates before", 2 }, { "json", "FILE", "also write the figures there" } }
+local options = { { "steps", "N", "updates measured", 10, within = { 1, 1 << 20 } },
+  { "warmup", "N", "updates before", 2, within = { 0, 1 << 20 } }, { "json", "FILE", "also write the figures there" } }
 for i, option in ipairs(run.options) do table.insert(options, i, option) end
 local o = args.parse(arg, { name = "bench", words = "[MODEL]",
   about = "Trains random weights of a shape (or a model) on random tokens and reports speed and memory.", options = options })
+
+-- Looked at before the work, which may take long.
+local function open_json(mode)
+  local file, why = io.open(o.json, mode)
+  if not file then errors.raise("USL_ERR_IO", "bench: --json: %s; give another file", why) end
+  return file
+end
+if o.json then open_json "a":close() end
 
 local started = core.clock()
 local model = run.model(o)
@@ -44,8 +53,6 @@ print(("memory %s (%s), planned %s, %d of %d layers recomputed"):format(progress
 print(("matrix products alone run at %.0f GFLOP/s here; the step reaches %.0f%% of that"):format(gemm / 1e9, 100 * flops / gemm))
 print(("loss %.4f, gradient norm %.4f; weights made in %.1f s"):format(stats.loss, stats.grad_norm, loaded))
 if o.json then
-  local file, why = io.open(o.json, "w")
-  if not file then errors.raise("USL_ERR_IO", "%s", why) end
+  local file <close> = open_json "w"
   file:write(unsloth.json.encode(figures), "\n")
-  file:close()
 end

@@ -1,4 +1,5 @@
 --- unsloth-lua generate MODEL --prompt TEXT: one answer, shown as it comes.
+local adapters = require "unsloth.model"
 local args = require "unsloth.args"
 local errors = require "unsloth.errors"
 local unsloth = require "unsloth"
@@ -8,21 +9,23 @@ local o = args.parse(arg, {
   options = {
     { "prompt", "TEXT", "the text to continue" },
     { "adapter", "DIR", "a PEFT folder to put on the model" },
-    { "max-new-tokens", "N", "tokens at most", 128 },
-    { "temperature", "X", "0 is greedy", 0 },
-    { "top-k", "N", "draw from the K likeliest; 0: all", 0 },
-    { "top-p", "X", "draw from the likeliest that reach P together", 1.0 },
-    { "min-p", "X", "leave out what is less likely than P times the likeliest", 0.0 },
-    { "repetition-penalty", "X", "above 1 makes repeats less likely", 1.0 },
-    { "seed", "N", "of the draw", 3407 },
+    { "max-new-tokens", "N", "tokens at most", 128, within = { 1 } },
+    { "temperature", "X", "0 is greedy", 0, within = { 0 } },
+    { "top-k", "N", "draw from the K likeliest; 0: all", 0, within = { 0, math.maxinteger >> 32 } },
+    { "top-p", "X", "draw from the likeliest that reach P together", 1.0, within = { 0, 1 } },
+    { "min-p", "X", "leave out what is less likely than P times the likeliest", 0.0, within = { 0, 1 } },
+    { "repetition-penalty", "X", "above 1 makes repeats less likely", 1.0, within = { 0 } },
+    { "seed", "N", "of the draw", 3407, within = { 0 } },
     { "stop", "TEXT", "end before this text" },
-    { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
+    { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)", one_of = args.dtypes },
     { "load-in-4bit", nil, "quantise 16-bit weights to 4 bits" },
     { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
   },
 })
 if not o[1] or not o.prompt then errors.invalid "generate wants a model and --prompt TEXT; --help shows the options" end
 if o[2] then errors.invalid('generate wants one model, and "%s" stands behind it; a prompt of several words goes in quotes', o[2]) end
+if o.stop == "" then errors.invalid 'generate: --stop is ""; a text that is not empty is wanted' end
+if o.adapter then adapters.check_adapter(o.adapter) end
 local model, tokenizer = unsloth.FastLanguageModel.from_pretrained {
   model_name = o[1], load_in_4bit = o.load_in_4bit or false, dtype = o.dtype, device = o.device }
 if not tokenizer then errors.raise("USL_ERR_NOT_FOUND", "%s has no tokenizer, so it cannot read a text", o[1]) end

@@ -1,4 +1,5 @@
 --- What bench and plan share: a model, rows of random tokens, a trainer.
+local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local shapes = require "unsloth.cli.shapes"
@@ -12,49 +13,36 @@ table.sort(names)
 
 M.options = {
   { "shape", "NAME", "a published shape: " .. table.concat(names, ", ") },
-  { "method", "NAME", "lora, qlora or full", "lora" },
-  { "batch", "N", "rows of an update", 4 },
-  { "seq", "N", "tokens of a row", 512 },
-  { "rows", "NAME", "full, or alpaca: row lengths like Alpaca's", "full" },
-  { "rank", "N", "of the adapter", 16 },
-  { "recompute", "NAME", "auto, none, full, or offload: full with block inputs in host memory", "auto" },
+  { "method", "NAME", "lora, qlora or full", "lora", one_of = { "lora", "qlora", "full" } },
+  { "batch", "N", "rows of an update", 4, within = { 1, 1 << 16 } },
+  { "seq", "N", "tokens of a row", 512, within = { 2, 1 << 24 } },
+  { "rows", "NAME", "full, or alpaca: row lengths like Alpaca's", "full", one_of = { "full", "alpaca" } },
+  { "rank", "N", "of the adapter", 16, within = { 1, 4096 } },
+  { "recompute", "NAME", "auto, none, full, or offload: full with block inputs in host memory", "auto",
+    one_of = { "auto", "none", "full", "offload" } },
   { "memory", "SIZE", "the most to use, as 24GiB (default: what is free)" },
-  { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)" },
+  { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)", one_of = args.dtypes },
   { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
-  { "seed", "N", "of weights and tokens", 3407 },
+  { "seed", "N", "of weights and tokens", 3407, within = { 0 } },
 }
 
 local UNITS = { [""] = 1, B = 1, KIB = 1 << 10, MIB = 1 << 20, GIB = 1 << 30, KB = 1000, MB = 10 ^ 6, GB = 10 ^ 9 }
 
 function M.bytes(text)
   if not text then return 0 end
-  local number, unit = tostring(text):match "^([%d.]+)%s*(%a*)$"
-  local factor = number and UNITS[unit:upper()]
-  if not factor then errors.invalid('--memory wants a size like 24GiB, not "%s"', text) end
-  return math.tointeger(tonumber(number) * factor // 1)
-end
-
--- Before anything is made: a slip of the keys must not fill the memory or the day.
-local LIMITS = { batch = { 1, 1 << 16 }, seq = { 2, 1 << 24 }, rank = { 1, 4096 }, seed = { 0, math.maxinteger }, steps = { 1, 1 << 20 },
-  warmup = { 0, 1 << 20 } }
-
-local function check(o)
-  for _, name in ipairs { "batch", "seq", "rank", "seed", "steps", "warmup" } do
-    local value, limit = o[name], LIMITS[name]
-    if value and not (math.type(value) == "integer" and value >= limit[1] and value <= limit[2]) then
-      errors.invalid("--%s is %s; a whole number from %d to %d is wanted", name, value, limit[1], limit[2])
-    end
-  end
-  if o.rows ~= "full" and o.rows ~= "alpaca" then errors.invalid('--rows is full or alpaca, not "%s"', o.rows) end
+  local number, unit = text:match "^([%d.]+)%s*(%a*)$"
+  local factor = tonumber(number) and UNITS[unit:upper()]
+  local bytes = factor and math.tointeger(tonumber(number) * factor // 1)
+  if not bytes or bytes == 0 then errors.invalid('--memory is "%s"; a size like 24GiB is wanted', text) end
+  return bytes
 end
 
 --- The model of the options; with plan_only its shapes alone.
 function M.model(o, plan_only)
-  check(o)
+  M.bytes(o.memory) -- a slip of the keys is said before anything is made
   if o[2] then errors.invalid('one model is wanted, and "%s" stands behind it', o[2]) end
   if o[1] and o.shape then errors.invalid("give a model's path or --shape NAME, not both") end
   local method = o.method
-  if method ~= "lora" and method ~= "qlora" and method ~= "full" then errors.invalid('--method is lora, qlora or full, not "%s"', method) end
   local model
   if o[1] then
     model = unsloth.FastLanguageModel.from_pretrained { model_name = o[1], load_in_4bit = method == "qlora",
