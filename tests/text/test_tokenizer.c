@@ -553,6 +553,60 @@ static void test_malformed_gguf(usl_ctx *ctx) {
     }
 }
 
+static usl_status write_words(usl_ctx *ctx, const char *path, const char *pre) {
+    const usli_gguf_str tokens[] = { { "a", 1 }, { "b", 1 }, { "c", 1 }, { "ab", 2 }, { "abc", 3 } },
+                        merge = { "a b", 3 };
+    usli_gguf_writer *w;
+    usl_status st;
+    USLI_TRY(usli_gguf_create(ctx, path, &w));
+    USLI_TRYGO(usli_gguf_put_string(w, "general.architecture", "llama", 5));
+    USLI_TRYGO(usli_gguf_put_string(w, "tokenizer.ggml.model", "gpt2", 4));
+    USLI_TRYGO(usli_gguf_put_string(w, "tokenizer.ggml.pre", pre, strlen(pre)));
+    USLI_TRYGO(usli_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, 5));
+    USLI_TRYGO(usli_gguf_put_strings(w, "tokenizer.ggml.merges", &merge, 1));
+    USLI_TRYGO(usli_gguf_begin(w));
+    st = usli_gguf_commit(w);
+done:
+    usli_gguf_abandon(w);
+    return st;
+}
+
+static void check_words(usl_ctx *ctx, const usli_tokenizer *tok, const char *pre, bool whole) {
+    size_t count;
+    int32_t *ids;
+    CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, "abc", 3, 0, &ids, &count));
+    CHECK(count == (whole ? 1 : 2) && ids[0] == (whole ? 4 : 3), "%s: %zu ids, the first %d", pre, count,
+          count ? ids[0] : -1);
+    usli_free(ctx, ids);
+    CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, "abcc", 4, 0, &ids, &count));
+    CHECK(count == 3 && ids[0] == 3 && ids[1] == 2 && ids[2] == 2, "%s: %zu ids", pre, count);
+    usli_free(ctx, ids);
+}
+
+/* A word that is a token is that token under Llama 3's names, and what the merges make of it under the others. */
+static void test_whole_words(usl_ctx *ctx) {
+    static const struct {
+        const char *pre;
+        bool whole;
+    } CASES[] = { { "llama-bpe", true }, { "llama3", true }, { "llama-v3", true }, { "falcon3", true },
+                  { "gpt-2", false },    { "qwen2", false }, { "default", false } };
+    char path[100], dir[100];
+    snprintf(path, sizeof path, "%s/words.gguf", scratch);
+    snprintf(dir, sizeof dir, "%s/words", scratch);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        usli_tokenizer *tok, *again;
+        CHECK_OK(ctx, write_words(ctx, path, CASES[i].pre));
+        CHECK_OK(ctx, usli_tokenizer_open(ctx, path, &tok));
+        if (!tok) continue;
+        check_words(ctx, tok, CASES[i].pre, CASES[i].whole);
+        CHECK_OK(ctx, usli_tokenizer_save(ctx, tok, dir));
+        CHECK_OK(ctx, usli_tokenizer_load(ctx, dir, &again));
+        if (again) check_words(ctx, again, "saved", CASES[i].whole);
+        usli_tokenizer_release(again);
+        usli_tokenizer_release(tok);
+    }
+}
+
 static void test_shared_gguf(usl_ctx *ctx) {
     static const char *const VOCABS[] = { "llama-spm", "phi-3", "gpt-2" };
     static const char *const TYPES[] = { "", "-F16", "-BF16", "-Q8_0", "-Q6_K", "-Q5_K_M", "-Q4_0", "-Q4_K_M" };
@@ -634,6 +688,7 @@ int main(int argc, char **argv) {
         test_stream_special(ctx);
         test_config(ctx);
         test_malformed_gguf(ctx);
+        test_whole_words(ctx);
         test_no_memory();
         for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) test_shared_tokenizer(ctx, NAMES[i]);
         test_names(ctx);
