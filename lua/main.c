@@ -1,4 +1,6 @@
 /* unsloth-lua: an interpreter like Lua's own with the module built in. It alone may print, exit and take signals. */
+#include <errno.h>
+#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -6,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -28,7 +31,7 @@ enum { INTERRUPTED = 100, EXIT_INTERRUPTED = 128 + SIGINT };
 static lua_State *main_state;
 static usl_ctx *main_ctx;
 static pthread_t main_thread;
-static volatile sig_atomic_t is_running, is_interrupted;
+static volatile sig_atomic_t is_running, is_prompting, is_interrupted;
 
 static const char USAGE[] =
     "usage: " PROGRAM " [options] [script [args]]\n"
@@ -64,15 +67,16 @@ static void stop_hook(lua_State *L, lua_Debug *ar) {
     lua_error(L);
 }
 
-/* The library stops at its next safe point, Lua at its next instruction. A second Ctrl-C before that ends the program,
- * and so does one while nothing runs. */
+/* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. A second
+ * Ctrl-C before Lua has stopped ends the program, and so does one while nothing runs. */
 static void on_interrupt(int number) {
     if (!pthread_equal(pthread_self(), main_thread)) {
         pthread_kill(main_thread, number);
         return;
     }
-    if (!is_running || is_interrupted) _exit(EXIT_INTERRUPTED);
+    if (!is_prompting && (!is_running || is_interrupted)) _exit(EXIT_INTERRUPTED);
     is_interrupted = 1;
+    if (is_prompting) return;
     if (main_ctx) usl_ctx_cancel(main_ctx);
     lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
@@ -244,17 +248,35 @@ static int take_keys(void) {
 }
 #endif
 
-static bool read_line(lua_State *L, bool first) {
-    lua_getglobal(L, first ? "_PROMPT" : "_PROMPT2");
-    const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
 #ifdef USL_HAVE_EDIT
+/* A character; -1 at the end of input and at Ctrl-C. */
+static int read_key(FILE *in) {
+    (void)in;
+    mbstate_t state;
+    memset(&state, 0, sizeof state);
+    while (!is_interrupted) {
+        char byte;
+        wchar_t key;
+        ssize_t n = read(STDIN_FILENO, &byte, 1);
+        if (n < 0 && errno == EINTR) continue;
+        if (n != 1) return -1;
+        size_t used = mbrtowc(&key, &byte, 1, &state);
+        if (used != (size_t)-2) return used == (size_t)-1 ? '?' : (int)key;
+    }
+    return -1;
+}
+
+static bool push_line(lua_State *L, const char *prompt) {
     rl_pre_input_hook = take_keys;
+    rl_getc_function = read_key;
     char *line = readline(prompt);
     if (!line) return false;
     lua_pushstring(L, line);
     free(line);
     return true;
+}
 #else
+static bool push_line(lua_State *L, const char *prompt) {
     fputs(prompt, stdout);
     fflush(stdout);
     luaL_Buffer b;
@@ -262,8 +284,20 @@ static bool read_line(lua_State *L, bool first) {
     int c;
     while ((c = getchar()) != EOF && c != '\n') luaL_addchar(&b, (char)c);
     luaL_pushresult(&b);
-    return c != EOF || lua_rawlen(L, -1) > 0;
+    clearerr(stdin); /* Ctrl-C makes an error of it */
+    return !is_interrupted && (c != EOF || lua_rawlen(L, -1) > 0);
+}
 #endif
+
+/* False at the end of input, and at Ctrl-C, when is_interrupted tells. */
+static bool read_line(lua_State *L, bool first) {
+    lua_getglobal(L, first ? "_PROMPT" : "_PROMPT2");
+    const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
+    is_interrupted = 0;
+    is_prompting = 1;
+    bool ok = push_line(L, prompt);
+    is_prompting = 0;
+    return ok;
 }
 
 static void remember(const char *text) {
@@ -293,17 +327,17 @@ static int load_statement(lua_State *L) {
             return status;
         }
         lua_settop(L, 1);
-        if (!read_line(L, false)) return luaL_loadbuffer(L, text, len, "=stdin");
+        if (!read_line(L, false)) return is_interrupted ? INTERRUPTED : luaL_loadbuffer(L, text, len, "=stdin");
         lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
         lua_replace(L, 1);
         lua_settop(L, 1);
     }
 }
 
-/* -1 at the end of input. An expression is tried first. */
+/* -1 at the end of input, INTERRUPTED when the line was left. An expression is tried first. */
 static int load_line(lua_State *L) {
     lua_settop(L, 0);
-    if (!read_line(L, true)) return -1;
+    if (!read_line(L, true)) return is_interrupted ? INTERRUPTED : -1;
     lua_replace(L, 1);
     lua_settop(L, 1);
     const char *line = lua_tostring(L, 1), *expression = line[0] == '=' ? line + 1 : line;
@@ -330,7 +364,13 @@ static void print_results(lua_State *L) {
 }
 
 static void run_repl(lua_State *L) {
+    setlocale(LC_CTYPE, ""); /* for the editor: what is typed may be any text */
     for (int status; (status = load_line(L)) != -1;) {
+        if (status == INTERRUPTED) {
+            is_interrupted = 0;
+            puts("");
+            continue;
+        }
         if (status == LUA_OK) status = call_protected(L, 0, LUA_MULTRET);
         if (status == LUA_OK)
             print_results(L);

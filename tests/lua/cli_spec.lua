@@ -365,6 +365,12 @@ describe("unsloth-lua", function()
     assert.equals(0, code, out)
   end)
 
+  check("leaves a line at Ctrl-C and takes any text", function()
+    local out, code = converse { { "> ", "^C" }, { "> ", "for i = 1, 2 do" }, { ">> ", "^C" }, { "> ", "print(#'ä€', 'o' .. 'k')" },
+      { "5\tok", "6 * 7" }, { "42", "^D" } }
+    assert.equals(0, code, out)
+  end)
+
   check("comes back to the prompt at Ctrl-C, from a loop of Lua and from an update", function()
     local script = long_step()
     local out, code = converse { { "> ", "print('a' .. 'b') while true do end" }, { "ab", "^C" }, { "interrupted", "6 * 7" },

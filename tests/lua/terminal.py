@@ -25,7 +25,7 @@ def main():
     dialogue = [line.rstrip("\n").split("|", 1) for line in sys.stdin]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["TERM"] = "dumb"
+        os.environ.update(TERM="dumb", LC_ALL="C.UTF-8")
         os.execv(sys.argv[1], sys.argv[1:])
     shown = seen = ""
     keys = {"^C": b"\x03", "^D": b"\x04"}
