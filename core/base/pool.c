@@ -130,3 +130,13 @@ void usli_pool_run(usli_pool *p, int64_t tasks, usli_task_fn fn, void *arg) {
     while (atomic_load(&p->busy) > 0) pthread_cond_wait(&p->idle, &p->lock);
     pthread_mutex_unlock(&p->lock);
 }
+
+void usli_without_signals(void (*fn)(void *arg), void *arg) {
+    static const int OF_ITS_OWN[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    sigset_t deferred, before;
+    sigfillset(&deferred);
+    for (size_t i = 0; i < sizeof OF_ITS_OWN / sizeof *OF_ITS_OWN; i++) sigdelset(&deferred, OF_ITS_OWN[i]);
+    pthread_sigmask(SIG_BLOCK, &deferred, &before);
+    fn(arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}

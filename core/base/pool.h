@@ -15,4 +15,8 @@ int usli_pool_threads(const usli_pool *pool);
  * not call this again. */
 void usli_pool_run(usli_pool *pool, int64_t tasks, usli_task_fn fn, void *arg);
 
+/* Calls fn(arg) while the calling thread takes no signals: they wait until it is done. Those that its own instructions
+ * raise come at once, as ever. Threads of a pool take no signals in any case. */
+void usli_without_signals(void (*fn)(void *arg), void *arg);
+
 #endif

@@ -2,7 +2,6 @@
 #include "core/cpu/blas.h"
 
 #include <dlfcn.h>
-#include <signal.h>
 #include <string.h>
 
 #include "core/base/pool.h"
@@ -224,18 +223,17 @@ usl_status usli_blas_prepare(usli_blas *b, const usli_blas_call *call) {
     return grow_scratch(b, e->scratch_bytes);
 }
 
-/* oneDNN's generated code uses the stack pointer for numbers that point anywhere: a signal's frame would be written
- * over the heap. Threads of the pool take no signals at all; the caller's take none until the product is done. */
-static dnnl_status_t execute(const entry *e, dnnl_stream_t stream, int count, const dnnl_exec_arg_t *args) {
-    static const int OF_THE_CODE_ITSELF[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
-    sigset_t deferred, before;
-    sigfillset(&deferred);
-    for (size_t i = 0; i < sizeof OF_THE_CODE_ITSELF / sizeof *OF_THE_CODE_ITSELF; i++)
-        sigdelset(&deferred, OF_THE_CODE_ITSELF[i]);
-    pthread_sigmask(SIG_BLOCK, &deferred, &before);
-    dnnl_status_t st = dnnl_primitive_execute(e->primitive, stream, count, args);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return st;
+typedef struct execution {
+    dnnl_primitive_t primitive;
+    dnnl_stream_t stream;
+    int count;
+    const dnnl_exec_arg_t *args;
+    dnnl_status_t status;
+} execution;
+
+static void execute(void *arg) {
+    execution *e = arg;
+    e->status = dnnl_primitive_execute(e->primitive, e->stream, e->count, e->args);
 }
 
 bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, const void *right, float *out,
@@ -253,7 +251,13 @@ bool usli_blas_run(usli_blas *b, const usli_blas_call *call, const void *left, c
     dnnl_status_t st = dnnl_success;
     for (int i = 0; i < count && st == dnnl_success; i++)
         st = dnnl_memory_create(&args[i].memory, md[i], b->engine, data[i]);
-    if (st == dnnl_success) st = execute(e, b->worker[worker].stream, count, args);
+    if (st == dnnl_success) {
+        /* oneDNN's generated code uses the stack pointer for numbers that point anywhere: a signal's frame would be
+         * written over the heap. */
+        execution run = { e->primitive, b->worker[worker].stream, count, args, dnnl_success };
+        usli_without_signals(execute, &run);
+        st = run.status;
+    }
     for (int i = 0; i < count; i++)
         if (args[i].memory) dnnl_memory_destroy(args[i].memory);
     unhush(b, before);
