@@ -455,6 +455,8 @@ typedef struct usl_plan {
     uint64_t total, limit;
     int64_t capacity_tokens, capacity_rows; /* of one pass */
     int64_t recomputed_layers, layers;
+    int64_t offloaded_inputs; /* 1: what recomputed layers begin with waits in host memory */
+    int64_t piece_tokens;     /* so many at a time go through recomputed layers' MLPs; 0: all of the pass */
 } usl_plan;
 USL_API void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan);
 

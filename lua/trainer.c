@@ -250,8 +250,10 @@ static int trainer_plan(lua_State *L) {
                    { "capacity_tokens", p.capacity_tokens },
                    { "capacity_rows", p.capacity_rows },
                    { "recomputed_layers", p.recomputed_layers },
-                   { "layers", p.layers } };
-    lua_createtable(L, 0, 8);
+                   { "layers", p.layers },
+                   { "offloaded_inputs", p.offloaded_inputs },
+                   { "piece_tokens", p.piece_tokens } };
+    lua_createtable(L, 0, 12);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         lua_pushinteger(L, fields[i].value);
         lua_setfield(L, -2, fields[i].name);

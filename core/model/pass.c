@@ -90,7 +90,7 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
         }
         if (keep) USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
         if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
-        USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, true, b));
+        USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, b));
         if (sent) USLI_TRY(send_input(s, l));
         x->arena->high = inner;
         res = b->n2;
@@ -125,8 +125,8 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     float *dembed = usli_model_weight(m, USLI_EMBED, 0)->grad;
     int64_t lowest = dembed ? 0 : lowest_trained(m);
     size_t mark = x->arena->high;
-    void *dn;
-    USLI_TAKE(dn, x, false, stream_bytes(m, t));
+    void *dn = dhidden;
+    if (m->res_dtype != m->dtype) USLI_TAKE(dn, x, false, stream_bytes(m, t));
     usli_rmsnorm_args norm = final_norm(m, t);
     norm.n = s->final_n;
     norm.rstd = s->final_rstd;
@@ -136,20 +136,17 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     for (int64_t l = m->config.layers - 1; l >= lowest; l--) {
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved *b = &s->blocks[l];
-        if (l < s->recomputed) {
-            void *n1 = b->n1;
-            size_t low = b->low;
-            *b = (usli_block_saved){ .n1 = n1, .low = low };
-            x->arena->low =
-                low + (s->inputs ? 0 : usli_pass_input_bytes(m, t)); /* what later blocks kept is done with */
-            USLI_TRY(await_input(s, l));
-            USLI_TRY(fetch_input(s, l - 1));
-            USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
-            size_t inner = x->arena->high;
-            USLI_TRY(usli_block_forward(s, l, NULL, n1, NULL, true, false, b));
-            x->arena->high = inner;
+        bool wants_input = l > lowest || dembed;
+        if (l >= s->recomputed) {
+            USLI_TRY(usli_block_backward(s, l, b, dn, wants_input));
+            continue;
         }
-        USLI_TRY(usli_block_backward(s, l, b, dn, l > lowest || dembed));
+        *b = (usli_block_saved){ .n1 = b->n1, .low = b->low };
+        x->arena->low =
+            b->low + (s->inputs ? 0 : usli_pass_input_bytes(m, t)); /* what later blocks kept is done with */
+        USLI_TRY(await_input(s, l));
+        USLI_TRY(fetch_input(s, l - 1));
+        USLI_TRY(usli_block_again(s, l, b, dn, wants_input));
     }
     if (dembed) {
         const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
@@ -182,7 +179,7 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
     for (int64_t l = 0; l < m->config.layers; l++) {
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved b = { .n1 = stream, .n2 = stream };
-        USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, true, &b));
+        USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, &b));
         x->arena->high = inner;
     }
     usli_rmsnorm_args norm = final_norm(m, t);

@@ -49,6 +49,8 @@ typedef struct usli_pass_state {
     const usli_batch *batch;
     usli_exec *exec;
     int64_t recomputed; /* the first so many blocks keep their input only */
+    int64_t piece; /* tokens at a time of their MLPs and, at most, of the head; 0: all. Adapters' gradients are sums
+                      over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
     bool training;
@@ -61,7 +63,7 @@ typedef struct usli_pass_state {
 /* Bytes of a block's input. */
 size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens);
 /* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the
- * caller resets exec->arena->high. s->model, batch, exec, recomputed, inputs, training, blocks are set by the caller.
+ * caller resets exec->arena->high. s->model, batch, exec, recomputed, piece, inputs, blocks are set by the caller.
  */
 usl_status usli_pass_forward(usli_pass_state *s, void **hidden);
 /* dhidden: (tokens, hidden) model->dtype, gradient of *hidden; overwritten. Adds to the gradients of every trainable

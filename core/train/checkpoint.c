@@ -126,15 +126,15 @@ done:
 
 static json_t *state_json(const usl_trainer *t, const char *extra) {
     const usli_cursor *c = &t->cursor;
-    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I,s:I},s:I,s:I}", "format",
-                          FORMAT, "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total, "adam_step",
-                          (int)t->update.step, "loss_scale", (double)t->update.loss_scale, "good_steps",
+    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I,s:I,s:I},s:I,s:I}",
+                          "format", FORMAT, "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total,
+                          "adam_step", (int)t->update.step, "loss_scale", (double)t->update.loss_scale, "good_steps",
                           (json_int_t)t->good_steps, "cursor", "seed", (json_int_t)c->seed, "rows", (json_int_t)c->rows,
                           "epoch", (json_int_t)c->epoch, "position", (json_int_t)c->position, "shuffle", c->shuffle,
                           "plan", "tokens", (json_int_t)t->capacity.tokens, "rows", (json_int_t)t->capacity.rows,
                           "longest", (json_int_t)t->capacity.longest, "recomputed", (json_int_t)t->capacity.recomputed,
-                          "offloaded", (json_int_t)t->capacity.offloaded, "batch", (json_int_t)t->opts.batch,
-                          "accumulation", (json_int_t)t->opts.accumulation);
+                          "offloaded", (json_int_t)t->capacity.offloaded, "piece", (json_int_t)t->capacity.piece,
+                          "batch", (json_int_t)t->opts.batch, "accumulation", (json_int_t)t->opts.accumulation);
     if (j && extra && json_object_set_new(j, "extra", json_string(extra)) != 0) {
         json_decref(j);
         return NULL;
@@ -230,12 +230,13 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
                         .longest = get_int(plan, "longest"),
                         .recomputed = get_int(plan, "recomputed"),
                         .offloaded = get_int(plan, "offloaded"),
+                        .piece = json_object_get(plan, "piece") ? get_int(plan, "piece") : 0,
                         .host_embed = t->capacity.host_embed,
                         .cached = t->capacity.cached };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
     if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.rows > c.tokens || c.longest < 1 ||
         c.longest > c.tokens || c.recomputed < 0 || c.recomputed > t->model->config.layers || c.offloaded < 0 ||
-        c.offloaded > 1)
+        c.offloaded > 1 || c.piece < 0)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
     size_t bytes;
     c.cached = 0; /* it was sized for the other plan, and is not part of the result */

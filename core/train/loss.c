@@ -11,12 +11,13 @@ static usl_dtype logits_dtype(const usl_model *m) {
     return m->exec.backend->host ? USL_F32 : m->dtype;
 }
 
-static int64_t chunk_rows(const usl_model *m, int64_t count) {
+static int64_t chunk_rows(const usl_model *m, int64_t count, int64_t piece) {
     bool host = m->exec.backend->host;
     int64_t align = host ? HOST_ALIGN : DEVICE_ALIGN,
             row = m->config.vocab * (int64_t)usli_dtype_bytes(logits_dtype(m));
     int64_t rows = (host ? HOST_CHUNK : DEVICE_CHUNK) / row / align * align;
     if (rows < align) rows = align;
+    if (piece && rows > piece) rows = piece;
     return rows < count ? rows : count;
 }
 
@@ -65,7 +66,7 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     USLI_TRY(usli_pass_forward(s, &hidden));
     size_t mark = x->arena->high;
     if (t->count) {
-        int64_t most = chunk_rows(m, t->count);
+        int64_t most = chunk_rows(m, t->count, s->piece);
         void *logits;
         USLI_TAKE(picked, x, false, (size_t)t->count * row);
         if (with_gradient) USLI_TAKE(dpicked, x, false, (size_t)t->count * row);

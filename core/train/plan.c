@@ -1,7 +1,8 @@
 /* The memory plan: a dry run of the very pass that will run counts its bytes, so the plan cannot be wrong about them.
  * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit, their inputs
- * and then the embedding table in host memory when that makes them fewer; fewer tokens a pass. What is left holds
- * decoded weights. Refused only when a single row does not fit with everything recomputed. */
+ * and then the embedding table in host memory when that makes them fewer; recomputed MLPs piece by piece; fewer tokens
+ * a pass. What is left holds decoded weights. Refused only when a single row does not fit with everything recomputed.
+ */
 #include "core/train/trainer.h"
 
 #include <string.h>
@@ -24,6 +25,7 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
                           .batch = &b,
                           .exec = &x,
                           .recomputed = c->recomputed,
+                          .piece = c->piece,
                           .inputs = c->offloaded ? (char *)t : NULL,
                           .blocks = t->blocks };
     float loss;
@@ -129,13 +131,27 @@ static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_
     return arena_with_cache(t, c, bytes);
 }
 
+enum { PIECES = 64, PIECE_ALIGN = 64 };
+
+/* A pass of c's tokens, its MLPs in as few pieces as fit. */
+static usl_status choose_pieces(usl_trainer *t, usli_capacity *c, bool *fits) {
+    for (int64_t pieces = 1; pieces <= PIECES; pieces *= 2) {
+        int64_t piece = (c->tokens + pieces - 1) / pieces;
+        c->piece = pieces == 1 ? 0 : (piece + PIECE_ALIGN - 1) / PIECE_ALIGN * PIECE_ALIGN;
+        if (c->piece >= c->tokens) break;
+        USLI_TRY(choose_way(t, c, fits));
+        if (*fits) return USL_OK;
+    }
+    return USL_OK;
+}
+
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
     usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
     size_t bytes = 0;
     for (;;) {
-        bool fits;
+        bool fits = false;
         t->capacity = c;
-        USLI_TRY(choose_way(t, &c, &fits));
+        USLI_TRY(choose_pieces(t, &c, &fits));
         if (fits) {
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
             USLI_TRY(add_cache(t, &c, room_of(t, &c), &bytes));
@@ -159,7 +175,9 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
                    .capacity_tokens = t->capacity.tokens,
                    .capacity_rows = t->capacity.rows,
                    .recomputed_layers = t->capacity.recomputed,
-                   .layers = t->model->config.layers };
+                   .layers = t->model->config.layers,
+                   .offloaded_inputs = t->capacity.offloaded != 0,
+                   .piece_tokens = t->capacity.piece };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;
     uint64_t on_host = usli_model_host_bytes(m);

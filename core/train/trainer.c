@@ -324,6 +324,7 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
                           .batch = &b,
                           .exec = &x,
                           .recomputed = t->capacity.recomputed,
+                          .piece = t->capacity.piece,
                           .inputs = t->inputs,
                           .blocks = t->blocks };
     x.matmul_flops = 0;

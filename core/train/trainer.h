@@ -18,6 +18,7 @@ typedef struct usli_capacity {
     int64_t longest;      /* row */
     int64_t recomputed;   /* blocks that keep their input only */
     int64_t offloaded;    /* 1: their inputs are kept in host memory */
+    int64_t piece;        /* tokens at a time of their MLPs; 0: all of the pass */
     int64_t host_embed;   /* 1: the embedding table is too; changes speed only, as the next does */
     int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
 } usli_capacity;

@@ -23,7 +23,7 @@ typedef struct outcome {
     double loss[16], norm[16];
     float *params;
     size_t count;
-    int64_t passes, recomputed;
+    int64_t passes, recomputed, piece;
 } outcome;
 
 static void add_rows(usl_ctx *ctx, usl_rows *rows) {
@@ -110,6 +110,7 @@ static usl_status train(const setup *s, outcome *o) {
         usl_plan plan = { .size = sizeof plan };
         usl_trainer_get_plan(t, &plan);
         o->recomputed = plan.recomputed_layers;
+        o->piece = plan.piece_tokens;
         collect(ctx, m, o);
         usl_step_stats stats = { .size = sizeof stats };
         CHECK(usl_trainer_step(t, &stats) == USL_ERR_NOT_FOUND, "a finished run goes on");
@@ -168,13 +169,13 @@ static void case_of(const char *name, setup s) {
     CHECK(system(cmd) == 0, "clean up");
 }
 
-/* Less memory: more recomputation, then smaller passes, whose sums agree up to rounding; then a refusal with the
- * numbers. */
+/* Less memory: more recomputation, then MLPs in pieces, then smaller passes, whose sums agree up to rounding; then a
+ * refusal with the numbers. */
 static void memory_limits(void) {
-    setup s = { .threads = 2, .steps = 3, .recompute = "auto", .optimizer = "adamw", .dtype = USL_F32 };
+    setup s = { .threads = 2, .steps = 3, .recompute = "auto", .optimizer = "adamw", .dtype = USL_F32, .dropout = 0.1 };
     outcome all, few;
     CHECK(train(&s, &all) == USL_OK && all.recomputed == 0 && all.passes == 1, "%lld passes", (long long)all.passes);
-    int recomputed = 0, split = 0, refused = 0;
+    int recomputed = 0, pieces = 0, split = 0, refused = 0;
     for (uint64_t limit = (uint64_t)36 << 20; limit > (uint64_t)32 << 20; limit -= 64 << 10) {
         s.memory = limit;
         if (train(&s, &few) != USL_OK) {
@@ -182,13 +183,14 @@ static void memory_limits(void) {
             break;
         }
         recomputed += few.recomputed > 0;
+        pieces += few.piece > 0 && few.passes == 1;
         split += few.passes > 1;
         CHECK(fabs(few.loss[2] - all.loss[2]) < 1e-5 * all.loss[2], "with %.2f MiB the loss is %.9g, not %.9g",
               (double)limit / (1 << 20), few.loss[2], all.loss[2]);
         free(few.params);
     }
-    CHECK(recomputed > 0 && split > 0 && refused == 1, "%d plans recompute, %d split, %d refused", recomputed, split,
-          refused);
+    CHECK(recomputed > 0 && pieces > 0 && split > 0 && refused == 1,
+          "%d plans recompute, %d of them in pieces, %d split, %d refused", recomputed, pieces, split, refused);
     free(all.params);
 }
 
