@@ -217,6 +217,32 @@ describe("training", function()
     support.fails("USL_ERR_FORMAT", { out, "none of its 3 checkpoints is whole" }, resume)
   end)
 
+  it("hands on what callbacks raise, and trains on as if nothing had been", function()
+    local model <close> = new_model()
+    local other <close> = new_model()
+    local straight = new_trainer(other, { max_steps = 3, lr_scheduler_type = function() return 1e-3 end }):train().log_history
+    local wrong = { [0] = { "an object" }, [1] = "no number" }
+    local trainer = new_trainer(model, { max_steps = 3, lr_scheduler_type = function(step)
+      local value = wrong[step]
+      wrong[step] = nil
+      if type(value) == "table" then error(value, 0) end
+      return value or 1e-3
+    end })
+    local object, seen = wrong[0], {}
+    assert.equals(object, support.error_of(function() trainer:core():step() end))
+    for _, stats in trainer:steps() do
+      seen[#seen + 1] = stats.loss
+      if #seen == 1 then
+        assert.is_truthy(support.error_of(function() trainer:core():step() end):find("must return a number", 1, true))
+      end
+    end
+    for i = 1, 3 do assert.equals(straight[i].loss, seen[i]) end
+    assert.equals(object, support.error_of(function()
+      new_trainer(other, { max_steps = 1 }, { callbacks = { on_step = function() error(object, 0) end } }):train()
+    end))
+    assert.is_true(new_trainer(other, { max_steps = 1 }):train().training_loss > 0)
+  end)
+
   it("refuses callbacks that yield", function()
     local yield = function() coroutine.yield() end
     local function fails(job)

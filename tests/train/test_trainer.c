@@ -1,6 +1,7 @@
 /* The same run must give the same bits whatever the threads, the recomputation or an interruption in the middle. */
 #include "tests/test.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 static const char CONFIG[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":131,\"hidden_size\":48,"
@@ -17,6 +18,7 @@ typedef struct setup {
     uint64_t memory;
     int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
     const char *dir;
+    bool cancels; /* another thread asks to stop all the while; updates are tried until they are made */
 } setup;
 
 typedef struct outcome {
@@ -57,6 +59,26 @@ static void collect(usl_ctx *ctx, usl_model *m, outcome *o) {
     }
 }
 
+enum { CANCELS = 60 };
+
+/* Asks at moments that spread over several updates. */
+static void *cancel_often(void *arg) {
+    for (int i = 0; i < CANCELS; i++) {
+        for (volatile int spin = 0; spin < 20000 * (i % 17); spin++) {
+        }
+        usl_ctx_cancel(arg);
+    }
+    return NULL;
+}
+
+static usl_status step(usl_ctx *ctx, usl_trainer *t, const setup *s, usl_step_stats *stats) {
+    usl_status st;
+    do st = usl_trainer_step(t, stats);
+    while (st == USL_ERR_CANCELLED && s->cancels);
+    CHECK_OK(ctx, st);
+    return st;
+}
+
 static usl_status train(const setup *s, outcome *o) {
     usl_ctx_opts co = USL_CTX_OPTS_INIT;
     co.threads = s->threads;
@@ -87,6 +109,14 @@ static usl_status train(const setup *s, outcome *o) {
     to.memory_limit = s->memory;
     usl_status st = usl_trainer_new(m, rows, NULL, &to, &t);
     memset(o, 0, sizeof *o);
+    pthread_t canceller;
+    if (s->cancels) {
+        usl_step_stats none = { .size = sizeof none };
+        usl_ctx_cancel(ctx);
+        CHECK(usl_trainer_step(t, &none) == USL_ERR_CANCELLED, "an update that was cancelled is made");
+        CHECK(usl_trainer_position(t, NULL) == 0, "and counted");
+        CHECK(pthread_create(&canceller, NULL, cancel_often, ctx) == 0, "no thread");
+    }
     for (int i = 0; i < s->steps && st == USL_OK; i++) {
         if (s->stop_at && i == s->stop_at) {
             char *extra;
@@ -101,10 +131,14 @@ static usl_status train(const setup *s, outcome *o) {
             usl_free(ctx, extra);
         }
         usl_step_stats stats = { .size = sizeof stats };
-        CHECK_OK(ctx, st = usl_trainer_step(t, &stats));
+        st = step(ctx, t, s, &stats);
         o->loss[i] = stats.loss;
         o->norm[i] = stats.grad_norm;
         o->passes = stats.passes;
+    }
+    if (s->cancels) {
+        pthread_join(canceller, NULL);
+        usl_ctx_uncancel(ctx);
     }
     if (st == USL_OK) {
         usl_plan plan = { .size = sizeof plan };
@@ -158,6 +192,11 @@ static void case_of(const char *name, setup s) {
         same(v.recompute, &base, &other, 6);
         free(other.params);
     }
+    v = s;
+    v.cancels = true;
+    train(&v, &other);
+    same("cancelled", &base, &other, 6);
+    free(other.params);
     v = s;
     v.stop_at = 3;
     v.dir = dir;
