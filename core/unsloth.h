@@ -480,6 +480,16 @@ USL_API double usl_clock(void);
 /* What this machine does in matrix products of the model's widths and type, alone: floating-point operations a second,
  * the best of several. For benchmarks. */
 USL_API usl_status usl_model_gemm_rate(usl_model *model, double *flops);
+/* Greedy continuation of `rows` prompts of `prompt` random tokens by new_tokens each, past any end of text: the time
+ * to the first token of all rows, and of a step after it (the median). new_tokens is 2 or more. copy_rate: bytes read
+ * and written a second by copies within the device's memory, the best of several. */
+typedef struct usl_decode_rate {
+    double first_seconds, step_seconds;
+    uint64_t step_bytes; /* of weights and adapters, read by each step */
+    double copy_rate;
+} usl_decode_rate;
+USL_API usl_status usl_model_decode_rate(usl_model *model, int rows, int64_t prompt, int64_t new_tokens,
+                                         usl_decode_rate *out);
 
 /* What scripts need of the file system, since C and Lua have no word for folders. */
 typedef enum usl_path_kind { USL_PATH_NONE, USL_PATH_FILE, USL_PATH_DIR } usl_path_kind;

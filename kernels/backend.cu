@@ -1,6 +1,7 @@
 /* Opening a device, its memory, and the table of ops. */
 #include "kernels/device.cuh"
 
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/cublaslt.cuh"
@@ -87,6 +88,33 @@ static usl_status await_copy(usli_exec *x, int slot) {
                            "waiting for a copy");
 }
 
+/* USL_NO_GRAPHS=1 runs everything plainly, to compare. */
+static bool record(usli_exec *x) {
+    if (getenv("USL_NO_GRAPHS")) return false;
+    bool began = cudaStreamBeginCapture(stream_of(x), cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    if (!began) (void)cudaGetLastError();
+    return began;
+}
+
+static void *recorded(usli_exec *x) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    bool made = cudaStreamEndCapture(stream_of(x), &graph) == cudaSuccess && graph &&
+                cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess;
+    (void)cudaGetLastError(); /* who cannot record runs the work itself */
+    if (graph) cudaGraphDestroy(graph);
+    return made ? ready : nullptr;
+}
+
+static usl_status replay(usli_exec *x, void *work) {
+    return usli_cuda_check(x, cudaGraphLaunch(static_cast<cudaGraphExec_t>(work), stream_of(x)), "replaying a graph");
+}
+
+static void forget(usli_exec *x, void *work) {
+    (void)x;
+    if (work) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(work));
+}
+
 /* In use once a device is open, cuBLASLt's workspace included: what a plan without a GPU counts. Read on an H200. */
 constexpr size_t ABSENT_USED = (size_t)600 << 20;
 
@@ -137,6 +165,10 @@ static const usli_backend CUDA = {
     .free_host = free_host,
     .copy_beside = copy_beside,
     .await_copy = await_copy,
+    .record = record,
+    .recorded = recorded,
+    .replay = replay,
+    .forget = forget,
     .memory = memory,
     .fast_dtype = fast_dtype,
     .close = close_device,

@@ -69,6 +69,25 @@ static int gemm_rate(lua_State *L) {
     return 1;
 }
 
+/* decode_rate(model, rows, prompt, new_tokens) -> a table of usl_decode_rate's fields */
+static int decode_rate(lua_State *L) {
+    usl_decode_rate r;
+    lua_Integer rows = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, rows > 0 && rows <= 1 << 16, 2, "from 1 to 65536 rows are wanted");
+    ULUA_TRY(L,
+             usl_model_decode_rate(check_model(L, 1), (int)rows, luaL_checkinteger(L, 3), luaL_checkinteger(L, 4), &r));
+    lua_createtable(L, 0, 4);
+    lua_pushnumber(L, r.first_seconds);
+    lua_setfield(L, -2, "first_seconds");
+    lua_pushnumber(L, r.step_seconds);
+    lua_setfield(L, -2, "step_seconds");
+    lua_pushinteger(L, (lua_Integer)r.step_bytes);
+    lua_setfield(L, -2, "step_bytes");
+    lua_pushnumber(L, r.copy_rate);
+    lua_setfield(L, -2, "copy_rate");
+    return 1;
+}
+
 /* inspect(path) -> what lies there, as usl_inspect describes it */
 static int inspect(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
@@ -259,8 +278,12 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Model");
     ulua_define(L, &ulua_generator);
     lua_setfield(L, -2, "Generator");
-    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open }, { "model_random", model_random },
-                                          { "inspect", inspect },       { "gemm_rate", gemm_rate },
-                                          { "memory", memory },         { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
+                                          { "model_random", model_random },
+                                          { "inspect", inspect },
+                                          { "gemm_rate", gemm_rate },
+                                          { "memory", memory },
+                                          { "decode_rate", decode_rate },
+                                          { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

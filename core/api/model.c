@@ -159,6 +159,11 @@ usl_status usl_generator_next(usl_generator *generator, int32_t *id) {
     return usli_generator_next(generator, id);
 }
 
+usl_status usl_model_decode_rate(usl_model *model, int rows, int64_t prompt, int64_t new_tokens, usl_decode_rate *out) {
+    USLI_NEED(model->ctx, out);
+    return usli_decode_rate(model, rows, prompt, new_tokens, out);
+}
+
 usl_status usl_model_gemm_rate(usl_model *model, double *flops) {
     return usli_model_gemm_rate(model, flops);
 }

@@ -28,10 +28,20 @@ typedef struct usl_generator {
     int *live;                                            /* rows still going, by number */
     int live_count;
     uint64_t offset; /* steps sampled: Philox counter */
+    struct {
+        void *work; /* a recorded step of what follows, or NULL */
+        bool seen, refused;
+        int rows, placing;
+        int64_t longest;
+    } graph;
 } session;
 
 static int32_t *on_device(const session *s, const int32_t *array) {
     return usli_twin_at(&s->numbers_twin, array);
+}
+
+static bool penalised(const session *s) {
+    return s->opts.repetition_penalty > 0 && s->opts.repetition_penalty != 1.0;
 }
 
 static usl_status check_ids(usl_model *m, const int32_t *ids, int64_t count) {
@@ -160,6 +170,13 @@ static usl_status take_memory(session *s, int64_t prompt_tokens) {
     return USL_OK;
 }
 
+/* Steps that differ in nothing else are cut alike and can be replayed; every backend counts so. */
+static int64_t bucket_of(const session *s, int64_t keys) {
+    int64_t bucket = 256;
+    while (bucket < keys) bucket *= 2;
+    return bucket < s->longest ? bucket : s->longest;
+}
+
 /* Fills the batch of the live rows: their whole prompts, or their last token. */
 static void fill(session *s, bool prompts, usli_batch *b) {
     int64_t t = 0, longest = 0;
@@ -179,6 +196,7 @@ static void fill(session *s, bool prompts, usli_batch *b) {
         if (have - first > longest) longest = have - first;
         if (have > s->cache.longest) s->cache.longest = have;
     }
+    s->cache.longest = bucket_of(s, s->cache.longest);
     s->cu[s->live_count] = (int32_t)t;
     *b = (usli_batch){ .tokens = t,
                        .rows = s->live_count,
@@ -190,8 +208,9 @@ static void fill(session *s, bool prompts, usli_batch *b) {
 
 static usl_status forward_and_sample(session *s, const usli_batch *b) {
     const usl_generate_opts *o = &s->opts;
-    bool penalty = o->repetition_penalty > 0 && o->repetition_penalty != 1.0;
+    bool penalty = penalised(s);
     float *logits;
+    s->arena.high = s->arena.low = 0;
     USLI_TRY(forward(&s->exec, s->m, b, &s->cache, on_device(s, s->last), s->live_count, &logits));
     usli_sample_args sample = { .rows = s->live_count,
                                 .cols = s->vocab,
@@ -207,9 +226,41 @@ static usl_status forward_and_sample(session *s, const usli_batch *b) {
                                 .seed = o->seed,
                                 .offset = s->offset_twin.device,
                                 .out = on_device(s, s->next) };
-    USLI_TRY(usli_op_sample(&s->exec, &sample, USLI_FORWARD));
-    s->arena.high = s->arena.low = 0;
-    return USL_OK;
+    return usli_op_sample(&s->exec, &sample, USLI_FORWARD);
+}
+
+/* What cannot be recorded (a device may refuse) runs plainly ever after. */
+static usl_status record(session *s, const usli_batch *b) {
+    const usli_backend *k = s->exec.backend;
+    if (!k->record(&s->exec)) {
+        s->graph.refused = true;
+        return USL_OK;
+    }
+    usl_status st = forward_and_sample(s, b);
+    void *work = k->recorded(&s->exec);
+    if (st == USL_OK) s->graph.work = work;
+    s->graph.refused = !s->graph.work;
+    return st == USL_ERR_DEVICE ? USL_OK : st;
+}
+
+/* A decode step of one shape is recorded when it comes for the second time: the first loads kernels, and many a text
+ * ends there. All that changes from step to step is in the device's memory. */
+static usl_status run_step(session *s, const usli_batch *b, bool prompts) {
+    const usli_backend *k = s->exec.backend;
+    if (prompts || !k->record || s->graph.refused) return forward_and_sample(s, b);
+    bool same = s->graph.seen && s->graph.rows == s->live_count && s->graph.longest == s->cache.longest &&
+                s->graph.placing == s->m->placing;
+    if (!same) {
+        k->forget(&s->exec, s->graph.work);
+        s->graph.work = NULL;
+        s->graph.seen = true;
+        s->graph.rows = s->live_count;
+        s->graph.longest = s->cache.longest;
+        s->graph.placing = s->m->placing;
+        return forward_and_sample(s, b);
+    }
+    if (!s->graph.work) USLI_TRY(record(s, b));
+    return s->graph.work ? k->replay(&s->exec, s->graph.work) : forward_and_sample(s, b);
 }
 
 /* The larger of the two kinds of step sizes the arena. */
@@ -241,6 +292,13 @@ static void collect_seen(session *s) {
     s->cu_seen[s->live_count] = (int32_t)n;
 }
 
+/* The ids that were seen, which stand last and may be many, are for the penalty alone. */
+static usl_status push_numbers(session *s) {
+    usli_twin t = s->numbers_twin;
+    if (!penalised(s)) t.bytes = (size_t)((char *)s->seen - (char *)s->numbers);
+    return usli_twin_push(&s->exec, &t);
+}
+
 static bool ends(const session *s, int32_t id) {
     const usl_generate_opts *o = &s->opts;
     int64_t count = o->stop_count >= 0 ? o->stop_count : s->m->config.eos_count;
@@ -255,10 +313,10 @@ static usl_status step(session *s, bool prompts) {
     usli_batch b;
     USLI_TRY(usli_checkpoint(s->ctx));
     fill(s, prompts, &b);
-    collect_seen(s);
-    USLI_TRY(usli_twin_push(&s->exec, &s->numbers_twin));
+    if (penalised(s)) collect_seen(s);
+    USLI_TRY(push_numbers(s));
     USLI_TRY(usli_twin_push(&s->exec, &s->offset_twin));
-    USLI_TRY(forward_and_sample(s, &b));
+    USLI_TRY(run_step(s, &b, prompts));
     USLI_TRY(
         s->exec.backend->copy_out(&s->exec, s->next, on_device(s, s->next), (size_t)s->live_count * sizeof *s->next));
     s->offset++;
@@ -376,6 +434,7 @@ void usli_generator_free(usl_generator *s) {
     usl_model *m = s->m;
     usl_ctx *ctx = s->ctx;
     for (int i = 0; s->out && i < s->rows; i++) usli_free(ctx, s->out[i].ids);
+    if (s->graph.work) s->exec.backend->forget(&s->exec, s->graph.work);
     usli_device_free(&s->exec, s->arena_base);
     usli_device_free(&s->exec, s->cache_base);
     usli_twin_close(&s->exec, &s->numbers_twin);

@@ -25,6 +25,8 @@ usl_status usli_generator_next(usl_generator *g, int32_t *id);
  * caller's; on failure nothing in it needs freeing. */
 usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, const usl_generate_opts *opts,
                          usli_generated *out);
+/* As usl_model_decode_rate (rate.c). */
+usl_status usli_decode_rate(usl_model *m, int rows, int64_t prompt, int64_t new_tokens, usl_decode_rate *out);
 /* (count, vocab) float32 into out, which the caller owns. */
 usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out);
 

@@ -76,6 +76,7 @@ static void attach(usl_model *m, usli_adapter *a) {
     }
     a->next = m->adapters;
     m->adapters = m->active = a;
+    m->placing++;
 }
 
 /* From the adapter that is active till now to a new one. */
@@ -211,11 +212,13 @@ usl_status usli_model_set_adapter(usl_model *m, const char *name) {
     USLI_TRY(usli_model_pull(m));
     if (!name) {
         m->active = NULL;
+        m->placing++;
         return USL_OK;
     }
     for (usli_adapter *a = m->adapters; a; a = a->next) {
         if (strcmp(a->name, name) != 0) continue;
         m->active = a;
+        m->placing++;
         return USL_OK;
     }
     return usli_fail(m->ctx, USL_ERR_NOT_FOUND, "the model has no adapter \"%s\"; load or add it first", name);

@@ -97,6 +97,7 @@ struct usl_model {
     void *placed, *tables;      /* the device's block of weights, and of NF4's tables; NULL where d is m */
     void *embed, *host_embed;   /* the embedding table's block, on the device or in host memory */
     size_t placed_bytes;
+    int placing;          /* counts the changes of where passes find what they read */
     bool device_newer;    /* trained values on the device have not been pulled yet */
     float *rope_divisors; /* (head_dim / 2) from a GGUF, or NULL */
     double rope_attention;

@@ -98,6 +98,7 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     w->d.scale = moved(w->m.scale, w->storage, m->host_embed);
     usli_device_free(&m->exec, m->embed);
     m->embed = NULL;
+    m->placing++;
     m->placed_bytes -= bytes;
     return USL_OK;
 }
@@ -141,6 +142,7 @@ size_t usli_model_cache_bytes(const usl_model *m) {
 
 void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
     char *at = base;
+    m->placing++;
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
             usli_weight *w = usli_model_weight(m, (usli_slot)s, l);

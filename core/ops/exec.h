@@ -45,6 +45,13 @@ typedef struct usli_backend {
      * work wait for the copies of a slot (below USLI_COPY_SLOTS). */
     usl_status (*copy_beside)(usli_exec *x, void *dst, const void *src, size_t bytes, int slot);
     usl_status (*await_copy)(usli_exec *x, int slot);
+    /* Work between record (true: it goes on) and recorded is kept, not run; replay runs it as often as wanted, on what
+     * its memory holds then. recorded answers NULL when the device would not keep it. All NULL: there is no such thing.
+     */
+    bool (*record)(usli_exec *x);
+    void *(*recorded)(usli_exec *x);
+    usl_status (*replay)(usli_exec *x, void *work);
+    void (*forget)(usli_exec *x, void *work); /* NULL is fine */
     /* Bytes in use on the device by everybody, and its size, as its driver counts them; total 0: there is none, plans
      * are made for it. NULL: host memory. */
     usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);

@@ -182,6 +182,13 @@ describe("unsloth-lua", function()
     assert.equals(0, code, err)
     assert.is_truthy(out:find("tokens/s", 1, true))
     assert.is_truthy(support.read(file):find('"tokens_per_second":', 1, true))
+    for _, method in ipairs { "qlora", "lora" } do
+      out, err, code = run("bench", "--shape", "tiny", "--method", method, "--decode", "5", "--prompt", "7", "--batch", "3", "--json", file)
+      assert.equals(0, code, err)
+      assert.is_truthy(tonumber(out:match "decode: ([%d.]+) tokens/s") > 0 and out:find("3 rows, 5 new tokens after 7", 1, true), out)
+      assert.is_truthy(tonumber(support.read(file):match '"weight_bytes":(%d+)') > 4 * 5 * 64 * 64 / 8)
+    end
+    fails("--decode", "bench", "--shape", "tiny", "--decode", "1")
     fails({ "tinny", "tiny" }, "bench", "--shape", "tinny")
   end)
 

@@ -7,7 +7,8 @@ local run = require "unsloth.cli.run"
 local unsloth = require "unsloth"
 
 local options = { { "steps", "N", "updates measured", 10, within = { 1, 1 << 20 } },
-  { "warmup", "N", "updates before", 2, within = { 0, 1 << 20 } }, { "json", "FILE", "also write the figures there" } }
+  { "warmup", "N", "updates before", 2, within = { 0, 1 << 20 } }, { "decode", "N", "no training: N new tokens a row, greedily, with --batch rows", within = { 2, 1 << 20 } },
+  { "prompt", "N", "tokens a row before them", 128, within = { 1, 1 << 24 } }, { "json", "FILE", "also write the figures there" } }
 for i, option in ipairs(run.options) do table.insert(options, i, option) end
 local o = args.parse(arg, { name = "bench", words = "[MODEL]",
   about = "Trains random weights of a shape (or a model) on random tokens and reports speed and memory.", options = options })
@@ -20,9 +21,38 @@ local function open_json(mode)
 end
 if o.json then open_json "a":close() end
 
+local RUNS = 3
 local started = core.clock()
+if o.decode then o.seq = math.max(o.seq, o.prompt + o.decode) end
 local model = run.model(o)
 local loaded = core.clock() - started
+
+local function write_json(figures)
+  if not o.json then return end
+  local file <close> = open_json "w"
+  file:write(unsloth.json.encode(figures), "\n")
+end
+
+local function bench_decode()
+  local rates = {}
+  for i = 1, RUNS do rates[i] = core.decode_rate(model, o.batch, o.prompt, o.decode) end
+  table.sort(rates, function(a, b) return a.step_seconds < b.step_seconds end)
+  local r = rates[(RUNS + 1) // 2]
+  local first = math.huge -- the first run's prompt also loads kernels and fills caches
+  for _, one in ipairs(rates) do first = math.min(first, one.first_seconds) end
+  local figures = { shape = o.shape or o[1], method = o.method, device = model:info().device, dtype = model:info().dtype, batch = o.batch,
+    prompt = o.prompt, new_tokens = o.decode, prompt_tokens_per_second = o.batch * o.prompt / first, tokens_per_second = o.batch / r.step_seconds,
+    weight_bytes = r.step_bytes, weight_bytes_per_second = r.step_bytes / r.step_seconds, copy_bytes_per_second = r.copy_rate,
+    memory = core.memory(model), load_seconds = loaded }
+  print(("decode: %.1f tokens/s, %.3f ms a step (median of %d runs, %d rows, %d new tokens after %d, %s, %s)"):format(figures.tokens_per_second,
+    1e3 * r.step_seconds, RUNS, o.batch, o.decode, o.prompt, o.method, figures.dtype))
+  print(("prompt: %.0f tokens/s, %.1f ms to the first token"):format(figures.prompt_tokens_per_second, 1e3 * first))
+  print(("a step reads %s of weights, %.0f GB/s; copies here run at %.0f GB/s"):format(progress.bytes(r.step_bytes),
+    figures.weight_bytes_per_second / 1e9, r.copy_rate / 1e9))
+  write_json(figures)
+end
+if o.decode then return bench_decode() end
+
 local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, o.warmup + o.steps), o.warmup + o.steps)
 local plan = trainer:plan()
 
@@ -52,7 +82,4 @@ print(("memory %s (%s), planned %s, %d of %d layers recomputed"):format(progress
   model:info().device == "cpu" and "peak, operating system" or "in use, the driver", progress.bytes(plan.total), plan.recomputed_layers, plan.layers))
 print(("matrix products alone run at %.0f GFLOP/s here; the step reaches %.0f%% of that"):format(gemm / 1e9, 100 * flops / gemm))
 print(("loss %.4f, gradient norm %.4f; weights made in %.1f s"):format(stats.loss, stats.grad_norm, loaded))
-if o.json then
-  local file <close> = open_json "w"
-  file:write(unsloth.json.encode(figures), "\n")
-end
+write_json(figures)
