@@ -7,7 +7,8 @@ local run = require "unsloth.cli.run"
 local unsloth = require "unsloth"
 
 local options = { { "steps", "N", "updates measured", 10, within = { 1, 1 << 20 } },
-  { "warmup", "N", "updates before", 2, within = { 0, 1 << 20 } }, { "decode", "N", "no training: N new tokens a row, greedily, with --batch rows", within = { 2, 1 << 20 } },
+  { "warmup", "N", "updates before", 2, within = { 0, 1 << 20 } },
+  { "decode", "N", "no training: N new tokens a row, greedily, with --batch rows", within = { 2, 1 << 20 } },
   { "prompt", "N", "tokens a row before them", 128, within = { 1, 1 << 24 } }, { "json", "FILE", "also write the figures there" } }
 for i, option in ipairs(run.options) do table.insert(options, i, option) end
 local o = args.parse(arg, { name = "bench", words = "[MODEL]",
