@@ -237,6 +237,7 @@ static inline void usli_j_leave(usli_jinja *j) {
     j->depth--;
 }
 void *usli_j_alloc(usli_jinja *j, size_t size); /* zeroed */
+void usli_j_free(usli_jinja *j); /* the arena */
 /* Room for need elements in an array of the arena. */
 void *usli_j_grow(usli_jinja *j, void *items, size_t *cap, size_t need, size_t size);
 

@@ -85,6 +85,13 @@ void *usli_j_grow(usli_jinja *j, void *items, size_t *cap, size_t need, size_t s
     return fresh;
 }
 
+void usli_j_free(usli_jinja *j) {
+    for (usli_jblock *b = j->blocks, *after; b; b = after) {
+        after = b->next;
+        usli_free(j->ctx, b);
+    }
+}
+
 /* ---- Makers ---- */
 
 usli_jval usli_j_none(void) {
@@ -229,7 +236,7 @@ const usli_jval *usli_jdict_get(usli_jinja *j, const usli_jdict *m, usli_jval ke
         uint32_t at = m->slots[slot_of(j, m, key)];
         return at ? &m->values[at - 1] : NULL;
     }
-    hash(j, key); /* raises for what cannot be a key */
+    if (key.type == J_SEQ || key.type == J_DICT) hash(j, key); /* raises for what cannot be a key */
     for (size_t i = 0; i < m->count; i++)
         if (usli_j_equal(j, m->keys[i], key)) return &m->values[i];
     return NULL;
