@@ -37,3 +37,9 @@ void usli_number_text(double v, char out[USLI_NUMBER_TEXT]) {
     }
     leave_c(c, old);
 }
+
+void usli_number_fixed(double v, int digits, char out[USLI_NUMBER_FIXED]) {
+    locale_t c, old = enter_c(&c);
+    snprintf(out, USLI_NUMBER_FIXED, "%.*f", digits, v);
+    leave_c(c, old);
+}

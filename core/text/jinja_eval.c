@@ -757,6 +757,7 @@ usl_status usli_jinja_render(usl_ctx *ctx, const char *name, const char *source,
     if (!j) return usli_nomem(ctx, sizeof *j);
     j->ctx = ctx;
     j->name = name;
+    usli_json_init(&j->reader, ctx, name, "", 0);
     j->limit = ((size_t)256 << 20) + (given < SIZE_MAX / 256 ? given * 64 : 0);
     usl_status st = guarded(j, &w);
     if (st == USL_OK) st = take(ctx, j, &w.out, out);
