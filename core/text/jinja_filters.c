@@ -510,6 +510,11 @@ CALL(slice) {
 
 /* ---- map, select and their kin ---- */
 
+/* What these filters go over: nothing for a false value, None among them. */
+static const usli_jseq *over(usli_jinja *j, usli_jval v) {
+    return usli_j_truth(j, v) ? usli_j_iterate(j, v) : usli_j_seq(j, J_LIST, 0).u.q;
+}
+
 /* The arguments behind the first n. */
 static usli_jargs behind(const usli_jargs *raw, size_t n) {
     usli_jargs args = *raw;
@@ -522,7 +527,7 @@ static usli_jargs behind(const usli_jargs *raw, size_t n) {
 /* map("filter", ...) or map(attribute="name", default=...) */
 CALL(map) {
     (void)a;
-    const usli_jseq *q = usli_j_iterate(j, self);
+    const usli_jseq *q = over(j, self);
     usli_jval out = usli_j_seq(j, J_GENERATOR, 0);
     const usli_jval *attribute = raw->count ? NULL : usli_jdict_find(j, &raw->named, "attribute");
     const usli_jval *otherwise = attribute ? usli_jdict_find(j, &raw->named, "default") : NULL;
@@ -540,7 +545,7 @@ CALL(map) {
 }
 
 static usli_jval sift(usli_jinja *j, usli_jval self, const usli_jargs *raw, bool by_attribute, bool keep) {
-    const usli_jseq *q = usli_j_iterate(j, self);
+    const usli_jseq *q = over(j, self);
     usli_jval out = usli_j_seq(j, J_GENERATOR, 0);
     size_t skip = by_attribute ? 1 : 0;
     if (raw->count < skip) usli_j_raise(j, "the filter misses the name of an attribute");
