@@ -213,6 +213,33 @@ USL_API int32_t usl_tokenizer_id(const usl_tokenizer *tok, const char *token, si
 USL_API const char *usl_tokenizer_token(const usl_tokenizer *tok, int32_t id, size_t *len);
 /* The model's own chat template (Jinja), NULL when it has none; borrowed. */
 USL_API const char *usl_tokenizer_chat_template(const usl_tokenizer *tok);
+/* Another one; what save writes follows. Not while another thread uses the tokenizer. */
+USL_API usl_status usl_tokenizer_set_chat_template(usl_ctx *ctx, usl_tokenizer *tok, const char *text);
+/* Another token for "bos", "eos", "pad" or "unk"; the same holds. */
+USL_API usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const char *which, int32_t id);
+
+/* Conversations to text, as transformers' apply_chat_template writes them. All JSON is 0-terminated text. */
+typedef struct usl_chat_opts {
+    size_t size;
+    int add_generation_prompt;  /* end with what begins the assistant's turn */
+    int continue_final_message; /* end where the last message does, without the mark of its end */
+    const char *tools;          /* JSON array of tools' schemas; NULL: none */
+    const char *documents;      /* JSON array; NULL: none */
+    const char *chat_template;  /* Jinja text, or the name of one of the tokenizer's templates; NULL: its own */
+    const char *variables;      /* JSON object of further variables (enable_thinking, date_string); NULL: none */
+} usl_chat_opts;
+#define USL_CHAT_OPTS_INIT \
+    { sizeof(usl_chat_opts), 0, 0, NULL, NULL, NULL, NULL }
+/* messages: a JSON array of { "role": ..., "content": ... }. *text is new: usl_free; 0-terminated, len without it. spans
+ * may be NULL; else *spans is new (usl_free): begin and end, in bytes, of each of the *span_count parts of the text that
+ * {% generation %} marks as the assistant's; NULL when there are none. What the template's raise_exception says is an
+ * error of USL_ERR_INVALID. opts may be NULL. */
+USL_API usl_status usl_tokenizer_apply_chat_template(usl_ctx *ctx, const usl_tokenizer *tok, const char *messages,
+                                                     const usl_chat_opts *opts, char **text, size_t *len, size_t **spans,
+                                                     size_t *span_count);
+/* Any chat template with any variables, a JSON object. */
+USL_API usl_status usl_chat_template_render(usl_ctx *ctx, const char *source, size_t source_len, const char *variables,
+                                            char **text, size_t *len);
 /* Writes tokenizer.json and tokenizer_config.json into a folder. */
 USL_API usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, const char *dir);
 

@@ -1,7 +1,7 @@
 /* usl_tokenizer_*: the handle is core/text's own. */
 #include <string.h>
 
-#include "core/text/tokenizer.h"
+#include "core/text/chat.h"
 
 usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out) {
     if (!out) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_open needs a place for the tokenizer");
@@ -45,11 +45,23 @@ int64_t usl_tokenizer_vocab_size(const usl_tokenizer *tok) {
     return usli_tokenizer_size(tok);
 }
 
-int32_t usl_tokenizer_special(const usl_tokenizer *tok, const char *which) {
+/* USLI_SPECIALS: there is none of that name. */
+static usli_special special_by_name(const char *which) {
     static const char *const NAMES[USLI_SPECIALS] = { "bos", "eos", "pad", "unk" };
-    for (int i = 0; i < USLI_SPECIALS; i++)
-        if (strcmp(which, NAMES[i]) == 0) return usli_tokenizer_special(tok, (usli_special)i);
-    return -1;
+    int i = 0;
+    while (i < USLI_SPECIALS && strcmp(which, NAMES[i]) != 0) i++;
+    return (usli_special)i;
+}
+
+int32_t usl_tokenizer_special(const usl_tokenizer *tok, const char *which) {
+    usli_special s = special_by_name(which);
+    return s < USLI_SPECIALS ? usli_tokenizer_special(tok, s) : -1;
+}
+
+usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const char *which, int32_t id) {
+    usli_special s = special_by_name(which);
+    if (s == USLI_SPECIALS) return usli_fail(ctx, USL_ERR_INVALID, "\"%s\" is none of bos, eos, pad and unk", which);
+    return usli_tokenizer_set_special(ctx, tok, s, id);
 }
 
 int32_t usl_tokenizer_id(const usl_tokenizer *tok, const char *token, size_t len) {
@@ -65,6 +77,44 @@ const char *usl_tokenizer_token(const usl_tokenizer *tok, int32_t id, size_t *le
 
 const char *usl_tokenizer_chat_template(const usl_tokenizer *tok) {
     return usli_tokenizer_chat_template(tok);
+}
+
+usl_status usl_tokenizer_set_chat_template(usl_ctx *ctx, usl_tokenizer *tok, const char *text) {
+    if (!text) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_set_chat_template needs a template");
+    return usli_tokenizer_set_chat_template(ctx, tok, text);
+}
+
+usl_status usl_tokenizer_apply_chat_template(usl_ctx *ctx, const usl_tokenizer *tok, const char *messages,
+                                             const usl_chat_opts *opts, char **text, size_t *len, size_t **spans,
+                                             size_t *span_count) {
+    usli_jinja_result r;
+    *text = NULL;
+    if (spans) *spans = NULL;
+    USLI_TRY(usli_chat_apply(ctx, tok, messages, opts, &r));
+    if (spans && r.span_count) {
+        *spans = usli_calloc(ctx, r.span_count, 2 * sizeof **spans);
+        if (!*spans) {
+            usli_jinja_result_free(ctx, &r);
+            return usli_nomem(ctx, r.span_count * 2 * sizeof **spans);
+        }
+        for (size_t i = 0; i < 2 * r.span_count; i++) (*spans)[i] = i % 2 ? r.spans[i / 2].end : r.spans[i / 2].begin;
+    }
+    if (span_count) *span_count = r.span_count;
+    if (len) *len = r.len;
+    *text = r.text;
+    usli_free(ctx, r.spans);
+    return USL_OK;
+}
+
+usl_status usl_chat_template_render(usl_ctx *ctx, const char *source, size_t source_len, const char *variables,
+                                    char **text, size_t *len) {
+    usli_jinja_result r;
+    *text = NULL;
+    USLI_TRY(usli_chat_render(ctx, source, source_len, variables, &r));
+    if (len) *len = r.len;
+    *text = r.text;
+    usli_free(ctx, r.spans);
+    return USL_OK;
 }
 
 usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, const char *dir) {

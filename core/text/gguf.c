@@ -164,6 +164,19 @@ static usl_status special_id(source *s, const char *key, int32_t fallback, int32
     return USL_OK;
 }
 
+/* tokenizer.chat_template.tool_use and the like, beside tokenizer.chat_template. */
+static usl_status named_templates(source *s) {
+    static const char PREFIX[] = "tokenizer.chat_template.";
+    for (uint64_t i = 0; i < s->file->kv_count; i++) {
+        const usli_gguf_kv *kv = &s->file->kv[i];
+        size_t n = sizeof PREFIX - 1;
+        if (kv->type != USLI_GGUF_STRING || strncmp(kv->key, PREFIX, n) != 0) continue;
+        USLI_TRY(usli_tokenizer_add_template(s->tok, kv->key + n, strlen(kv->key + n), kv->strings[0].data,
+                                             kv->strings[0].len));
+    }
+    return USL_OK;
+}
+
 static usl_status read_ends(source *s) {
     usli_tokenizer *tok = s->tok;
     bool spm = tok->model == USLI_MODEL_SPM;
@@ -177,6 +190,7 @@ static usl_status read_ends(source *s) {
     tok->adds_eos = usli_gguf_bool(s->file, KEY "add_eos_token", false) && tok->special[USLI_EOS] >= 0;
     if (tok->adds_bos) USLI_TRY(usli_ids_add(s->ctx, &tok->template_before, tok->special[USLI_BOS]));
     if (tok->adds_eos) USLI_TRY(usli_ids_add(s->ctx, &tok->template_after, tok->special[USLI_EOS]));
+    USLI_TRY(named_templates(s));
     usli_gguf_str chat = usli_gguf_string(s->file, "tokenizer.chat_template");
     if (!chat.data) return USL_OK;
     tok->chat_template = usli_strndup(s->ctx, chat.data, chat.len);

@@ -32,5 +32,7 @@ typedef struct usli_jinja_var {
  * raise_exception makes is USL_ERR_INVALID and holds its text; every other is USL_ERR_FORMAT; all name the line. */
 usl_status usli_jinja_render(usl_ctx *ctx, const char *name, const char *source, size_t len, const usli_jinja_var *vars,
                              size_t count, usli_jinja_result *out);
+/* Frees and empties what a result holds. */
+void usli_jinja_result_free(usl_ctx *ctx, usli_jinja_result *result);
 
 #endif

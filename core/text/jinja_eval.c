@@ -731,6 +731,12 @@ static usl_status guarded(usli_jinja *j, job *w) {
     return USL_OK;
 }
 
+void usli_jinja_result_free(usl_ctx *ctx, usli_jinja_result *result) {
+    usli_free(ctx, result->text);
+    usli_free(ctx, result->spans);
+    *result = (usli_jinja_result){ 0 };
+}
+
 static usl_status take(usl_ctx *ctx, const usli_jinja *j, const usli_jout *o, usli_jinja_result *out) {
     out->text = usli_strndup(ctx, o->len ? o->data : "", o->len);
     if (!out->text) return usli_nomem(ctx, o->len + 1);
@@ -738,8 +744,7 @@ static usl_status take(usl_ctx *ctx, const usli_jinja *j, const usli_jout *o, us
     if (!j->span_count) return USL_OK;
     out->spans = usli_malloc(ctx, j->span_count * sizeof *out->spans);
     if (!out->spans) {
-        usli_free(ctx, out->text);
-        *out = (usli_jinja_result){ 0 };
+        usli_jinja_result_free(ctx, out);
         return usli_nomem(ctx, j->span_count * sizeof *j->spans);
     }
     memcpy(out->spans, j->spans, j->span_count * sizeof *out->spans);

@@ -366,18 +366,24 @@ static void guess_special(usli_tokenizer *tok) {
         }
 }
 
+static usl_status keep_default(usl_ctx *ctx, usli_tokenizer *tok, const json_t *text) {
+    usli_free(ctx, tok->chat_template);
+    tok->chat_template = usli_strdup(ctx, json_string_value(text));
+    return tok->chat_template ? USL_OK : usli_nomem(ctx, json_string_length(text) + 1);
+}
+
+/* One template, or a list of them with names. Of a list the one called default counts, or an only one. */
 static usl_status keep_template(usl_ctx *ctx, usli_tokenizer *tok, const json_t *value) {
-    if (json_is_array(value)) {
-        const json_t *chosen = json_array_get(value, 0);
-        for (size_t i = 0; i < json_array_size(value); i++) {
-            const char *name = json_string_value(json_object_get(json_array_get(value, i), "name"));
-            if (name && strcmp(name, "default") == 0) chosen = json_array_get(value, i);
-        }
-        value = json_object_get(chosen, "template");
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        const json_t *one = json_array_get(value, i), *name = json_object_get(one, "name"),
+                     *text = json_object_get(one, "template");
+        if (!json_is_string(name) || !json_is_string(text)) continue;
+        USLI_TRY(usli_tokenizer_add_template(tok, json_string_value(name), json_string_length(name), json_string_value(text),
+                                             json_string_length(text)));
+        if (json_array_size(value) == 1 || strcmp(json_string_value(name), "default") == 0)
+            USLI_TRY(keep_default(ctx, tok, text));
     }
-    if (!json_is_string(value)) return USL_OK;
-    tok->chat_template = usli_strdup(ctx, json_string_value(value));
-    return tok->chat_template ? USL_OK : usli_nomem(ctx, json_string_length(value) + 1);
+    return json_is_string(value) ? keep_default(ctx, tok, value) : USL_OK;
 }
 
 static void read_adds(usli_tokenizer *tok, const json_t *config) {

@@ -269,6 +269,10 @@ usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wor
 /* ---- The whole
  * --------------------------------------------------------------------------------------------------------- */
 
+typedef struct usli_named_template {
+    char *name, *text;
+} usli_named_template;
+
 struct usl_tokenizer {
     usl_ctx *ctx;
     atomic_int refs;
@@ -290,7 +294,9 @@ struct usl_tokenizer {
     usli_ids template_before, template_after;
     int32_t special[USLI_SPECIALS];
     bool adds_bos, adds_eos;
-    char *chat_template;
+    char *chat_template;                /* the default; NULL: none */
+    usli_named_template *templates;     /* all that have names ("default", "tool_use") */
+    size_t template_count, template_cap;
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
@@ -302,6 +308,9 @@ struct usl_tokenizer {
 usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);
 /* Once the vocabulary, the added tokens and the steps stand: kinds, byte ids, the tables of added tokens. */
 usl_status usli_tokenizer_finish(usli_tokenizer *tok);
+/* Appends a named chat template; takes copies. */
+usl_status usli_tokenizer_add_template(usli_tokenizer *tok, const char *name, size_t name_len, const char *text,
+                                       size_t len);
 /* Registers an added token whose id is in the vocabulary. */
 usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags);
 

@@ -39,6 +39,11 @@ void usli_tokenizer_release(usli_tokenizer *tok) {
     usli_free(ctx, tok->template_before.items);
     usli_free(ctx, tok->template_after.items);
     usli_free(ctx, tok->chat_template);
+    for (size_t i = 0; i < tok->template_count; i++) {
+        usli_free(ctx, tok->templates[i].name);
+        usli_free(ctx, tok->templates[i].text);
+    }
+    usli_free(ctx, tok->templates);
     if (tok->source) usli_map_release(tok->source);
     usli_free(ctx, tok->config);
     usli_free(ctx, tok);
@@ -271,10 +276,6 @@ bool usli_tokenizer_token(const usli_tokenizer *tok, int32_t id, usli_token *out
 
 int32_t usli_tokenizer_special(const usli_tokenizer *tok, usli_special which) {
     return tok->special[which];
-}
-
-const char *usli_tokenizer_chat_template(const usli_tokenizer *tok) {
-    return tok->chat_template;
 }
 
 bool usli_tokenizer_adds_bos(const usli_tokenizer *tok) {

@@ -40,8 +40,7 @@ static void check_case(usl_ctx *ctx, const char *what, size_t line, const char *
         CHECK(st == USL_ERR_INVALID && error && strstr(usl_ctx_errmsg(ctx), error), "%s: line %zu: %s, want %s", what, line,
               st == USL_OK ? r.text : usl_ctx_errmsg(ctx), error ? error : "?");
     }
-    usli_free(ctx, r.text);
-    usli_free(ctx, r.spans);
+    usli_jinja_result_free(ctx, &r);
     for (int i = 0; i < 4; i++) usli_free(ctx, (void *)(uintptr_t)v[i].text);
 }
 
