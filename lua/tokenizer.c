@@ -120,6 +120,53 @@ static int tokenizer_save(lua_State *L) {
     return 0;
 }
 
+/* render_chat(messages, options): JSON text in, the conversation's text out */
+static int tokenizer_render_chat(lua_State *L) {
+    static const ulua_option LIST[] = {
+        { "add_generation_prompt", ULUA_BOOL, offsetof(usl_chat_opts, add_generation_prompt) },
+        { "continue_final_message", ULUA_BOOL, offsetof(usl_chat_opts, continue_final_message) },
+        { "tools", ULUA_STRING, offsetof(usl_chat_opts, tools) },
+        { "documents", ULUA_STRING, offsetof(usl_chat_opts, documents) },
+        { "chat_template", ULUA_STRING, offsetof(usl_chat_opts, chat_template) },
+        { "variables", ULUA_STRING, offsetof(usl_chat_opts, variables) },
+    };
+    const usl_tokenizer *tok = check_tokenizer(L, 1);
+    const char *messages = luaL_checkstring(L, 2);
+    usl_chat_opts opts = USL_CHAT_OPTS_INIT;
+    size_t len;
+    ulua_options(L, 3, "render_chat", LIST, sizeof LIST / sizeof *LIST, NULL, &opts);
+    void **text = ulua_adopt(L);
+    ULUA_TRY(L, usl_tokenizer_apply_chat_template(unsloth_lua_ctx(L), tok, messages, &opts, (char **)text, &len, NULL, NULL));
+    lua_pushlstring(L, *text, len);
+    return 1;
+}
+
+/* chat_template_render(template, variables as JSON text) -> text */
+static int chat_template_render(lua_State *L) {
+    size_t source_len, len;
+    const char *source = luaL_checklstring(L, 1, &source_len), *variables = luaL_optstring(L, 2, NULL);
+    void **text = ulua_adopt(L);
+    ULUA_TRY(L, usl_chat_template_render(unsloth_lua_ctx(L), source, source_len, variables, (char **)text, &len));
+    lua_pushlstring(L, *text, len);
+    return 1;
+}
+
+static int tokenizer_set_chat_template(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    ULUA_TRY(L, usl_tokenizer_set_chat_template(unsloth_lua_ctx(L), tok, luaL_checkstring(L, 2)));
+    return 0;
+}
+
+/* set_special("eos", id) */
+static int tokenizer_set_special(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    const char *which = luaL_checkstring(L, 2);
+    int64_t id = ulua_integer(L, 3, "set_special: the id");
+    if (id < 0 || id > INT32_MAX) return ulua_fail(L, USL_ERR_INVALID, "set_special: there is no such token id");
+    ULUA_TRY(L, usl_tokenizer_set_special(unsloth_lua_ctx(L), tok, which, (int32_t)id));
+    return 0;
+}
+
 static int tokenizer_len(lua_State *L) {
     lua_pushinteger(L, usl_tokenizer_vocab_size(check_tokenizer(L, 1)));
     return 1;
@@ -159,6 +206,9 @@ static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
                                     { "id_to_token", tokenizer_id_to_token },
                                     { "save_pretrained", tokenizer_save },
                                     { "text_stream", tokenizer_text_stream },
+                                    { "render_chat", tokenizer_render_chat },
+                                    { "set_chat_template", tokenizer_set_chat_template },
+                                    { "set_special", tokenizer_set_special },
                                     { NULL, NULL } };
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
@@ -173,4 +223,6 @@ void ulua_tokenizer_open(lua_State *L) {
     lua_setfield(L, -2, "Tokenizer");
     lua_pushcfunction(L, tokenizer_open);
     lua_setfield(L, -2, "tokenizer_open");
+    lua_pushcfunction(L, chat_template_render);
+    lua_setfield(L, -2, "chat_template_render");
 }

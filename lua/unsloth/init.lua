@@ -4,6 +4,7 @@
 ---     local model, tokenizer = unsloth.FastLanguageModel.from_pretrained { model_name = "model", load_in_4bit = true }
 local core = require "unsloth.core"
 local arguments = require "unsloth.arguments"
+local chat = require "unsloth.chat"
 local dataset = require "unsloth.dataset"
 local model = require "unsloth.model"
 local sft = require "unsloth.sft"
@@ -15,8 +16,8 @@ M.FastLanguageModel = model.FastLanguageModel
 M.FastModel = model.FastLanguageModel
 
 M.AutoTokenizer = tokenizer.AutoTokenizer
-M.get_chat_template = tokenizer.get_chat_template
-M.chat_template = tokenizer.chat_template
+M.get_chat_template = chat.get_chat_template
+M.chat_template = chat.chat_template
 
 M.load_dataset = dataset.load_dataset
 M.dataset_from_list = dataset.from_list

@@ -28,12 +28,6 @@ function M.AutoTokenizer.from_pretrained(path, opts)
   return core.tokenizer_open(path)
 end
 
-local TEMPLATES = "chat templates are not built in yet: write the prompt in map or formatting_func, as recipes/llama3_alpaca.lua does"
-
-function Tokenizer.apply_chat_template()
-  errors.unsupported(TEMPLATES)
-end
-
 --- The ids of one token or of several, as in transformers.
 function Tokenizer:convert_tokens_to_ids(tokens)
   if type(tokens) == "string" then return self:token_to_id(tokens) or self.unk_token_id end
@@ -56,11 +50,5 @@ function Tokenizer:encode_once(text)
   if bos and ids[1] == bos and ids[2] == bos then table.remove(ids, 1) end
   return ids
 end
-
-function M.get_chat_template()
-  errors.unsupported(TEMPLATES)
-end
-
-M.chat_template = { render = M.get_chat_template }
 
 return M

@@ -1,0 +1,162 @@
+--- Chat templates: apply_chat_template, get_chat_template, chat_template.render.
+local core = require "unsloth.core"
+local errors = require "unsloth.errors"
+local named = require "unsloth.templates"
+local options = require "unsloth.options"
+
+local M = {}
+local json = core.json
+local Tokenizer = core.Tokenizer
+
+-- ---- Applying -------------------------------------------------------------------------------------------------------
+
+local APPLY = {
+  tools = { "table" },
+  documents = { "table" },
+  chat_template = { "string" },
+  add_generation_prompt = { "boolean", default = false },
+  continue_final_message = { "boolean", default = false },
+  tokenize = { "boolean", default = true },
+  chat_template_kwargs = { "table" },
+  padding = { "boolean", refuse = "nothing is padded" },
+  truncation = { "boolean", refuse = "cut the ids yourself" },
+  return_dict = { "boolean", refuse = "the ids themselves are returned" },
+  return_tensors = { "string", refuse = "the ids are returned as a table" },
+  return_assistant_tokens_mask = { "boolean", refuse = "train_on_responses_only masks labels" },
+}
+
+local function encode(list)
+  if list == nil or list == false or list == json.null then return nil end
+  return json.encode(#list == 0 and json.array {} or list)
+end
+
+-- Options that are none of ours are variables of the template, as in transformers; one that the template does not name
+-- and that looks like an option is a slip.
+local function variables(o, opts, template)
+  local out, any = {}, false
+  for name, value in pairs(opts.chat_template_kwargs or {}) do out[name], any = value, true end
+  local known = {}
+  for name in pairs(APPLY) do known[#known + 1] = name end
+  table.sort(known)
+  for name, value in pairs(opts) do
+    if APPLY[name] then
+      o[name] = value
+    else
+      local nearest = core.nearest(tostring(name), known)
+      if nearest and not (template and template:find(name, 1, true)) then
+        errors.invalid('apply_chat_template does not know the option "%s": did you mean "%s"?', name, nearest)
+      end
+      out[name], any = value, true
+    end
+  end
+  return any and json.encode(out) or nil
+end
+
+local function render(self, messages, o, vars)
+  return self:render_chat(json.encode(#messages == 0 and json.array {} or messages), {
+    add_generation_prompt = o.add_generation_prompt, continue_final_message = o.continue_final_message,
+    tools = encode(o.tools), documents = encode(o.documents), chat_template = o.chat_template or nil, variables = vars })
+end
+
+--- The text of a conversation, or its ids: what the tokenizer's chat template (or the one given) makes of it. Options
+--- that are none of apply_chat_template's are variables of the template. Several conversations give a table of results.
+---
+---     local text = tok:apply_chat_template({ { role = "user", content = "Hi" } }, { tokenize = false, add_generation_prompt = true })
+function Tokenizer:apply_chat_template(messages, opts)
+  if type(messages) ~= "table" then
+    errors.invalid("apply_chat_template wants a table of messages, not %s", messages == nil and "nothing" or "a " .. type(messages))
+  end
+  if opts ~= nil and type(opts) ~= "table" then errors.invalid("apply_chat_template: the options are a table, not a %s", type(opts)) end
+  local o = {}
+  local vars = variables(o, opts or {}, opts and opts.chat_template or self.chat_template)
+  o = options.check("apply_chat_template", o, APPLY)
+  local function one(list)
+    local text = render(self, list, o, vars)
+    return o.tokenize and self:encode(text, { add_special_tokens = false }) or text
+  end
+  local first = messages[1]
+  if type(first) ~= "table" or first.role ~= nil or type(first[1]) ~= "table" then return one(messages) end
+  local out = {}
+  for i, list in ipairs(messages) do out[i] = one(list) end
+  return out
+end
+
+--- Renders any chat template with any variables; what its raise_exception says is raised.
+---
+---     unsloth.chat_template.render("{{ greeting }}, {{ names | join(' and ') }}", { greeting = "Hi", names = { "Ann", "Bob" } })
+local function render_template(template, vars)
+  if type(template) ~= "string" then errors.invalid("chat_template.render wants a template, not a %s", type(template)) end
+  return core.chat_template_render(template, json.encode(vars or json.object {}))
+end
+M.chat_template = { render = render_template }
+
+-- ---- Templates by name ----------------------------------------------------------------------------------------------
+
+local GET = {
+  chat_template = { "string|table", default = "chatml" },
+  mapping = { "table" },
+  map_eos_token = { "boolean", default = true },
+  system_message = { "string" },
+}
+
+-- `mapping` says under which names a data set keeps what a template calls role, content, user, assistant and system.
+local function mapped(template, mapping)
+  for _, name in ipairs { "role", "content", "user", "assistant", "system" } do
+    local other = mapping[name]
+    if other ~= nil and type(other) ~= "string" then errors.invalid("get_chat_template: mapping.%s must be a string", name) end
+    if other and other ~= name then
+      local quoted = "'" .. other:gsub("%%", "%%%%") .. "'"
+      template = template:gsub("'" .. name .. "'", quoted)
+      if name == "role" or name == "content" then template = template:gsub("message%." .. name .. "%f[%W]", "message[" .. quoted .. "]") end
+    end
+  end
+  return template
+end
+
+local function with_system(template, entry, message)
+  local at = entry and entry.system and template:find(entry.system, 1, true)
+  if not at then errors.invalid "get_chat_template: this template has no system message of its own to replace; put it in the messages" end
+  message = message:gsub("[\\']", "\\%0"):gsub("\n", "\\n")
+  return template:sub(1, at - 1) .. message .. template:sub(at + #entry.system)
+end
+
+-- The end of a turn becomes the token that ends generation, where the tokenizer has it as one.
+local function map_eos(tokenizer, stop)
+  if not stop or stop == "eos_token" then return end
+  local id = tokenizer:token_to_id(stop)
+  if id then
+    tokenizer:set_special("eos", id)
+  else
+    errors.note("the tokenizer has no token %s: the template writes it as text, and generation ends with %s", stop, tokenizer.eos_token or "none")
+  end
+end
+
+--- Gives a tokenizer a chat template by its name, or { template, end of a turn }. Returns the tokenizer.
+---
+---     tokenizer = unsloth.get_chat_template(tokenizer, "llama-3.1")
+---     tokenizer = unsloth.get_chat_template(tokenizer, { chat_template = "chatml", mapping = { role = "from", content = "value", user = "human", assistant = "gpt" } })
+function M.get_chat_template(tokenizer, opts, more)
+  local meta = debug.getmetatable(tokenizer)
+  if not meta or meta.__name ~= "unsloth.Tokenizer" then errors.invalid "get_chat_template wants a tokenizer first" end
+  if type(opts) == "string" or (type(opts) == "table" and opts[1]) then
+    local all = { chat_template = opts }
+    for name, value in pairs(more or {}) do all[name] = value end
+    opts = all
+  end
+  local o = options.check("get_chat_template", opts, GET)
+  local template, stop, entry
+  if type(o.chat_template) == "table" then
+    template, stop = o.chat_template[1], o.chat_template[2]
+    if type(template) ~= "string" then errors.invalid "get_chat_template: a template of your own is { text, end of a turn }" end
+  else
+    entry, template = named.get(o.chat_template)
+    stop = entry.stop
+  end
+  if o.mapping then template = mapped(template, o.mapping) end
+  if o.system_message then template = with_system(template, entry, o.system_message) end
+  tokenizer:set_chat_template(template)
+  if o.map_eos_token then map_eos(tokenizer, stop) end
+  return tokenizer
+end
+
+return M
