@@ -113,11 +113,18 @@ local function mapped(template, mapping)
   return template
 end
 
+-- The system message of conversations that bring none: the caller's, or the template's own.
 local function with_system(template, entry, message)
-  local at = entry and entry.system and template:find(entry.system, 1, true)
-  if not at then errors.invalid "get_chat_template: this template has no system message of its own to replace; put it in the messages" end
-  message = message:gsub("[\\']", "\\%0"):gsub("\n", "\\n")
-  return template:sub(1, at - 1) .. message .. template:sub(at + #entry.system)
+  local found
+  local text = message or entry and entry.system
+  if text then
+    local literal = text:gsub("[\\'\"]", "\\%0"):gsub("\r", "\\r"):gsub("\n", "\\n")
+    template, found = template:gsub("{system_message}", (literal:gsub("%%", "%%%%")))
+  end
+  if message and found == 0 then
+    errors.invalid "get_chat_template: this template has no system message of its own to replace; put it in the messages"
+  end
+  return template
 end
 
 -- The end of a turn becomes the token that ends generation, where the tokenizer has it as one.
@@ -153,7 +160,7 @@ function M.get_chat_template(tokenizer, opts, more)
     stop = entry.stop
   end
   if o.mapping then template = mapped(template, o.mapping) end
-  if o.system_message then template = with_system(template, entry, o.system_message) end
+  template = with_system(template, entry, o.system_message)
   tokenizer:set_chat_template(template)
   if o.map_eos_token then map_eos(tokenizer, stop) end
   return tokenizer

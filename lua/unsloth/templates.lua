@@ -1,42 +1,53 @@
 --- The chat templates that have names. Their texts lie in the folder templates/, one file each.
 ---   stop     the token that ends a turn ("eos_token": the tokenizer's own)
----   system   the default system message, which get_chat_template's system_message replaces
+---   system   the default system message: it stands where the text says {system_message}
 ---   file     another name's text
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 
 local M = {}
 
-local ALPACA_SYSTEM = "Below are some instructions that describe some tasks. Write responses that appropriately complete each request."
-local VICUNA_SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions."
+local IM_END, EOT, END_OF_TURN = "<|im_end|>", "<|eot_id|>", "<end_of_turn>"
 
 M.list = {
-  ["alpaca"] = { stop = "eos_token", system = ALPACA_SYSTEM },
-  ["chatml"] = { stop = "<|im_end|>" },
-  ["gemma"] = { stop = "<end_of_turn>" },
-  ["gemma-2"] = { stop = "<end_of_turn>" },
-  ["gemma-3"] = { stop = "<end_of_turn>" },
+  ["alpaca"] = { stop = "eos_token",
+    system = "Below are some instructions that describe some tasks. Write responses that appropriately complete each request." },
+  ["chatml"] = { stop = IM_END },
+  ["gemma"] = { stop = END_OF_TURN },
+  ["gemma2"] = { stop = END_OF_TURN, file = "gemma" },
+  ["gemma-3"] = { stop = END_OF_TURN },
+  ["lfm-2"] = { stop = IM_END },
   ["llama"] = { stop = "eos_token" },
-  ["llama-3"] = { stop = "<|eot_id|>" },
-  ["llama-3.1"] = { stop = "<|eot_id|>" },
-  ["llama-3.2"] = { stop = "<|eot_id|>", file = "llama-3.1" },
-  ["llama-3.3"] = { stop = "<|eot_id|>", file = "llama-3.1" },
+  ["llama-3"] = { stop = EOT },
+  ["llama-3.1"] = { stop = EOT, system = "" },
+  ["llama-3.2"] = { stop = EOT, system = "", file = "llama-3.1" },
+  ["llama-3.3"] = { stop = EOT, system = "", file = "llama-3.1" },
   ["mistral"] = { stop = "eos_token" },
   ["phi-3"] = { stop = "<|end|>" },
-  ["phi-3.5"] = { stop = "<|end|>", file = "phi-3" },
-  ["phi-4"] = { stop = "<|im_end|>" },
-  ["qwen-2.5"] = { stop = "<|im_end|>", system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant." },
-  ["qwen-3"] = { stop = "<|im_end|>" },
+  ["phi-4"] = { stop = IM_END },
+  ["qwen-2.5"] = { stop = IM_END, system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant." },
+  ["qwen-3"] = { stop = IM_END },
+  ["qwen3-instruct"] = { stop = IM_END },
+  ["qwen3-thinking"] = { stop = IM_END },
+  ["starling"] = { stop = "<|end_of_turn|>" },
   ["unsloth"] = { stop = "eos_token", system = "You are a helpful assistant to the user" },
-  ["vicuna"] = { stop = "eos_token", system = VICUNA_SYSTEM },
+  ["vicuna"] = { stop = "eos_token", system = "A chat between a curious user and an artificial intelligence assistant. "
+    .. "The assistant gives helpful, detailed, and polite answers to the user's questions." },
+  ["vicuna_old"] = { stop = "eos_token", system = "A chat between a curious human and an artificial intelligence assistant. "
+    .. "The assistant gives helpful, detailed, and polite answers to the human's questions." },
+  ["yi-chat"] = { stop = IM_END },
   ["zephyr"] = { stop = "eos_token" },
 }
 
 -- Other spellings that are in use.
 local ALIASES = {
-  ["llama3"] = "llama-3", ["llama-31"] = "llama-3.1", ["llama3.1"] = "llama-3.1", ["llama-32"] = "llama-3.2", ["llama3.2"] = "llama-3.2",
-  ["llama-33"] = "llama-3.3", ["llama3.3"] = "llama-3.3", ["gemma2"] = "gemma-2", ["gemma3"] = "gemma-3", ["phi-35"] = "phi-3.5",
-  ["qwen-25"] = "qwen-2.5", ["qwen25"] = "qwen-2.5", ["qwen2.5"] = "qwen-2.5", ["qwen3"] = "qwen-3", ["llama-2"] = "llama", ["llama2"] = "llama",
+  ["llama-2"] = "llama", ["llama2"] = "llama", ["llama3"] = "llama-3", ["llama-31"] = "llama-3.1", ["llama3.1"] = "llama-3.1",
+  ["llama-32"] = "llama-3.2", ["llama3.2"] = "llama-3.2", ["llama-33"] = "llama-3.3", ["llama3.3"] = "llama-3.3",
+  ["gemma-2"] = "gemma2", ["gemma3"] = "gemma-3", ["lfm-2.5"] = "lfm-2",
+  ["phi3"] = "phi-3", ["phi-35"] = "phi-3", ["phi-3.5"] = "phi-3", ["phi4"] = "phi-4",
+  ["qwen-25"] = "qwen-2.5", ["qwen25"] = "qwen-2.5", ["qwen2.5"] = "qwen-2.5", ["qwen3"] = "qwen-3",
+  ["qwen-2.5-coder"] = "qwen-2.5", ["qwen-25-coder"] = "qwen-2.5", ["qwen2.5-coder"] = "qwen-2.5", ["qwen25-coder"] = "qwen-2.5",
+  ["vicuna old"] = "vicuna_old",
 }
 
 local folder = debug.getinfo(1, "S").source:match "^@(.*)%.lua$" .. "/"
