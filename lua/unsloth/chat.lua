@@ -99,18 +99,39 @@ local GET = {
   system_message = { "string" },
 }
 
--- `mapping` says under which names a data set keeps what a template calls role, content, user, assistant and system.
+local function literal(text)
+  return (text:gsub("[\\'\"]", "\\%0"):gsub("\r", "\\r"):gsub("\n", "\\n"))
+end
+
+local MAPPED = [[
+{%- CONDITION %}
+    {%- set mapped = namespace(messages=[]) %}
+    {%- for message in messages %}
+        {%- set role = { ROLES }.get(message['ROLE'], message['ROLE']) %}
+        {%- set mapped.messages = mapped.messages + [dict(message, role=role, content=message['CONTENT'])] %}
+    {%- endfor %}
+    {%- set messages = mapped.messages %}
+{%- endif %}
+]]
+
+-- `mapping` says under which names a data set keeps what a template calls role, content, user, assistant and system: such
+-- messages are renamed before the template sees them. Those with the usual names stay as they are.
 local function mapped(template, mapping)
-  for _, name in ipairs { "role", "content", "user", "assistant", "system" } do
-    local other = mapping[name]
-    if other ~= nil and type(other) ~= "string" then errors.invalid("get_chat_template: mapping.%s must be a string", name) end
-    if other and other ~= name then
-      local quoted = "'" .. other:gsub("%%", "%%%%") .. "'"
-      template = template:gsub("'" .. name .. "'", quoted)
-      if name == "role" or name == "content" then template = template:gsub("message%." .. name .. "%f[%W]", "message[" .. quoted .. "]") end
+  local roles, keys = {}, { role = "role", content = "content" }
+  for name, other in pairs(mapping) do
+    if type(other) ~= "string" then errors.invalid("get_chat_template: mapping.%s must be a string", name) end
+    if keys[name] then
+      keys[name] = literal(other)
+    elseif name == "user" or name == "assistant" or name == "system" then
+      roles[#roles + 1] = ("'%s': '%s'"):format(literal(other), name)
+    else
+      errors.invalid("get_chat_template: mapping knows role, content, user, assistant and system, not %s", tostring(name))
     end
   end
-  return template
+  table.sort(roles)
+  local words = { CONDITION = keys.role == "role" and "if messages" or "if 'role' not in messages[0]", ROLES = table.concat(roles, ", "),
+    ROLE = keys.role, CONTENT = keys.content }
+  return MAPPED:gsub("%u%u%u%u+", words) .. template
 end
 
 -- The system message of conversations that bring none: the caller's, or the template's own.
@@ -118,8 +139,7 @@ local function with_system(template, entry, message)
   local found
   local text = message or entry and entry.system
   if text then
-    local literal = text:gsub("[\\'\"]", "\\%0"):gsub("\r", "\\r"):gsub("\n", "\\n")
-    template, found = template:gsub("{system_message}", (literal:gsub("%%", "%%%%")))
+    template, found = template:gsub("{system_message}", (literal(text):gsub("%%", "%%%%")))
   end
   if message and found == 0 then
     errors.invalid "get_chat_template: this template has no system message of its own to replace; put it in the messages"
@@ -141,7 +161,8 @@ end
 --- Gives a tokenizer a chat template by its name, or { template, end of a turn }. Returns the tokenizer.
 ---
 ---     tokenizer = unsloth.get_chat_template(tokenizer, "llama-3.1")
----     tokenizer = unsloth.get_chat_template(tokenizer, { chat_template = "chatml", mapping = { role = "from", content = "value", user = "human", assistant = "gpt" } })
+---     tokenizer = unsloth.get_chat_template(tokenizer, { chat_template = "chatml",
+---       mapping = { role = "from", content = "value", user = "human", assistant = "gpt" } })
 function M.get_chat_template(tokenizer, opts, more)
   local meta = debug.getmetatable(tokenizer)
   if not meta or meta.__name ~= "unsloth.Tokenizer" then errors.invalid "get_chat_template wants a tokenizer first" end
