@@ -71,6 +71,8 @@ static usli_jval attribute(usli_jinja *j, usli_jval v, usli_jval name) {
                                 usli_j_type_name(v));
     if (row) return method(j, row, v);
     if (v.type == J_LOOP) return loop_member(j, v.u.loop, name);
+    if (v.type == J_SEQ && v.u.q->group && usli_j_is_text(name, "grouper")) return v.u.q->items[0];
+    if (v.type == J_SEQ && v.u.q->group && usli_j_is_text(name, "list")) return v.u.q->items[1];
     const usli_jval *member = v.type == J_NAMESPACE ? usli_jdict_get(j, v.u.m, name) : NULL;
     return member ? *member : (usli_jval){ .type = J_ABSENT };
 }
@@ -291,7 +293,7 @@ static bool compare(usli_jinja *j, int op, usli_jval a, usli_jval b) {
 
 static void push_arg(usli_jinja *j, usli_jargs *args, usli_jval v) {
     usli_jval list = usli_j_seq(j, J_LIST, 0);
-    *list.u.q = (usli_jseq){ args->items, args->count, args->count, J_LIST, false };
+    *list.u.q = (usli_jseq){ args->items, args->count, args->count, J_LIST, false, false };
     usli_j_push(j, list, v);
     args->items = list.u.q->items;
     args->count = list.u.q->count;

@@ -353,10 +353,9 @@ static usli_jval order_key(usli_jinja *j, usli_jval item, usli_jval attribute, b
     return item.type == J_STR && !with_case ? usli_j_case(j, item, J_LOWER) : item;
 }
 
-/* Several attributes, with commas between them, are a tuple. */
+/* Attributes, with commas between several, are a tuple: two that are undefined are equal in one. */
 static usli_jval sort_key(usli_jinja *j, usli_jval item, usli_jval attribute, bool with_case) {
-    if (attribute.type != J_STR || !memchr(attribute.u.s->p, ',', attribute.u.s->n))
-        return order_key(j, item, attribute, with_case);
+    if (attribute.type != J_STR) return order_key(j, item, attribute, with_case);
     usli_jval key = usli_j_seq(j, J_TUPLE, 0);
     const usli_jstr *s = attribute.u.s;
     for (size_t at = 0; at <= s->n;) {
@@ -469,6 +468,7 @@ CALL(groupby) {
             usli_jval pair = usli_j_seq(j, J_TUPLE, 2), name = walk(j, all.u.q->items[i], a[0]);
             usli_j_push(j, pair, name.type == J_UNDEFINED && a[1].type != J_ABSENT ? a[1] : name);
             usli_j_push(j, pair, usli_j_seq(j, J_LIST, 0));
+            pair.u.q->group = true;
             usli_j_push(j, out, pair);
         }
         usli_j_push(j, out.u.q->items[out.u.q->count - 1].u.q->items[1], all.u.q->items[i]);

@@ -65,6 +65,7 @@ struct usli_jseq {
     size_t count, cap;
     usli_jflavour flavour;
     bool spent; /* a generator gives its items once */
+    bool group; /* a pair that groupby made: (grouper, list) */
 };
 
 /* Keys in the order of their coming. Small ones are searched one by one. */

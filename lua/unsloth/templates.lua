@@ -40,7 +40,7 @@ M.list = {
 }
 
 -- Other spellings that are in use.
-local ALIASES = {
+M.aliases = {
   ["llama-2"] = "llama", ["llama2"] = "llama", ["llama3"] = "llama-3", ["llama-31"] = "llama-3.1", ["llama3.1"] = "llama-3.1",
   ["llama-32"] = "llama-3.2", ["llama3.2"] = "llama-3.2", ["llama-33"] = "llama-3.3", ["llama3.3"] = "llama-3.3",
   ["gemma-2"] = "gemma2", ["gemma3"] = "gemma-3", ["lfm-2.5"] = "lfm-2",
@@ -54,7 +54,7 @@ local folder = debug.getinfo(1, "S").source:match "^@(.*)%.lua$" .. "/"
 
 --- The entry and the text of a name.
 function M.get(name)
-  local key = ALIASES[name] or name
+  local key = M.aliases[name] or name
   local entry = M.list[key]
   if not entry then
     local names = {}

@@ -202,11 +202,6 @@ describe("the contract", function()
     support.fails(nil, "gate_proj", FastLanguageModel.from_pretrained, { model_name = wrong })
   end)
 
-  it("says what chat templates need", function()
-    support.fails("USL_ERR_UNSUPPORTED", "map", tokenizer.apply_chat_template, tokenizer, {}, {})
-    support.fails("USL_ERR_UNSUPPORTED", "map", unsloth.get_chat_template, tokenizer, "llama-3")
-  end)
-
   it("survives any order of collection", function()
     for _ = 1, 3 do
       local m, tok = support.open(dir)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Compares the templates that core/text renders with those that transformers renders.
 
-    test_chat_templates.py [--program build/unsloth-lua] [--shared ../shared] [--unsloth DIR] [--rounds N]
+    test_chat_torch.py [--program build/unsloth-lua] [--shared ../shared] [--unsloth DIR] [--rounds N]
 
 Published templates and their cases lie in --shared; messages made at random go through the same templates and through
 the named ones. With --unsloth (the folder of an installed unsloth package) each named template of ours must write what
-the one of that name writes there. Needs transformers and jinja2."""
+the one of that name writes there. Needs transformers (and with it jinja2)."""
 import argparse
 import ast
 import gzip

@@ -1,0 +1,126 @@
+-- Chat templates from Lua: rendering, applying, templates by name.
+local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local templates = require "unsloth.templates"
+local unsloth = require "unsloth"
+
+local render = unsloth.chat_template.render
+local TALK = { { role = "user", content = "Hi" }, { role = "assistant", content = "Yo" }, { role = "user", content = "Bye" } }
+
+describe("a chat template", function()
+  local dir, tok
+
+  before_each(function()
+    dir = support.temp_dir()
+    support.write(dir .. "/tokenizer.json", support.tokenizer_json())
+    support.write(dir .. "/tokenizer_config.json", unsloth.json.encode { bos_token = "<s>", eos_token = "</s>", pad_token = "<pad>" })
+    tok = unsloth.AutoTokenizer.from_pretrained(dir)
+  end)
+  after_each(function() support.remove(dir) end)
+
+  it("renders with Lua's values", function()
+    assert.equals("Hi, Ann and Bob", render("{{ greeting }}, {{ names | join(' and ') }}", { greeting = "Hi", names = { "Ann", "Bob" } }))
+    assert.equals("None False True", render("{{ n }} {{ f }} {{ u is undefined }}", { n = unsloth.json.null, f = false }))
+    assert.equals("1 1.0", render("{{ i }} {{ x }}", { i = 1, x = 1.0 }))
+    assert.equals("", render "")
+    support.fails("USL_ERR_INVALID", "not today", render, "{{ raise_exception('not today') }}")
+    support.fails("USL_ERR_FORMAT", "line 2", render, "a\n{{ 1 / 0 }}")
+    support.fails("USL_ERR_INVALID", "template", render, 5)
+  end)
+
+  it("turns messages into text or ids", function()
+    unsloth.get_chat_template(tok, "zephyr")
+    local text = tok:apply_chat_template(TALK, { tokenize = false, add_generation_prompt = true })
+    assert.equals("<|user|>\nHi</s>\n<|assistant|>\nYo</s>\n<|user|>\nBye</s>\n<|assistant|>\n", text)
+    assert.same(tok:encode(text, { add_special_tokens = false }), tok:apply_chat_template(TALK, { add_generation_prompt = true }))
+    assert.same({ text, text }, tok:apply_chat_template({ TALK, TALK }, { tokenize = false, add_generation_prompt = true }))
+    assert.equals("3!", tok:apply_chat_template(TALK, { tokenize = false, mark = "!", chat_template = "{{ messages | length }}{{ mark }}" }))
+    assert.equals('[{"name": "f"}]2', tok:apply_chat_template(TALK, { tokenize = false, tools = { { name = "f" } },
+      documents = { { title = "a" }, { title = "b" } }, chat_template = "{{ tools | tojson }}{{ documents | length }}" }))
+    assert.equals("<|user|>\nHi</s>\n<|assistant|>\nYo", tok:apply_chat_template({ TALK[1], TALK[2] }, { tokenize = false, continue_final_message = true }))
+    support.fails("USL_ERR_INVALID", "add_generation_prompt", tok.apply_chat_template, tok, TALK, { add_generation_promt = true })
+    support.fails("USL_ERR_INVALID", "messages", tok.apply_chat_template, tok)
+  end)
+
+  it("is asked for where there is none", function()
+    support.fails("USL_ERR_INVALID", "get_chat_template", tok.apply_chat_template, tok, TALK, { tokenize = false })
+    support.fails("USL_ERR_INVALID", 'did you mean "llama-3.1"', unsloth.get_chat_template, tok, "llama-3.11")
+    support.fails("USL_ERR_INVALID", "tokenizer", unsloth.get_chat_template, {}, "chatml")
+  end)
+
+  it("exists under each name, and reads each conversation", function()
+    for name in pairs(templates.list) do
+      unsloth.get_chat_template(tok, { chat_template = name, map_eos_token = false })
+      local text = tok:apply_chat_template(TALK, { tokenize = false, add_generation_prompt = true })
+      for _, message in ipairs(TALK) do assert.is_truthy(text:find(message.content, 1, true), name) end
+      assert.is_nil(text:find("{system_message}", 1, true), name)
+    end
+    for alias, name in pairs(templates.aliases) do assert.is_truthy(templates.list[name], alias) end
+  end)
+
+  it("takes a system message of the caller's", function()
+    unsloth.get_chat_template(tok, { chat_template = "vicuna", system_message = "It's \\ 100%\n\"so\"" })
+    assert.equals("<s>It's \\ 100%\n\"so\" USER: Hi ", tok:apply_chat_template({ TALK[1] }, { tokenize = false }))
+    unsloth.get_chat_template(tok, { chat_template = { "{{ '{system_message}' }}|{{ messages[0].content }}", "</s>" }, system_message = "S" })
+    assert.equals("S|Hi", tok:apply_chat_template(TALK, { tokenize = false }))
+    support.fails("USL_ERR_INVALID", "system message", unsloth.get_chat_template, tok, { chat_template = "zephyr", system_message = "x" })
+  end)
+
+  it("reads a data set's own names", function()
+    local usual = unsloth.get_chat_template(tok, "zephyr"):apply_chat_template(TALK, { tokenize = false })
+    local mapping = { role = "from", content = "value", user = "human", assistant = "gpt" }
+    unsloth.get_chat_template(tok, { chat_template = "zephyr", mapping = mapping })
+    local rows = { { from = "human", value = "Hi" }, { from = "gpt", value = "Yo" }, { from = "human", value = "Bye" } }
+    assert.equals(usual, tok:apply_chat_template(rows, { tokenize = false }))
+    assert.equals(usual, tok:apply_chat_template(TALK, { tokenize = false }))
+    unsloth.get_chat_template(tok, { chat_template = "zephyr", mapping = { user = "it's me" } })
+    assert.equals("<|user|>\nx</s>\n", tok:apply_chat_template({ { role = "it's me", content = "x" } }, { tokenize = false }))
+    support.fails("USL_ERR_INVALID", "speaker", unsloth.get_chat_template, tok, { chat_template = "zephyr", mapping = { speaker = "x" } })
+  end)
+
+  it("makes the end of a turn the end of the text", function()
+    unsloth.get_chat_template(tok, { chat_template = { "{{ messages }}", "<pad>" } })
+    assert.equals("<pad>", tok.eos_token)
+    unsloth.get_chat_template(tok, { chat_template = { "{{ messages }}", "</s>" }, map_eos_token = false })
+    assert.equals("<pad>", tok.eos_token)
+  end)
+
+  it("is saved with the tokenizer", function()
+    unsloth.get_chat_template(tok, "llama-3")
+    local other = support.temp_dir()
+    tok:save_pretrained(other)
+    local again = unsloth.AutoTokenizer.from_pretrained(other)
+    assert.equals(tok.chat_template, again.chat_template)
+    assert.equals(support.read(other .. "/chat_template.jinja"), tok.chat_template)
+    support.remove(other)
+  end)
+
+  it("goes into a GGUF", function()
+    local folder = support.tiny_folder()
+    local model <close>, own = support.open(folder)
+    unsloth.get_chat_template(own, "zephyr")
+    model:save_pretrained_gguf(folder .. "/gguf", own, { quantization_method = "f16" })
+    local path = support.shell("ls %s/gguf/*.gguf", folder):match "%S+"
+    assert.equals(own.chat_template, unsloth.AutoTokenizer.from_pretrained(path).chat_template)
+    support.remove(folder)
+  end)
+
+  for _, name in ipairs { "qwen3", "llama3_1", "deepseek_v3" } do
+    support.it_with("data/tokenizers/" .. name, "is the tokenizer's own: " .. name, function(path)
+      local config = unsloth.json.decode(support.read(path .. "/tokenizer_config.json"))
+      local count = 0
+      for _, case in ipairs(support.json_lines(path .. "/chat_cases.jsonl")) do
+        local vars = { messages = case.messages, add_generation_prompt = case.add_generation_prompt, tools = case.tools or unsloth.json.null }
+        for key, value in pairs(case.vars) do vars[key] = value end
+        local ok, text = pcall(render, config.chat_template, vars)
+        if case.rendered and case.rendered ~= unsloth.json.null then
+          assert.equals(case.rendered, text)
+        else
+          assert.is_false(ok)
+          assert.is_truthy(tostring(text):find(case.error, 1, true))
+        end
+        count = count + 1
+      end
+      assert.is_true(count > 10)
+    end)
+  end
+end)
