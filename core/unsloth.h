@@ -230,13 +230,14 @@ typedef struct usl_chat_opts {
 } usl_chat_opts;
 #define USL_CHAT_OPTS_INIT \
     { sizeof(usl_chat_opts), 0, 0, NULL, NULL, NULL, NULL }
-/* messages: a JSON array of { "role": ..., "content": ... }. *text is new: usl_free; 0-terminated, len without it. spans
- * may be NULL; else *spans is new (usl_free): begin and end, in bytes, of each of the *span_count parts of the text that
+/* messages: a JSON array of { "role": ..., "content": ... }. *text is new: usl_free; 0-terminated, len without it.
+ * spans may be NULL; else *spans is new (usl_free): begin and end, in bytes, of each of the *span_count parts of the
+ * text that
  * {% generation %} marks as the assistant's; NULL when there are none. What the template's raise_exception says is an
  * error of USL_ERR_INVALID. opts may be NULL. */
 USL_API usl_status usl_tokenizer_apply_chat_template(usl_ctx *ctx, const usl_tokenizer *tok, const char *messages,
-                                                     const usl_chat_opts *opts, char **text, size_t *len, size_t **spans,
-                                                     size_t *span_count);
+                                                     const usl_chat_opts *opts, char **text, size_t *len,
+                                                     size_t **spans, size_t *span_count);
 /* Any chat template with any variables, a JSON object. */
 USL_API usl_status usl_chat_template_render(usl_ctx *ctx, const char *source, size_t source_len, const char *variables,
                                             char **text, size_t *len);

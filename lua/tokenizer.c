@@ -136,7 +136,8 @@ static int tokenizer_render_chat(lua_State *L) {
     size_t len;
     ulua_options(L, 3, "render_chat", LIST, sizeof LIST / sizeof *LIST, NULL, &opts);
     void **text = ulua_adopt(L);
-    ULUA_TRY(L, usl_tokenizer_apply_chat_template(unsloth_lua_ctx(L), tok, messages, &opts, (char **)text, &len, NULL, NULL));
+    ULUA_TRY(L, usl_tokenizer_apply_chat_template(unsloth_lua_ctx(L), tok, messages, &opts, (char **)text, &len, NULL,
+                                                  NULL));
     lua_pushlstring(L, *text, len);
     return 1;
 }
@@ -200,16 +201,13 @@ static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
     return template != NULL;
 }
 
-static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
-                                    { "decode", tokenizer_decode },
-                                    { "token_to_id", tokenizer_token_to_id },
-                                    { "id_to_token", tokenizer_id_to_token },
-                                    { "save_pretrained", tokenizer_save },
-                                    { "text_stream", tokenizer_text_stream },
-                                    { "render_chat", tokenizer_render_chat },
-                                    { "set_chat_template", tokenizer_set_chat_template },
-                                    { "set_special", tokenizer_set_special },
-                                    { NULL, NULL } };
+static const luaL_Reg METHODS[] = {
+    { "encode", tokenizer_encode },           { "decode", tokenizer_decode },
+    { "token_to_id", tokenizer_token_to_id }, { "id_to_token", tokenizer_id_to_token },
+    { "save_pretrained", tokenizer_save },    { "text_stream", tokenizer_text_stream },
+    { "render_chat", tokenizer_render_chat }, { "set_chat_template", tokenizer_set_chat_template },
+    { "set_special", tokenizer_set_special }, { NULL, NULL }
+};
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
 

@@ -19,12 +19,13 @@ static bool isspace_c(char c) {
 static usl_status no_default(usl_ctx *ctx, const usli_tokenizer *tok) {
     char names[500] = "";
     if (!tok->template_count)
-        return usli_fail(ctx, USL_ERR_INVALID,
-                         "the tokenizer has no chat template; give one as chat_template, or by unsloth.get_chat_template");
+        return usli_fail(
+            ctx, USL_ERR_INVALID,
+            "the tokenizer has no chat template; give one as chat_template, or by unsloth.get_chat_template");
     for (size_t i = 0, n = 0; i < tok->template_count && n < sizeof names - 1; i++)
         n += (size_t)snprintf(names + n, sizeof names - n, "%s%.60s", i ? ", " : "", tok->templates[i].name);
-    return usli_fail(ctx, USL_ERR_INVALID, "the tokenizer has several chat templates and none is the default; choose one of %s",
-                     names);
+    return usli_fail(ctx, USL_ERR_INVALID,
+                     "the tokenizer has several chat templates and none is the default; choose one of %s", names);
 }
 
 static usl_status choose(usl_ctx *ctx, const usli_tokenizer *tok, const usl_chat_opts *o, const char **out) {
@@ -66,7 +67,8 @@ static usl_status alias_reasoning(usl_ctx *ctx, json_t *messages, bool *changed)
     return USL_OK;
 }
 
-/* The text that a message ends with: its content, or the last part of it that has text. The holder is where it stands. */
+/* The text that a message ends with: its content, or the last part of it that has text. The holder is where it stands.
+ */
 static json_t *final_text(json_t *message, json_t **holder, const char **key) {
     json_t *content = json_object_get(message, "content");
     *holder = message;
@@ -86,7 +88,8 @@ static usl_status mark_final(usl_ctx *ctx, json_t *messages, char **final) {
     const char *key;
     const json_t *text = message ? final_text(message, &holder, &key) : NULL;
     if (!json_is_string(text))
-        return usli_fail(ctx, USL_ERR_INVALID, "continue_final_message: there is no final message whose content is a text");
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "continue_final_message: there is no final message whose content is a text");
     size_t len = json_string_length(text);
     char *longer = usli_malloc(ctx, len + sizeof MARK);
     *final = usli_strndup(ctx, json_string_value(text), len);
@@ -194,7 +197,8 @@ done:
     return st;
 }
 
-usl_status usli_chat_render(usl_ctx *ctx, const char *source, size_t len, const char *variables, usli_jinja_result *out) {
+usl_status usli_chat_render(usl_ctx *ctx, const char *source, size_t len, const char *variables,
+                            usli_jinja_result *out) {
     usli_jinja_var v = json_var("variables", variables ? variables : "{}");
     v.kind = USLI_JINJA_FIELDS;
     return usli_jinja_render(ctx, NAME, source, len, &v, 1, out);

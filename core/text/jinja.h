@@ -25,7 +25,11 @@ typedef struct usli_jinja_var {
     const char *name;
     const char *text;
     size_t len;
-    enum { USLI_JINJA_JSON, USLI_JINJA_TEXT, USLI_JINJA_FIELDS } kind; /* FIELDS: an object whose members are variables */
+    enum {
+        USLI_JINJA_JSON,
+        USLI_JINJA_TEXT,
+        USLI_JINJA_FIELDS
+    } kind; /* FIELDS: an object whose members are variables */
 } usli_jinja_var;
 
 /* Later variables win over earlier ones of the same name. name: for errors ("chat template"). An error that

@@ -80,9 +80,11 @@ static const char *long_case(int32_t code, bool upper, bool title) {
     static const struct {
         int32_t code;
         const char *upper, *title;
-    } LIST[] = { { 0xDF, "SS", "Ss" },     { 0x149, "\xCA\xBCN", "\xCA\xBCN" }, { 0xFB00, "FF", "Ff" },
-                 { 0xFB01, "FI", "Fi" },   { 0xFB02, "FL", "Fl" },              { 0xFB03, "FFI", "Ffi" },
-                 { 0xFB04, "FFL", "Ffl" }, { 0xFB05, "ST", "St" },              { 0xFB06, "ST", "St" } };
+    } LIST[] = { { 0xDF, "SS", "Ss" },     { 0x149, "\xCA\xBCN", "\xCA\xBCN" },
+                 { 0xFB00, "FF", "Ff" },   { 0xFB01, "FI", "Fi" },
+                 { 0xFB02, "FL", "Fl" },   { 0xFB03, "FFI", "Ffi" },
+                 { 0xFB04, "FFL", "Ffl" }, { 0xFB05, "ST", "St" },
+                 { 0xFB06, "ST", "St" } };
     if (code == 0x130 && !upper && !title) return "i\xCC\x87";
     for (size_t i = 0; i < sizeof LIST / sizeof *LIST && (upper || title); i++)
         if (LIST[i].code == code) return title ? LIST[i].title : LIST[i].upper;
@@ -133,7 +135,8 @@ static bool in_set(const usli_jstr *set, const char *p, size_t n) {
 
 usli_jval usli_j_strip(usli_jinja *j, usli_jval text, usli_jval chars, bool left, bool right) {
     const usli_jstr *s = text.u.s;
-    const usli_jstr *set = chars.type == J_ABSENT || chars.type == J_NONE ? NULL : usli_j_want_str(j, chars, "strip: the characters");
+    const usli_jstr *set =
+        chars.type == J_ABSENT || chars.type == J_NONE ? NULL : usli_j_want_str(j, chars, "strip: the characters");
     size_t start = 0, end = s->n;
     usli_j_step(j, (s->n >> 6) + (set ? set->n >> 4 : 0));
     while (left && start < end) {
@@ -218,9 +221,11 @@ static usli_jval number_text(formatter *f, char kind, int precision, bool plus, 
     char text[USLI_NUMBER_FIXED + 1] = "+";
     char *at = plus ? text + 1 : text;
     usli_j_defined(f->j, v);
-    if (!usli_j_is_number(v)) usli_j_raise(f->j, "%%%c format: a real number is required, not %s", kind, usli_j_type_name(v));
+    if (!usli_j_is_number(v))
+        usli_j_raise(f->j, "%%%c format: a real number is required, not %s", kind, usli_j_type_name(v));
     double d = usli_j_number(v);
-    if (kind != 'f' && v.type == J_FLOAT && !(fabs(d) < 9e18)) usli_j_raise(f->j, "%%%c format: the number is too large", kind);
+    if (kind != 'f' && v.type == J_FLOAT && !(fabs(d) < 9e18))
+        usli_j_raise(f->j, "%%%c format: the number is too large", kind);
     long long i = v.type == J_FLOAT ? (long long)d : (long long)usli_j_want_int(f->j, v, "");
     if (kind == 'f') {
         if (!(fabs(d) < 1e60) || precision > 60) usli_j_raise(f->j, "%%f format: the number is too long");

@@ -136,7 +136,8 @@ static int64_t clamp(int64_t i, int64_t n, int64_t low, int64_t high) {
 
 static usli_jval slice(usli_jinja *j, usli_jenv *e, usli_jval v, const usli_jnode *n) {
     if (v.type == J_UNDEFINED) usli_j_defined(j, v);
-    if (v.type != J_STR && (v.type != J_SEQ || v.u.q->flavour > J_RANGE)) return no_member(j, v, usli_j_cstr(j, "slice"));
+    if (v.type != J_STR && (v.type != J_SEQ || v.u.q->flavour > J_RANGE))
+        return no_member(j, v, usli_j_cstr(j, "slice"));
     const usli_jseq *q = usli_j_iterate(j, v);
     int64_t count = (int64_t)q->count, step = slice_part(j, e, n->c, 1), edge = step < 0 ? -1 : 0;
     if (step == 0) usli_j_raise(j, "slice step cannot be zero");
@@ -341,11 +342,14 @@ static void bind(usli_jinja *j, const usli_jrow *row, const usli_jargs *args, us
         p += n + optional;
         if (*p == ',') p++;
     }
-    if (args->count > count) usli_j_raise(j, "%s%s() takes at most %zu arguments, not %zu", what, row->name, count, args->count);
-    if (named < args->named.count) usli_j_raise(j, "%s%s() got an argument whose name it does not know", what, row->name);
+    if (args->count > count)
+        usli_j_raise(j, "%s%s() takes at most %zu arguments, not %zu", what, row->name, count, args->count);
+    if (named < args->named.count)
+        usli_j_raise(j, "%s%s() got an argument whose name it does not know", what, row->name);
 }
 
-usli_jval usli_j_call_row(usli_jinja *j, const usli_jrow *row, usli_jval self, const usli_jargs *args, const char *what) {
+usli_jval usli_j_call_row(usli_jinja *j, const usli_jrow *row, usli_jval self, const usli_jargs *args,
+                          const char *what) {
     usli_jval slots[J_MAX_PARAMS];
     usli_j_step(j, 1);
     if (strcmp(row->params, "*") != 0) bind(j, row, args, slots, what);
@@ -403,7 +407,8 @@ static flow loop_over(usli_jinja *j, usli_jenv *e, const usli_jnode *n, usli_jva
 usli_jval usli_j_call(usli_jinja *j, usli_jval f, const usli_jargs *args) {
     usli_j_defined(j, f);
     if (f.type == J_LOOP) {
-        if (!f.u.loop->node->op) usli_j_raise(j, "the loop is not recursive: write 'recursive' behind what it goes over");
+        if (!f.u.loop->node->op)
+            usli_j_raise(j, "the loop is not recursive: write 'recursive' behind what it goes over");
         if (args->count != 1) usli_j_raise(j, "loop() takes one argument");
         usli_jout o = { 0 };
         usli_j_enter(j);
@@ -455,7 +460,8 @@ static usli_jval eval_compare(usli_jinja *j, usli_jenv *e, const usli_jnode *n) 
 static usli_jval eval_sign(usli_jinja *j, usli_jval v, bool minus) {
     usli_j_defined(j, v);
     if (v.type == J_FLOAT) return usli_j_float(minus ? -v.u.d : v.u.d);
-    if (!usli_j_is_number(v)) usli_j_raise(j, "bad operand type for unary %c: '%s'", minus ? '-' : '+', usli_j_type_name(v));
+    if (!usli_j_is_number(v))
+        usli_j_raise(j, "bad operand type for unary %c: '%s'", minus ? '-' : '+', usli_j_type_name(v));
     int64_t i = usli_j_want_int(j, v, "");
     if (minus && i == INT64_MIN) overflow(j);
     return usli_j_int(minus ? -i : i);
@@ -486,7 +492,8 @@ static usli_jval eval_concat(usli_jinja *j, usli_jenv *e, const usli_jnode *n) {
 static usli_jval eval_cond(usli_jinja *j, usli_jenv *e, const usli_jnode *n) {
     if (usli_j_truth(j, eval(j, e, n->a))) return eval(j, e, n->b);
     if (n->c) return eval(j, e, n->c);
-    return usli_j_undefined(j, "the inline if-expression on line %d evaluated to false and no else section was defined", n->line);
+    return usli_j_undefined(j, "the inline if-expression on line %d evaluated to false and no else section was defined",
+                            n->line);
 }
 
 static usli_jval eval_binary(usli_jinja *j, usli_jenv *e, const usli_jnode *n) {
@@ -532,12 +539,8 @@ static usli_jval eval_kind(usli_jinja *j, usli_jenv *e, const usli_jnode *n) {
     case JN_NOT: return usli_j_bool(!usli_j_truth(j, eval(j, e, n->a)));
     case JN_NEG: return eval_sign(j, eval(j, e, n->a), true);
     case JN_POS: return eval_sign(j, eval(j, e, n->a), false);
-    case JN_AND:
-        v = eval(j, e, n->a);
-        return usli_j_truth(j, v) ? eval(j, e, n->b) : v;
-    case JN_OR:
-        v = eval(j, e, n->a);
-        return usli_j_truth(j, v) ? v : eval(j, e, n->b);
+    case JN_AND: v = eval(j, e, n->a); return usli_j_truth(j, v) ? eval(j, e, n->b) : v;
+    case JN_OR: v = eval(j, e, n->a); return usli_j_truth(j, v) ? v : eval(j, e, n->b);
     case JN_COND: return eval_cond(j, e, n);
     case JN_CONCAT: return eval_concat(j, e, n);
     case JN_COMPARE: return eval_compare(j, e, n);
@@ -696,7 +699,8 @@ static void set_variables(usli_jinja *j, const usli_jinja_var *vars, size_t coun
     j->globals = new_env(j, NULL);
     j->root = new_env(j, j->globals);
     for (const usli_jrow *row = usli_j_globals; row->name; row++)
-        set_var(j, j->globals, usli_j_new_str(j, row->name, strlen(row->name)), method(j, row, (usli_jval){ .type = J_ABSENT }));
+        set_var(j, j->globals, usli_j_new_str(j, row->name, strlen(row->name)),
+                method(j, row, (usli_jval){ .type = J_ABSENT }));
     for (size_t i = 0; i < count; i++) {
         const usli_jinja_var *v = &vars[i];
         usli_jval value = v->kind == USLI_JINJA_TEXT ? usli_j_copy(j, v->text, v->len)
@@ -707,7 +711,8 @@ static void set_variables(usli_jinja *j, const usli_jinja_var *vars, size_t coun
         }
         if (value.type != J_DICT)
             usli_j_throw(j, usli_fail(j->ctx, USL_ERR_INVALID, "%s must be a JSON object", v->name));
-        for (size_t k = 0; k < value.u.m->count; k++) usli_jdict_set(j, &j->root->vars, value.u.m->keys[k], value.u.m->values[k]);
+        for (size_t k = 0; k < value.u.m->count; k++)
+            usli_jdict_set(j, &j->root->vars, value.u.m->keys[k], value.u.m->values[k]);
     }
 }
 

@@ -78,7 +78,8 @@ CALL(replace) {
 CALL(format) {
     UNUSED;
     usli_jval args = usli_j_seq(j, J_TUPLE, raw->count);
-    if (raw->count && raw->named.count) usli_j_raise(j, "filter format() takes arguments by position or by name, not both");
+    if (raw->count && raw->named.count)
+        usli_j_raise(j, "filter format() takes arguments by position or by name, not both");
     if (raw->named.count) {
         args = usli_j_dict(j);
         *args.u.m = raw->named;
@@ -123,7 +124,8 @@ CALL(truncate) {
     UNUSED;
     int64_t length = given(a[0]) ? usli_j_want_int(j, a[0], "truncate: the length") : 255;
     usli_jval text = usli_j_str(j, self), end = given(a[2]) ? usli_j_str(j, a[2]) : usli_j_cstr(j, "...");
-    int64_t leeway = given(a[3]) ? usli_j_want_int(j, a[3], "truncate: leeway") : 5, n = (int64_t)usli_j_chars(j, text.u.s);
+    int64_t leeway = given(a[3]) ? usli_j_want_int(j, a[3], "truncate: leeway") : 5,
+            n = (int64_t)usli_j_chars(j, text.u.s);
     int64_t end_chars = (int64_t)usli_j_chars(j, end.u.s);
     if (length < end_chars || leeway < 0) usli_j_raise(j, "truncate: expected length >= %lld", (long long)end_chars);
     if (n - leeway <= length) return text;
@@ -166,7 +168,8 @@ CALL(urlencode) {
 
 /* A number that a text spells wholly, white space around it aside; J_ABSENT: none. */
 static usli_jval spelled(usli_jinja *j, const usli_jstr *s, int base, bool real) {
-    usli_jval t = usli_j_strip(j, (usli_jval){ .type = J_STR, .u.s = (usli_jstr *)(uintptr_t)s }, (usli_jval){ 0 }, true, true);
+    usli_jval t =
+        usli_j_strip(j, (usli_jval){ .type = J_STR, .u.s = (usli_jstr *)(uintptr_t)s }, (usli_jval){ 0 }, true, true);
     char text[64];
     const char *p = text;
     if (t.u.s->n >= sizeof text || !t.u.s->n) return (usli_jval){ 0 };
@@ -185,7 +188,8 @@ static usli_jval spelled(usli_jinja *j, const usli_jstr *s, int base, bool real)
         }
         return *e ? (usli_jval){ 0 } : usli_j_float(usli_number_parse(text));
     }
-    if (p[0] == '0' && ((base == 16 && (p[1] | 32) == 'x') || (base == 8 && (p[1] | 32) == 'o') || (base == 2 && (p[1] | 32) == 'b')))
+    if (p[0] == '0' &&
+        ((base == 16 && (p[1] | 32) == 'x') || (base == 8 && (p[1] | 32) == 'o') || (base == 2 && (p[1] | 32) == 'b')))
         p += 2;
     int64_t v = 0;
     if (!*p) return (usli_jval){ 0 };
@@ -242,8 +246,10 @@ CALL(round_) {
     if (digits < -18 || digits > 18) usli_j_raise(j, "round: the precision is -18 to 18");
     if (a[1].type != J_ABSENT && usli_j_is_text(a[1], "ceil")) return usli_j_float(ceil(d * scale) / scale);
     if (a[1].type != J_ABSENT && usli_j_is_text(a[1], "floor")) return usli_j_float(floor(d * scale) / scale);
-    if (a[1].type != J_ABSENT && !usli_j_is_text(a[1], "common")) usli_j_raise(j, "method must be common, ceil or floor");
-    if (digits < 0 || fabs(d) > 1e60 || !isfinite(d)) return usli_j_float(digits < 0 ? nearbyint(d * scale) / scale : d);
+    if (a[1].type != J_ABSENT && !usli_j_is_text(a[1], "common"))
+        usli_j_raise(j, "method must be common, ceil or floor");
+    if (digits < 0 || fabs(d) > 1e60 || !isfinite(d))
+        return usli_j_float(digits < 0 ? nearbyint(d * scale) / scale : d);
     usli_number_fixed(d, (int)digits, text);
     usli_jval v = usli_j_float(usli_number_parse(text));
     return self.type == J_FLOAT ? v : usli_j_int((int64_t)v.u.d);
@@ -368,7 +374,8 @@ static usli_jval sort_key(usli_jinja *j, usli_jval item, usli_jval attribute, bo
 }
 
 /* Merge sort, stable in both directions as Python's. */
-static void merge_sort(usli_jinja *j, usli_jval *keys, usli_jval *items, size_t n, bool down, usli_jval *k, usli_jval *v) {
+static void merge_sort(usli_jinja *j, usli_jval *keys, usli_jval *items, size_t n, bool down, usli_jval *k,
+                       usli_jval *v) {
     if (n < 2) return;
     size_t half = n / 2, a = 0, b = half;
     merge_sort(j, keys, items, half, down, k, v);
@@ -392,7 +399,8 @@ static void sort_by(usli_jinja *j, usli_jval keys, usli_jval items, bool down) {
 /* sort(reverse, case_sensitive, attribute) */
 CALL(sort) {
     usli_jval out = list(j, self, a, raw), keys = usli_j_seq(j, J_LIST, 0);
-    for (size_t i = 0; i < out.u.q->count; i++) usli_j_push(j, keys, sort_key(j, out.u.q->items[i], a[2], usli_j_truth(j, a[1])));
+    for (size_t i = 0; i < out.u.q->count; i++)
+        usli_j_push(j, keys, sort_key(j, out.u.q->items[i], a[2], usli_j_truth(j, a[1])));
     sort_by(j, keys, out, usli_j_truth(j, a[0]));
     return out;
 }
@@ -404,9 +412,11 @@ CALL(dictsort) {
     usli_jval out = items(j, self, a, raw), keys = usli_j_seq(j, J_LIST, 0);
     bool by_value = given(a[1]) && usli_j_is_text(a[1], "value");
     out.u.q->flavour = J_LIST;
-    if (given(a[1]) && !by_value && !usli_j_is_text(a[1], "key")) usli_j_raise(j, "You can only sort by either \"key\" or \"value\"");
+    if (given(a[1]) && !by_value && !usli_j_is_text(a[1], "key"))
+        usli_j_raise(j, "You can only sort by either \"key\" or \"value\"");
     for (size_t i = 0; i < out.u.q->count; i++)
-        usli_j_push(j, keys, order_key(j, out.u.q->items[i].u.q->items[by_value], usli_j_none(), usli_j_truth(j, a[0])));
+        usli_j_push(j, keys,
+                    order_key(j, out.u.q->items[i].u.q->items[by_value], usli_j_none(), usli_j_truth(j, a[0])));
     sort_by(j, keys, out, usli_j_truth(j, a[2]));
     return out;
 }
@@ -450,7 +460,8 @@ CALL(sum) {
     UNUSED;
     const usli_jseq *q = usli_j_iterate(j, self);
     usli_jval total = a[1].type == J_ABSENT ? usli_j_int(0) : a[1];
-    for (size_t i = 0; i < q->count; i++) total = usli_j_binary(j, '+', total, given(a[0]) ? walk(j, q->items[i], a[0]) : q->items[i]);
+    for (size_t i = 0; i < q->count; i++)
+        total = usli_j_binary(j, '+', total, given(a[0]) ? walk(j, q->items[i], a[0]) : q->items[i]);
     return total;
 }
 
@@ -532,10 +543,10 @@ CALL(map) {
     const usli_jval *attribute = raw->count ? NULL : usli_jdict_find(j, &raw->named, "attribute");
     const usli_jval *otherwise = attribute ? usli_jdict_find(j, &raw->named, "default") : NULL;
     if (!raw->count && !attribute) usli_j_raise(j, "map requires a filter argument");
-    const usli_jrow *row = attribute ? NULL : usli_j_filter(usli_j_want_str(j, raw->items[0], "map: the filter's name"));
+    const usli_jrow *row =
+        attribute ? NULL : usli_j_filter(usli_j_want_str(j, raw->items[0], "map: the filter's name"));
     usli_jargs rest = behind(raw, 1);
-    if (!attribute && !row)
-        usli_j_raise(j, "no filter named '%.*s'", (int)raw->items[0].u.s->n, raw->items[0].u.s->p);
+    if (!attribute && !row) usli_j_raise(j, "no filter named '%.*s'", (int)raw->items[0].u.s->n, raw->items[0].u.s->p);
     for (size_t i = 0; i < q->count; i++) {
         usli_jval v = row ? usli_j_call_row(j, row, q->items[i], &rest, "filter ") : walk(j, q->items[i], *attribute);
         if (v.type == J_UNDEFINED && otherwise) v = *otherwise;

@@ -45,7 +45,8 @@ static bool starts(const char *p, const char *end, const char *word) {
 
 static const char *digits(const char *p, const char *end) {
     const char *start = p;
-    while (p < end && ((*p >= '0' && *p <= '9') || (*p == '_' && p > start && p + 1 < end && p[1] >= '0' && p[1] <= '9')))
+    while (p < end &&
+           ((*p >= '0' && *p <= '9') || (*p == '_' && p > start && p + 1 < end && p[1] >= '0' && p[1] <= '9')))
         p++;
     return p;
 }
@@ -117,7 +118,9 @@ static int hex_value(const char *p, const char *end, int n, int32_t *out) {
     *out = 0;
     if (end - p < n) return 0;
     for (int i = 0; i < n; i++) {
-        int c = p[i], d = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int c = p[i], d = c >= '0' && c <= '9'                 ? c - '0'
+                          : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                               : -1;
         if (d < 0 || *out > 0x10FFFF) return 0;
         *out = *out * 16 + d;
     }

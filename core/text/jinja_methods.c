@@ -66,7 +66,8 @@ static bool affix(usli_jinja *j, const usli_jstr *s, usli_jval v, bool end) {
 /* The part of a text between two positions that may be missing or count from the end. */
 static usli_jstr part(usli_jinja *j, const usli_jstr *s, usli_jval start, usli_jval stop) {
     int64_t n = given(start) || given(stop) ? (int64_t)usli_j_chars(j, s) : 0;
-    int64_t from = given(start) ? usli_j_want_int(j, start, "start") : 0, to = given(stop) ? usli_j_want_int(j, stop, "end") : n;
+    int64_t from = given(start) ? usli_j_want_int(j, start, "start") : 0,
+            to = given(stop) ? usli_j_want_int(j, stop, "end") : n;
     if (from < 0) from = from < -n ? 0 : from + n;
     if (to < 0) to = to < -n ? 0 : to + n;
     size_t at = usli_j_offset(s, (size_t)from), end = given(stop) ? usli_j_offset(s, (size_t)to) : s->n;
@@ -309,7 +310,8 @@ CALL(str_zfill) {
     size_t sign = s->n && (s->p[0] == '-' || s->p[0] == '+');
     usli_jval rest = usli_j_text(j, s->p + sign, s->n - sign);
     int64_t width = usli_j_want_int(j, a[0], "zfill: the width");
-    usli_jval filled = justify(j, rest, usli_j_int(width > (int64_t)sign ? width - (int64_t)sign : 0), usli_j_cstr(j, "0"), 1);
+    usli_jval filled =
+        justify(j, rest, usli_j_int(width > (int64_t)sign ? width - (int64_t)sign : 0), usli_j_cstr(j, "0"), 1);
     return usli_j_join(j, usli_j_text(j, s->p, sign), filled);
 }
 
@@ -411,11 +413,13 @@ CALL(str_format) {
         for (size_t k = 0; k < field.u.s->n; k++) {
             number = number && field.u.s->p[k] >= '0' && field.u.s->p[k] <= '9' && k < 6;
             if (number) n = n * 10 + (size_t)(field.u.s->p[k] - '0');
-            if (strchr(":!.[", field.u.s->p[k])) usli_j_raise(j, "format: '%.*s' is not supported; write {} or {name}", (int)field.u.s->n, field.u.s->p);
+            if (strchr(":!.[", field.u.s->p[k]))
+                usli_j_raise(j, "format: '%.*s' is not supported; write {} or {name}", (int)field.u.s->n, field.u.s->p);
         }
         if (!field.u.s->n) n = next++;
         const usli_jval *named = number ? NULL : usli_jdict_get(j, &raw->named, field);
-        if (number ? n >= raw->count : !named) usli_j_raise(j, "format: no argument for {%.*s}", (int)field.u.s->n, field.u.s->p);
+        if (number ? n >= raw->count : !named)
+            usli_j_raise(j, "format: no argument for {%.*s}", (int)field.u.s->n, field.u.s->p);
         usli_j_put_str(j, &o, named ? *named : raw->items[n]);
         i = (size_t)(close - s->p);
     }
@@ -540,9 +544,10 @@ static const usli_jrow METHODS[] = {
 static const struct {
     int type;
     const char *name;
-} UNSAFE[] = { { J_SEQ, "append" },  { J_SEQ, "clear" },  { J_SEQ, "extend" },  { J_SEQ, "insert" },   { J_SEQ, "pop" },
-               { J_SEQ, "remove" },  { J_SEQ, "reverse" }, { J_SEQ, "sort" },    { J_DICT, "clear" },   { J_DICT, "pop" },
-               { J_DICT, "popitem" }, { J_DICT, "setdefault" }, { J_DICT, "update" } };
+} UNSAFE[] = { { J_SEQ, "append" }, { J_SEQ, "clear" },  { J_SEQ, "extend" },   { J_SEQ, "insert" },
+               { J_SEQ, "pop" },    { J_SEQ, "remove" }, { J_SEQ, "reverse" },  { J_SEQ, "sort" },
+               { J_DICT, "clear" }, { J_DICT, "pop" },   { J_DICT, "popitem" }, { J_DICT, "setdefault" },
+               { J_DICT, "update" } };
 
 const usli_jrow *usli_j_method(usli_jval self, const usli_jstr *name, bool *unsafe) {
     usli_jval v = { .type = J_STR, .u.s = (usli_jstr *)(uintptr_t)name };
@@ -567,9 +572,11 @@ CALL(raise_exception) {
 /* The directives of strftime that have no names of places in them. */
 CALL(strftime_now) {
     UNUSED;
-    static const char DAYS[] = "Sunday\0\0\0\0Monday\0\0\0\0Tuesday\0\0\0Wednesday\0Thursday\0\0Friday\0\0\0\0Saturday\0";
-    static const char MONTHS[] = "January\0\0\0February\0\0March\0\0\0\0\0April\0\0\0\0\0May\0\0\0\0\0\0\0June\0\0\0\0\0\0"
-                                 "July\0\0\0\0\0\0August\0\0\0\0September\0October\0\0\0November\0\0December\0";
+    static const char DAYS[] =
+        "Sunday\0\0\0\0Monday\0\0\0\0Tuesday\0\0\0Wednesday\0Thursday\0\0Friday\0\0\0\0Saturday\0";
+    static const char MONTHS[] =
+        "January\0\0\0February\0\0March\0\0\0\0\0April\0\0\0\0\0May\0\0\0\0\0\0\0June\0\0\0\0\0\0"
+        "July\0\0\0\0\0\0August\0\0\0\0September\0October\0\0\0November\0\0December\0";
     const usli_jstr *s = usli_j_want_str(j, a[0], "strftime_now: the format");
     time_t now = time(NULL);
     struct tm t;
@@ -599,9 +606,7 @@ CALL(strftime_now) {
         case 'A': snprintf(text, sizeof text, "%s", DAYS + 10 * t.tm_wday); break;
         case 'a': snprintf(text, sizeof text, "%.3s", DAYS + 10 * t.tm_wday); break;
         case 'p': snprintf(text, sizeof text, "%s", t.tm_hour < 12 ? "AM" : "PM"); break;
-        case 'F':
-            snprintf(text, sizeof text, "%d-%02d-%02d", t.tm_year + 1900, t.tm_mon + 1, t.tm_mday);
-            break;
+        case 'F': snprintf(text, sizeof text, "%d-%02d-%02d", t.tm_year + 1900, t.tm_mon + 1, t.tm_mday); break;
         case 'T': snprintf(text, sizeof text, "%02d:%02d:%02d", t.tm_hour, t.tm_min, t.tm_sec); break;
         case '%': snprintf(text, sizeof text, "%%"); break;
         default: usli_j_raise(j, "strftime_now: %%%c is not supported", s->p[i]);
@@ -614,7 +619,8 @@ CALL(strftime_now) {
 
 CALL(range) {
     UNUSED;
-    int64_t start = usli_j_want_int(j, a[0], "range"), stop, step = a[2].type == J_ABSENT ? 1 : usli_j_want_int(j, a[2], "range");
+    int64_t start = usli_j_want_int(j, a[0], "range"), stop,
+            step = a[2].type == J_ABSENT ? 1 : usli_j_want_int(j, a[2], "range");
     if (a[1].type == J_ABSENT) {
         stop = start;
         start = 0;

@@ -655,10 +655,17 @@ static usli_jnode *statement(parser *p) {
     static const struct {
         const char *word;
         usli_jnode *(*read)(parser *);
-    } WORDS[] = { { "if", if_statement },         { "for", for_statement },       { "set", set_statement },
-                  { "macro", macro_statement },   { "call", call_statement },     { "filter", filter_statement },
-                  { "with", with_statement },     { "print", print_statement },   { "break", jump_statement },
-                  { "continue", jump_statement }, { "generation", generation_statement } };
+    } WORDS[] = { { "if", if_statement },
+                  { "for", for_statement },
+                  { "set", set_statement },
+                  { "macro", macro_statement },
+                  { "call", call_statement },
+                  { "filter", filter_statement },
+                  { "with", with_statement },
+                  { "print", print_statement },
+                  { "break", jump_statement },
+                  { "continue", jump_statement },
+                  { "generation", generation_statement } };
     if (p->t->type != JT_NAME) unexpected(p, "a tag's name");
     for (size_t i = 0; i < sizeof WORDS / sizeof *WORDS; i++)
         if (at_name(p, WORDS[i].word)) return WORDS[i].read(p);

@@ -91,42 +91,42 @@ typedef enum usli_jkind {
     JN_NAME,  /* text */
     JN_HOLE,  /* what a filter block filters */
     JN_TUPLE,
-    JN_LIST, /* kids */
-    JN_DICT, /* kids: key, value, key, ... */
-    JN_ATTR, /* a.text */
-    JN_ITEM, /* a[b] */
-    JN_SLICE, /* a:b:c, inside JN_ITEM */
-    JN_CALL, /* a(kids) */
+    JN_LIST,   /* kids */
+    JN_DICT,   /* kids: key, value, key, ... */
+    JN_ATTR,   /* a.text */
+    JN_ITEM,   /* a[b] */
+    JN_SLICE,  /* a:b:c, inside JN_ITEM */
+    JN_CALL,   /* a(kids) */
     JN_FILTER, /* a | text(kids) */
-    JN_TEST, /* a is text(kids) */
-    JN_ARG, /* a, named text; op '*' and '**' spread */
+    JN_TEST,   /* a is text(kids) */
+    JN_ARG,    /* a, named text; op '*' and '**' spread */
     JN_NOT,
     JN_NEG,
     JN_POS,
     JN_AND,
     JN_OR,
-    JN_COND, /* a if b else c */
-    JN_BINARY, /* a op b */
-    JN_CONCAT, /* kids */
+    JN_COND,    /* a if b else c */
+    JN_BINARY,  /* a op b */
+    JN_CONCAT,  /* kids */
     JN_COMPARE, /* a, then kids: JN_OPERAND (op, a) */
     JN_OPERAND,
     /* statements */
-    JN_DATA, /* value */
+    JN_DATA,   /* value */
     JN_OUTPUT, /* a */
-    JN_IF, /* kids: JN_BRANCH (a, or NULL for else; body) */
+    JN_IF,     /* kids: JN_BRANCH (a, or NULL for else; body) */
     JN_BRANCH,
-    JN_FOR, /* for a in b if c: body; else_body; op: recursive */
-    JN_SET, /* a = b */
+    JN_FOR,       /* for a in b if c: body; else_body; op: recursive */
+    JN_SET,       /* a = b */
     JN_SET_BLOCK, /* a = body through the filter b */
-    JN_MACRO, /* text(kids: JN_PARAM (text, a the default)): body; op: USES_* */
+    JN_MACRO,     /* text(kids: JN_PARAM (text, a the default)): body; op: USES_* */
     JN_PARAM,
-    JN_CALL_BLOCK, /* a(caller = macro b) */
+    JN_CALL_BLOCK,   /* a(caller = macro b) */
     JN_FILTER_BLOCK, /* body through the filter a */
-    JN_WITH, /* kids: JN_SET; body */
+    JN_WITH,         /* kids: JN_SET; body */
     JN_BREAK,
     JN_CONTINUE,
     JN_GENERATION, /* body */
-    JN_NSREF /* text.(value): the target of a set */
+    JN_NSREF       /* text.(value): the target of a set */
 } usli_jkind;
 
 enum { J_USES_VARARGS = 1, J_USES_KWARGS = 2, J_USES_CALLER = 4 };
@@ -229,7 +229,8 @@ _Noreturn void usli_j_throw(usli_jinja *j, usl_status st); /* the sentence is se
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-_Noreturn void usli_j_raise(usli_jinja *j, const char *fmt, ...);
+_Noreturn void
+usli_j_raise(usli_jinja *j, const char *fmt, ...);
 /* Counts work; raises when a template does too much of it. */
 void usli_j_step(usli_jinja *j, uint64_t n);
 /* Each recursion stands between these. */
@@ -238,7 +239,7 @@ static inline void usli_j_leave(usli_jinja *j) {
     j->depth--;
 }
 void *usli_j_alloc(usli_jinja *j, size_t size); /* zeroed */
-void usli_j_free(usli_jinja *j); /* the arena */
+void usli_j_free(usli_jinja *j);                /* the arena */
 /* Room for need elements in an array of the arena. */
 void *usli_j_grow(usli_jinja *j, void *items, size_t *cap, size_t need, size_t size);
 
@@ -248,7 +249,7 @@ usli_jval usli_j_bool(bool b);
 usli_jval usli_j_int(int64_t i);
 usli_jval usli_j_float(double d);
 usli_jstr *usli_j_new_str(usli_jinja *j, const char *p, size_t n); /* borrows p */
-usli_jval usli_j_text(usli_jinja *j, const char *p, size_t n);      /* borrows p */
+usli_jval usli_j_text(usli_jinja *j, const char *p, size_t n);     /* borrows p */
 usli_jval usli_j_copy(usli_jinja *j, const char *p, size_t n);
 usli_jval usli_j_cstr(usli_jinja *j, const char *p); /* borrows p */
 usli_jval usli_j_taken(usli_jinja *j, const usli_jout *o);
@@ -256,7 +257,8 @@ usli_jval usli_j_join(usli_jinja *j, usli_jval a, usli_jval b); /* two texts */
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-usli_jval usli_j_undefined(usli_jinja *j, const char *fmt, ...);
+usli_jval
+usli_j_undefined(usli_jinja *j, const char *fmt, ...);
 usli_jval usli_j_seq(usli_jinja *j, usli_jflavour flavour, size_t cap);
 void usli_j_push(usli_jinja *j, usli_jval seq, usli_jval item);
 usli_jval usli_j_dict(usli_jinja *j);
@@ -318,7 +320,8 @@ extern const usli_jrow usli_j_globals[]; /* ends with a name of NULL */
 /* At work (jinja_eval.c). */
 void usli_j_tokenize(usli_jinja *j, const char *source, size_t len);
 usli_jnode *usli_j_parse(usli_jinja *j);
-usli_jval usli_j_call_row(usli_jinja *j, const usli_jrow *row, usli_jval self, const usli_jargs *args, const char *what);
+usli_jval usli_j_call_row(usli_jinja *j, const usli_jrow *row, usli_jval self, const usli_jargs *args,
+                          const char *what);
 usli_jval usli_j_call(usli_jinja *j, usli_jval f, const usli_jargs *args);
 usli_jval usli_j_attr(usli_jinja *j, usli_jval v, usli_jval name);
 usli_jval usli_j_item(usli_jinja *j, usli_jval v, usli_jval key);

@@ -5,10 +5,10 @@
 
 #define CALL(name) static usli_jval name(usli_jinja *j, usli_jval self, usli_jval *a, const usli_jargs *raw)
 #define UNUSED (void)j, (void)self, (void)a, (void)raw
-#define TEST(name, expr)              \
-    CALL(name) {                      \
-        UNUSED;                       \
-        return usli_j_bool(expr);     \
+#define TEST(name, expr)          \
+    CALL(name) {                  \
+        UNUSED;                   \
+        return usli_j_bool(expr); \
     }
 
 static bool iterable(usli_jval v) {
@@ -17,7 +17,8 @@ static bool iterable(usli_jval v) {
 
 /* What has a length and places: dictionaries too, as Python sees it. */
 static bool sequence(usli_jval v) {
-    return v.type == J_UNDEFINED || v.type == J_STR || v.type == J_DICT || (v.type == J_SEQ && v.u.q->flavour <= J_RANGE);
+    return v.type == J_UNDEFINED || v.type == J_STR || v.type == J_DICT ||
+           (v.type == J_SEQ && v.u.q->flavour <= J_RANGE);
 }
 
 static bool same(usli_jval x, usli_jval y) {
@@ -40,7 +41,8 @@ static int64_t rest(usli_jinja *j, usli_jval v, int64_t by) {
 
 static bool all_cased(usli_jinja *j, usli_jval v, usli_jcase how) {
     usli_jval s = usli_j_str(j, v);
-    return usli_j_equal(j, s, usli_j_case(j, s, how)) && !usli_j_equal(j, usli_j_case(j, s, J_UPPER), usli_j_case(j, s, J_LOWER));
+    return usli_j_equal(j, s, usli_j_case(j, s, how)) &&
+           !usli_j_equal(j, usli_j_case(j, s, J_UPPER), usli_j_case(j, s, J_LOWER));
 }
 
 TEST(is_defined, self.type != J_UNDEFINED)

@@ -33,7 +33,8 @@ _Noreturn void usli_j_raise(usli_jinja *j, const char *fmt, ...) {
 
 void usli_j_step(usli_jinja *j, uint64_t n) {
     j->steps += n;
-    if (j->steps > MAX_STEPS) usli_j_raise(j, "the template does not come to an end in %llu steps", (unsigned long long)MAX_STEPS);
+    if (j->steps > MAX_STEPS)
+        usli_j_raise(j, "the template does not come to an end in %llu steps", (unsigned long long)MAX_STEPS);
 }
 
 void usli_j_enter(usli_jinja *j) {
@@ -270,17 +271,19 @@ void usli_jdict_set(usli_jinja *j, usli_jdict *m, usli_jval key, usli_jval value
 /* ---- Questions ---- */
 
 const char *usli_j_type_name(usli_jval v) {
-    static const char *const FLAVOURS[] = { "list", "tuple", "range", "dict_keys", "dict_values", "dict_items", "generator" };
-    static const char *const NAMES[] = { "absent", "Undefined", "NoneType", "bool",        "int",  "float",
+    static const char *const FLAVOURS[] = { "list",        "tuple",      "range",    "dict_keys",
+                                            "dict_values", "dict_items", "generator" };
+    static const char *const NAMES[] = { "absent", "Undefined", "NoneType", "bool",      "int",         "float",
                                          "str",    "list",      "dict",     "Namespace", "LoopContext", "function" };
     if (v.type == J_STR && v.markup) return "Markup";
     return v.type == J_SEQ ? FLAVOURS[v.u.q->flavour] : NAMES[v.type];
 }
 
 const char *usli_j_object(usli_jval v) {
-    static const char *const NAMES[] = { "", "Undefined object", "None", "bool object", "int object", "float object",
-                                         "str object", "list object", "dict object", "Namespace object",
-                                         "LoopContext object", "function object" };
+    static const char *const NAMES[] = {
+        "",           "Undefined object", "None",        "bool object",      "int object",         "float object",
+        "str object", "list object",      "dict object", "Namespace object", "LoopContext object", "function object"
+    };
     return v.type == J_SEQ && v.u.q->flavour != J_LIST ? usli_j_type_name(v) : NAMES[v.type];
 }
 
@@ -404,7 +407,8 @@ int usli_j_compare(usli_jinja *j, usli_jval a, usli_jval b, const char *op) {
         }
         return x->count < y->count ? -1 : x->count > y->count;
     }
-    usli_j_raise(j, "'%s' not supported between instances of '%s' and '%s'", op, usli_j_type_name(a), usli_j_type_name(b));
+    usli_j_raise(j, "'%s' not supported between instances of '%s' and '%s'", op, usli_j_type_name(a),
+                 usli_j_type_name(b));
 }
 
 bool usli_j_contains(usli_jinja *j, usli_jval box, usli_jval item) {
@@ -485,7 +489,11 @@ static void put_quoted(usli_jinja *j, usli_jout *o, const usli_jstr *s) {
     for (size_t i = 0, n; i < s->n; i += n) {
         n = usli_utf8_step(s->p[i]);
         int32_t code = usli_utf8_get(s->p + i);
-        const char *letter = code == '\n' ? "\\n" : code == '\r' ? "\\r" : code == '\t' ? "\\t" : code == '\\' ? "\\\\" : NULL;
+        const char *letter = code == '\n'   ? "\\n"
+                             : code == '\r' ? "\\r"
+                             : code == '\t' ? "\\t"
+                             : code == '\\' ? "\\\\"
+                                            : NULL;
         if (letter) {
             usli_j_puts(j, o, letter);
         } else if (code == quote) {

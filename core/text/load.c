@@ -378,8 +378,8 @@ static usl_status keep_template(usl_ctx *ctx, usli_tokenizer *tok, const json_t 
         const json_t *one = json_array_get(value, i), *name = json_object_get(one, "name"),
                      *text = json_object_get(one, "template");
         if (!json_is_string(name) || !json_is_string(text)) continue;
-        USLI_TRY(usli_tokenizer_add_template(tok, json_string_value(name), json_string_length(name), json_string_value(text),
-                                             json_string_length(text)));
+        USLI_TRY(usli_tokenizer_add_template(tok, json_string_value(name), json_string_length(name),
+                                             json_string_value(text), json_string_length(text)));
         if (json_array_size(value) == 1 || strcmp(json_string_value(name), "default") == 0)
             USLI_TRY(keep_default(ctx, tok, text));
     }

@@ -294,8 +294,8 @@ struct usl_tokenizer {
     usli_ids template_before, template_after;
     int32_t special[USLI_SPECIALS];
     bool adds_bos, adds_eos;
-    char *chat_template;                /* the default; NULL: none */
-    usli_named_template *templates;     /* all that have names ("default", "tool_use") */
+    char *chat_template;            /* the default; NULL: none */
+    usli_named_template *templates; /* all that have names ("default", "tool_use") */
     size_t template_count, template_cap;
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */

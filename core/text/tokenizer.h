@@ -73,7 +73,8 @@ int32_t usli_tokenizer_special(const usli_tokenizer *tok, usli_special which);
 const char *usli_tokenizer_chat_template(const usli_tokenizer *tok);
 /* One of several templates by its name ("tool_use"); NULL: there is none. Borrowed. */
 const char *usli_tokenizer_template(const usli_tokenizer *tok, const char *name);
-/* Another default template, and other tokens at the ends; what save writes follows. Not while others use the tokenizer. */
+/* Another default template, and other tokens at the ends; what save writes follows. Not while others use the tokenizer.
+ */
 usl_status usli_tokenizer_set_chat_template(usl_ctx *ctx, usli_tokenizer *tok, const char *text);
 usl_status usli_tokenizer_set_special(usl_ctx *ctx, usli_tokenizer *tok, usli_special which, int32_t id);
 /* What GGUF metadata says about the ends: add_bos_token of tokenizer_config.json, else what the post-processor does. */

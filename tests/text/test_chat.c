@@ -24,7 +24,8 @@ static void add_json(usl_ctx *ctx, usli_jinja_var *v, const char *name, const js
 }
 
 static void check_case(usl_ctx *ctx, const char *what, size_t line, const char *source, const json_t *c) {
-    const json_t *rendered = json_object_get(c, "rendered"), *tools = json_object_get(c, "tools"), *vars = json_object_get(c, "vars");
+    const json_t *rendered = json_object_get(c, "rendered"), *tools = json_object_get(c, "tools"),
+                 *vars = json_object_get(c, "vars");
     usli_jinja_var v[4];
     usli_jinja_result r;
     json_t *null = json_null();
@@ -41,8 +42,8 @@ static void check_case(usl_ctx *ctx, const char *what, size_t line, const char *
               st == USL_OK ? r.text : "", json_string_value(rendered));
     } else {
         const char *error = json_string_value(json_object_get(c, "error"));
-        CHECK(st == USL_ERR_INVALID && error && strstr(usl_ctx_errmsg(ctx), error), "%s: line %zu: %s, want %s", what, line,
-              st == USL_OK ? r.text : usl_ctx_errmsg(ctx), error ? error : "?");
+        CHECK(st == USL_ERR_INVALID && error && strstr(usl_ctx_errmsg(ctx), error), "%s: line %zu: %s, want %s", what,
+              line, st == USL_OK ? r.text : usl_ctx_errmsg(ctx), error ? error : "?");
     }
     usli_jinja_result_free(ctx, &r);
     for (int i = 0; i < 4; i++) usli_free(ctx, (void *)(uintptr_t)v[i].text);
@@ -133,19 +134,21 @@ static void test_tokenizers(usl_ctx *ctx) {
 /* ---- The language: jinja_cases.jsonl, made by make_jinja_cases.py ---- */
 
 static void check_row(usl_ctx *ctx, const json_t *row, const char *vars) {
-    const char *source = json_string_value(json_object_get(row, "template")), *error = json_string_value(json_object_get(row, "error"));
+    const char *source = json_string_value(json_object_get(row, "template")),
+               *error = json_string_value(json_object_get(row, "error"));
     const json_t *rendered = json_object_get(row, "rendered");
     const char *want = json_string_value(rendered);
     usli_jinja_result r;
     usl_status st = usli_chat_render(ctx, source, strlen(source), vars, &r);
     if (want)
-        CHECK(st == USL_OK && r.len == json_string_length(rendered) && memcmp(r.text, want, r.len) == 0, "%s\n  gives %s, want %s", source,
-              st == USL_OK ? r.text : usl_ctx_errmsg(ctx), want);
+        CHECK(st == USL_OK && r.len == json_string_length(rendered) && memcmp(r.text, want, r.len) == 0,
+              "%s\n  gives %s, want %s", source, st == USL_OK ? r.text : usl_ctx_errmsg(ctx), want);
     else if (strcmp(error, "raise") == 0)
-        CHECK(st == USL_ERR_INVALID && strstr(usl_ctx_errmsg(ctx), json_string_value(json_object_get(row, "text"))), "%s\n  gives %s", source,
-              st == USL_OK ? r.text : usl_ctx_errmsg(ctx));
+        CHECK(st == USL_ERR_INVALID && strstr(usl_ctx_errmsg(ctx), json_string_value(json_object_get(row, "text"))),
+              "%s\n  gives %s", source, st == USL_OK ? r.text : usl_ctx_errmsg(ctx));
     else
-        CHECK(st == USL_ERR_FORMAT, "%s\n  gives %s, want an error: %s", source, st == USL_OK ? r.text : usl_ctx_errmsg(ctx), error);
+        CHECK(st == USL_ERR_FORMAT, "%s\n  gives %s, want an error: %s", source,
+              st == USL_OK ? r.text : usl_ctx_errmsg(ctx), error);
     usli_jinja_result_free(ctx, &r);
 }
 
@@ -195,7 +198,8 @@ static void check_nested(usl_ctx *ctx, const char *what, const char *middle, con
 
 static void test_hostile(usl_ctx *ctx) {
     static const char *const SOURCES[] = {
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% "
+        "endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' }}{% endfor %}{% endfor %}",
         "{{ range(9999999999) | list }}",
         "{{ range(0, 9999999999999999, 1) }}",
@@ -208,8 +212,10 @@ static void test_hostile(usl_ctx *ctx) {
         "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == [ns.x] + l }}{{ ns.x | string }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | "
+        "tojson }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == "
+        "[ns.x] + l }}{{ ns.x | string }}",
         "{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me | tojson }}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{% macro m(a) %}{{ m(a ~ a) }}{% endmacro %}{{ m('x') }}",
@@ -226,7 +232,8 @@ static void test_hostile(usl_ctx *ctx) {
         "{{ '{:>9999999999}'.format(1) }}",
         "{{ strftime_now('%Y' * 999999999) }}",
     };
-    for (size_t i = 0; i < sizeof SOURCES / sizeof *SOURCES; i++) check_refused(ctx, SOURCES[i], SOURCES[i], strlen(SOURCES[i]));
+    for (size_t i = 0; i < sizeof SOURCES / sizeof *SOURCES; i++)
+        check_refused(ctx, SOURCES[i], SOURCES[i], strlen(SOURCES[i]));
     check_nested(ctx, "{% if l %}", "x", "{% endif %}");
     check_nested(ctx, "{% for i in l %}", "x", "{% endfor %}");
     check_nested(ctx, "{% macro m() %}", "x", "{% endmacro %}");
@@ -235,9 +242,17 @@ static void test_hostile(usl_ctx *ctx) {
     check_refused(ctx, "nothing but a beginning", "{{", 2);
     static const struct {
         const char *head, *what, *tail;
-    } DEEP[] = { { "{{ ", "(", "" },   { "{{ ", "[", "" },      { "{{ ", "{1:", "" },    { "{{ ", "not ", "x }}" },
-                 { "{{ ", "-", "1 }}" }, { "{{ 1", "|abs", " }}" }, { "{{ l", "[0]", " }}" }, { "{{ s", ".x", " }}" },
-                 { "{{ 1", "**1", " }}" }, { "{{ s", "()", " }}" },  { "{{ 1", " if 1 else 1", " }}" } };
+    } DEEP[] = { { "{{ ", "(", "" },
+                 { "{{ ", "[", "" },
+                 { "{{ ", "{1:", "" },
+                 { "{{ ", "not ", "x }}" },
+                 { "{{ ", "-", "1 }}" },
+                 { "{{ 1", "|abs", " }}" },
+                 { "{{ l", "[0]", " }}" },
+                 { "{{ s", ".x", " }}" },
+                 { "{{ 1", "**1", " }}" },
+                 { "{{ s", "()", " }}" },
+                 { "{{ 1", " if 1 else 1", " }}" } };
     for (size_t i = 0; i < sizeof DEEP / sizeof *DEEP; i++) {
         size_t h = strlen(DEEP[i].head), w = strlen(DEEP[i].what), t = strlen(DEEP[i].tail), len = h;
         char *text = malloc(h + 100000 * w + t);
@@ -251,9 +266,11 @@ static void test_hostile(usl_ctx *ctx) {
 
 /* ---- What surrounds the template ---- */
 
-static const char MESSAGES[] = "[{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Yo \"}]";
-static const char CHAT[] = "{% for m in messages %}<{{ m.role }}>{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}"
-                           "{% if add_generation_prompt %}<assistant>{% endif %}{{ tools | tojson }}{{ x }}";
+static const char MESSAGES[] =
+    "[{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Yo \"}]";
+static const char CHAT[] =
+    "{% for m in messages %}<{{ m.role }}>{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}{{ tools | tojson }}{{ x }}";
 
 static void test_apply(usl_ctx *ctx) {
     usli_tokenizer *tok;
@@ -262,19 +279,22 @@ static void test_apply(usl_ctx *ctx) {
     char dir[] = "/tmp/usl-chat-XXXXXX", path[100];
     CHECK(mkdtemp(dir) != NULL, "no folder");
     snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-    static const char JSON[] = "{\"added_tokens\": [], \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": []}}";
+    static const char JSON[] =
+        "{\"added_tokens\": [], \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": []}}";
     CHECK_OK(ctx, usli_write_file(ctx, path, JSON, strlen(JSON)));
     CHECK_OK(ctx, usli_tokenizer_load(ctx, dir, &tok));
-    CHECK(usli_chat_apply(ctx, tok, MESSAGES, NULL, &r) == USL_ERR_INVALID && strstr(usl_ctx_errmsg(ctx), "no chat template"), "%s",
-          usl_ctx_errmsg(ctx));
+    CHECK(usli_chat_apply(ctx, tok, MESSAGES, NULL, &r) == USL_ERR_INVALID &&
+              strstr(usl_ctx_errmsg(ctx), "no chat template"),
+          "%s", usl_ctx_errmsg(ctx));
     CHECK_OK(ctx, usli_tokenizer_set_chat_template(ctx, tok, CHAT));
     o.add_generation_prompt = 1;
     o.tools = "[1]";
     o.variables = "{\"x\": \"!\"}";
     CHECK_OK(ctx, usli_chat_apply(ctx, tok, MESSAGES, &o, &r));
     CHECK(strcmp(r.text, "<user>Hi|<assistant>Yo |<assistant>[1]!") == 0, "%s", r.text);
-    CHECK(r.span_count == 2 && r.spans[0].begin == 6 && r.spans[0].end == 8 && r.spans[1].begin == 20 && r.spans[1].end == 23, "%zu spans",
-          r.span_count);
+    CHECK(r.span_count == 2 && r.spans[0].begin == 6 && r.spans[0].end == 8 && r.spans[1].begin == 20 &&
+              r.spans[1].end == 23,
+          "%zu spans", r.span_count);
     usli_jinja_result_free(ctx, &r);
     o.continue_final_message = 1;
     CHECK(usli_chat_apply(ctx, tok, MESSAGES, &o, &r) == USL_ERR_INVALID, "both are wanted");
@@ -291,10 +311,11 @@ static void test_apply(usl_ctx *ctx) {
 }
 
 static usl_status small_run(usl_ctx *ctx) {
-    static const char SOURCE[] =
-        "{% macro m(a) %}{{ a | upper }}{{ caller() }}{% endmacro %}{% set ns = namespace(n=0) %}{% for i in range(40) %}"
-        "{% set ns.n = ns.n + i %}{% call m('x' ~ i) %}{% generation %}{{ d | tojson(indent=2) }}{% endgeneration %}{% endcall %}{% endfor %}"
-        "{{ ('a' * 50000) | length }}{{ d.items() | list | sort | join(', ') }}{{ ns.n }}";
+    static const char SOURCE[] = "{% macro m(a) %}{{ a | upper }}{{ caller() }}{% endmacro %}{% set ns = "
+                                 "namespace(n=0) %}{% for i in range(40) %}"
+                                 "{% set ns.n = ns.n + i %}{% call m('x' ~ i) %}{% generation %}{{ d | "
+                                 "tojson(indent=2) }}{% endgeneration %}{% endcall %}{% endfor %}"
+                                 "{{ ('a' * 50000) | length }}{{ d.items() | list | sort | join(', ') }}{{ ns.n }}";
     usli_jinja_result r;
     USLI_TRY(usli_chat_render(ctx, SOURCE, strlen(SOURCE), "{\"d\": {\"a\": [1, 2.5, null], \"b\": \"\\u00fc\"}}", &r));
     usli_jinja_result_free(ctx, &r);
@@ -310,7 +331,8 @@ static usl_status small_apply(usl_ctx *ctx) {
     usl_status st;
     USLI_TRYGO(usli_tokenizer_set_chat_template(ctx, tok, CHAT));
     USLI_TRYGO(usli_tokenizer_add_template(tok, "tool_use", 8, CHAT, strlen(CHAT)));
-    USLI_TRYGO(usli_chat_apply(ctx, tok, "[{\"role\": \"assistant\", \"content\": \"Yo\", \"thinking\": \"hm\"}]", &o, &r));
+    USLI_TRYGO(
+        usli_chat_apply(ctx, tok, "[{\"role\": \"assistant\", \"content\": \"Yo\", \"thinking\": \"hm\"}]", &o, &r));
     usli_jinja_result_free(ctx, &r);
 done:
     usli_tokenizer_release(tok);
