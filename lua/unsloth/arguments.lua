@@ -94,7 +94,7 @@ local SPEC = {
   pad_to_multiple_of = { "integer", note = "nothing is ever padded" },
   pad_token = { "string", note = "nothing is ever padded" },
   eos_token = { "string", refuse = "put the token into the text itself" },
-  chat_template_path = { "string", refuse = "chat templates are not built in yet; write the text in map" },
+  chat_template_path = { "string", refuse = "give the tokenizer its template by get_chat_template" },
   dataset_num_proc = { "integer", note = "rows are tokenised in this process" },
   dataset_batch_size = { "integer", note = "rows are tokenised one by one" },
   dataset_kwargs = { "table", note = "there is nothing to pass on" },

@@ -81,6 +81,27 @@ function Tokenizer:apply_chat_template(messages, opts)
   return out
 end
 
+--- The texts with which a chat template begins an instruction and a response: what stands between two turns, less what
+--- ends the first of them. Nil where the template does not write turns as they are. Spaces at the end belong to the words
+--- that follow.
+function M.markers(tokenizer)
+  local words = { "aaUSERaa", "bbASSISTANTbb", "ccUSERcc" }
+  local function text(count)
+    local list = {}
+    for i = 1, count do list[i] = { role = i % 2 == 1 and "user" or "assistant", content = words[i] } end
+    return tokenizer:apply_chat_template(list, { tokenize = false })
+  end
+  local whole = text(3)
+  local function marker(i)
+    local between, turn_end = whole:match(words[i] .. "(.-)" .. words[i + 1]), text(i):match(words[i] .. "(.*)$")
+    if not between or not turn_end then return nil end
+    -- "[INST] ... [/INST]": what ends the instruction begins the response.
+    local rest = between:sub(1, #turn_end) == turn_end and between:sub(#turn_end + 1) or between
+    return ((rest:find "[^ ]" and rest or between):gsub(" +$", ""))
+  end
+  return marker(2), marker(1)
+end
+
 --- Renders any chat template with any variables; what its raise_exception says is raised.
 ---
 ---     unsloth.chat_template.render("{{ greeting }}, {{ names | join(' and ') }}", { greeting = "Hi", names = { "Ann", "Bob" } })

@@ -81,8 +81,11 @@ end
 
 local function prompt_ids(prompt, tokenizer)
   if type(prompt) == "string" then return tokenizer:encode_once(prompt) end
+  if type(prompt) == "table" and type(prompt[1]) == "table" then
+    return tokenizer:apply_chat_template(prompt, { add_generation_prompt = true })
+  end
   if type(prompt) == "table" then return prompt end
-  errors.invalid("the prompt is a text or an array of token ids, not a %s", type(prompt))
+  errors.invalid("the prompt is a text, an array of messages or an array of token ids, not a %s", type(prompt))
 end
 
 --- Iterates over pieces of the answer as they come; leaving the loop early frees everything.
@@ -116,7 +119,8 @@ function Model:stream(prompt, opts)
   return next_piece, nil, nil, generator
 end
 
---- The answer: new text only. Greedy unless temperature or do_sample says otherwise.
+--- The answer: new text only. Messages, { { role = "user", content = "Hi" } }, go through the chat template. Greedy unless
+--- temperature or do_sample says otherwise.
 ---
 ---     print(model:generate("### Instruction:\nName a colour.\n\n### Response:\n", { max_new_tokens = 16 }))
 function Model:generate(prompt, opts)

@@ -1,5 +1,6 @@
 --- Supervised fine-tuning: SFTTrainer, train_on_responses_only.
 local arguments = require "unsloth.arguments"
+local chat = require "unsloth.chat"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
@@ -27,19 +28,51 @@ local function add_text(self, rows, ds, i, text)
   rows:add(ids)
 end
 
--- The prompt does not count unless completion_only_loss is false. The completion ends with EOS, as TRL writes it.
-local function add_completion(self, rows, ds, i, row)
-  local prompt, completion = row.prompt, row.completion
+-- Messages to ids by the tokenizer's chat template; tools are the row's.
+local function chat_ids(self, ds, i, messages, add_generation_prompt)
+  local tools = ds[i].tools
+  if type(tools) == "string" then tools = json.decode(tools) end
+  local ok, ids = pcall(self.tokenizer.apply_chat_template, self.tokenizer, messages,
+    { add_generation_prompt = add_generation_prompt, tools = tools })
+  if not ok then at_row(ds, i, "%s", ids) end
+  return ids
+end
+
+local function add_messages(self, rows, ds, i, messages)
+  if type(messages) ~= "table" then at_row(ds, i, 'the column "messages" is no array of messages') end
+  local ids = chat_ids(self, ds, i, messages, false)
+  -- A template may write a line break behind the token that ends the last turn.
+  for k = #ids, math.max(#ids - 2, 1), -1 do
+    if ids[k] == self.tokenizer.eos_token_id then
+      self.with_eos = self.with_eos + 1
+      break
+    end
+  end
+  rows:add(ids)
+end
+
+-- Ids of prompt and completion together, and how many of them are the prompt's. Texts end with EOS, as TRL writes them.
+local function completion_ids(self, ds, i, prompt, completion)
+  if type(prompt) == "table" and type(completion) == "table" then
+    local all = table.move(completion, 1, #completion, #prompt + 1, table.move(prompt, 1, #prompt, 1, {}))
+    return chat_ids(self, ds, i, all, false), #chat_ids(self, ds, i, prompt, true)
+  end
   if type(prompt) ~= "string" or type(completion) ~= "string" then
-    at_row(ds, i, 'columns "prompt" and "completion" must be texts; messages need a chat template, which is not built in yet')
+    at_row(ds, i, 'columns "prompt" and "completion" must both be texts, or both arrays of messages')
   end
   local eos = self.tokenizer.eos_token
   if eos and completion:sub(-#eos) ~= eos then completion = completion .. eos end
+  return self.tokenizer:encode_once(prompt .. completion), #self.tokenizer:encode_once(prompt)
+end
+
+-- The prompt does not count unless completion_only_loss is false.
+local function add_completion(self, rows, ds, i, row)
+  local ids, prompt_count = completion_ids(self, ds, i, row.prompt, row.completion)
+  local labels
   self.with_eos = self.with_eos + 1
-  local ids, labels = self.tokenizer:encode_once(prompt .. completion), nil
   if self.args.completion_only_loss ~= false then
     labels = table.move(ids, 1, #ids, 1, {})
-    for k = 1, math.min(#self.tokenizer:encode_once(prompt), #ids) do labels[k] = -100 end
+    for k = 1, math.min(prompt_count, #ids) do labels[k] = -100 end
   end
   rows:add(ids, labels)
 end
@@ -55,7 +88,7 @@ local function tokenized(self, ds, formatting_func)
     elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
       add_completion(self, rows, ds, i, row)
     elseif row[field] == nil and row.messages ~= nil then
-      at_row(ds, i, 'the column "messages" needs a chat template, which is not built in yet: write the text in map or formatting_func')
+      add_messages(self, rows, ds, i, row.messages)
     else
       add_text(self, rows, ds, i, row[field])
     end
@@ -163,11 +196,15 @@ local RESPONSES = {
   num_proc = { "integer", note = "rows are masked in this process" },
 }
 
---- Lets only answers count: labels between a response marker and the next instruction marker. Returns the trainer.
+--- Lets only answers count: labels between a response marker and the next instruction marker. Returns the trainer. Markers
+--- that are not given are those of the tokenizer's chat template.
 ---
 ---     unsloth.train_on_responses_only(trainer, { instruction_part = "### Instruction:\n", response_part = "### Response:\n" })
 function M.train_on_responses_only(trainer, opts)
   local o = options.check("train_on_responses_only", opts, RESPONSES)
+  if not o.instruction_part and not o.response_part and trainer.tokenizer.chat_template then
+    o.instruction_part, o.response_part = chat.markers(trainer.tokenizer)
+  end
   if not o.instruction_part or not o.response_part then
     errors.invalid "train_on_responses_only needs instruction_part and response_part, the texts that begin each"
   end

@@ -3,6 +3,7 @@ local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or
 local templates = require "unsloth.templates"
 local unsloth = require "unsloth"
 
+local FastLanguageModel = unsloth.FastLanguageModel
 local render = unsloth.chat_template.render
 local TALK = { { role = "user", content = "Hi" }, { role = "assistant", content = "Yo" }, { role = "user", content = "Bye" } }
 
@@ -82,6 +83,43 @@ describe("a chat template", function()
     assert.equals("<pad>", tok.eos_token)
     unsloth.get_chat_template(tok, { chat_template = { "{{ messages }}", "</s>" }, map_eos_token = false })
     assert.equals("<pad>", tok.eos_token)
+  end)
+
+  it("tells where answers begin", function()
+    local markers = require("unsloth.chat").markers
+    for name, want in pairs { alpaca = { "### Instruction:\n", "### Response:\n" }, vicuna = { "USER:", "ASSISTANT:" },
+      mistral = { "[INST]", " [/INST]" }, llama = { "<s>[INST]", " [/INST]" },
+      ["llama-3.1"] = { "<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n" },
+      ["qwen3-thinking"] = { "<|im_start|>user\n", "<|im_start|>assistant\n" }, ["gemma-3"] = { "<start_of_turn>user\n", "<start_of_turn>model\n" } } do
+      assert.same(want, { markers(unsloth.get_chat_template(tok, { chat_template = name, map_eos_token = false })) })
+    end
+  end)
+
+  it("goes around what is trained and answered", function()
+    local folder = support.tiny_folder()
+    local model <close>, own = support.open(folder)
+    FastLanguageModel.get_peft_model(model, { r = 4 })
+    support.fails(nil, "get_chat_template", model.generate, model, { TALK[1] }, { max_new_tokens = 2 })
+    unsloth.get_chat_template(own, "zephyr")
+    local prompt = own:encode("<|user|>\nHi</s>\n<|assistant|>\n", { add_special_tokens = false })
+    assert.equals(model:generate(prompt, { max_new_tokens = 4 }), model:generate({ TALK[1] }, { max_new_tokens = 4 }))
+    local function stats(rows, args)
+      support.write(folder .. "/rows.json", unsloth.json.encode(rows))
+      local trainer = unsloth.SFTTrainer { model = model, tokenizer = own, args = unsloth.TrainingArguments { max_steps = 1, report_to = "none",
+        output_dir = folder .. "/out" }, train_dataset = unsloth.load_dataset("json", { data_files = folder .. "/rows.json", split = "train" }) }
+      if args then unsloth.train_on_responses_only(trainer, args) end
+      return trainer.rows:stats()
+    end
+    local two = { TALK[1], TALK[2] }
+    local text = own:apply_chat_template(two, { tokenize = false })
+    local ids = own:encode(text, { add_special_tokens = false })
+    local all = stats { { messages = two } }
+    assert.equals(#ids, all.tokens)
+    -- The answer, </s> and the line break behind it.
+    assert.equals(4, stats({ { messages = two } }, {}).counted)
+    assert.equals(4, stats({ { prompt = { TALK[1] }, completion = { TALK[2] } } }).counted)
+    support.fails("USL_ERR_FORMAT", "row 2", stats, { { messages = two }, { messages = { { role = "user" } } } })
+    support.remove(folder)
   end)
 
   it("is saved with the tokenizer", function()

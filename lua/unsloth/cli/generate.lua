@@ -8,6 +8,7 @@ local o = args.parse(arg, {
   name = "generate", words = "MODEL", about = "Continues a prompt with a model folder, an adapter folder or a .gguf.",
   options = {
     { "prompt", "TEXT", "the text to continue" },
+    { "chat", nil, "the prompt is a message to answer: the model's chat template goes around it" },
     { "adapter", "DIR", "a PEFT folder to put on the model" },
     { "max-new-tokens", "N", "tokens at most", 128, within = { 1 } },
     { "temperature", "X", "0 is greedy", 0, within = { 0 } },
@@ -30,7 +31,8 @@ local model, tokenizer = unsloth.FastLanguageModel.from_pretrained {
   model_name = o[1], load_in_4bit = o.load_in_4bit or false, dtype = o.dtype, device = o.device }
 if not tokenizer then errors.raise("USL_ERR_NOT_FOUND", "%s has no tokenizer, so it cannot read a text", o[1]) end
 if o.adapter then model:load_adapter(o.adapter) end
-for piece in model:stream(o.prompt, { max_new_tokens = o.max_new_tokens, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
+local prompt = o.chat and { { role = "user", content = o.prompt } } or o.prompt
+for piece in model:stream(prompt, { max_new_tokens = o.max_new_tokens, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
   min_p = o.min_p, repetition_penalty = o.repetition_penalty, seed = o.seed, stop = o.stop }) do
   io.write(piece)
   io.flush()
