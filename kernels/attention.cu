@@ -4,6 +4,7 @@
 #include "kernels/attention_decode.cuh"
 #include "kernels/attention_forward.cuh"
 #include "kernels/attention_simt.cuh"
+#include "kernels/cudnn_attention.cuh"
 
 extern "C" const usli_op_impl usli_cuda_attention;
 
@@ -195,15 +196,14 @@ template <typename T> static usl_status run_decode(usli_exec *x, const attention
 
 static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     const usli_attention_args *a = static_cast<const usli_attention_args *>(args);
-    (void)x;
-    size_t bytes = 0;
+    size_t bytes = 0, other = usli_cudnn_attention_workspace(x, a, pass);
     if (a->dtype == USL_F32) return 0;
     if (pass == USLI_BACKWARD) {
         bytes = (size_t)kernel_args(a).slots * (size_t)a->heads * sizeof(attention_sums);
     } else if (is_decode(a, pass)) {
         parts_of(a, nullptr, &bytes);
     }
-    return bytes;
+    return bytes > other ? bytes : other;
 }
 
 template <typename T>
@@ -221,6 +221,7 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_attention_args *a = static_cast<const usli_attention_args *>(args);
     usl_status st = USL_ERR_UNSUPPORTED;
     if (a->rows == 0 || (a->tokens_q == 0 && (pass == USLI_FORWARD || a->tokens_k == 0))) return USL_OK;
+    if (usli_cudnn_attention(x, a, pass, ws, &st)) return st;
     if (quick(x, a, pass))
         st = a->dtype == USL_BF16 ? run_quick<usli_bf16>(x, a, pass, ws) : run_quick<usli_f16>(x, a, pass, ws);
     if (st != USL_ERR_UNSUPPORTED) return st;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/cublaslt.cuh"
+#include "kernels/cudnn_attention.cuh"
 
 /* Each op's file defines usli_cuda_NAME. */
 #define USLI_OP(name) extern "C" const usli_op_impl usli_cuda_##name;
@@ -138,6 +139,7 @@ static void close_device(usli_exec *x) {
     usli_cuda *c = usli_cuda_of(x);
     if (!c) return;
     usli_cublaslt_close(x);
+    usli_cudnn_close(x);
     if (x->stream) cudaStreamDestroy(stream_of(x));
     if (c->copies) cudaStreamDestroy(c->copies);
     if (c->ready) cudaEventDestroy(c->ready);
@@ -202,7 +204,8 @@ static usl_status open_stream(usli_exec *x, usli_cuda *c) {
     for (int i = 0; i < USLI_COPY_SLOTS && error == cudaSuccess; i++)
         error = cudaEventCreateWithFlags(&c->copied[i], cudaEventDisableTiming);
     USLI_TRY(usli_cuda_check(x, error, "opening the GPU"));
-    return usli_cublaslt_open(x);
+    USLI_TRY(usli_cublaslt_open(x));
+    return usli_cudnn_open(x);
 }
 
 extern "C" usl_status usli_cuda_open_absent(usl_ctx *ctx, usli_exec *x) {

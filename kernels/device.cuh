@@ -31,6 +31,7 @@ extern "C" {
 
 /* x->state. */
 struct usli_cublaslt;
+struct usli_cudnn;
 typedef struct usli_cuda {
     int device, sm; /* sm: 75, 80, 90, ... */
     int multiprocessors;
@@ -39,6 +40,7 @@ typedef struct usli_cuda {
     cudaEvent_t ready;                   /* what a copy waits for */
     cudaEvent_t copied[USLI_COPY_SLOTS]; /* what work waits for */
     struct usli_cublaslt *blas;          /* NULL: no cuBLASLt here, own GEMM */
+    struct usli_cudnn *cudnn;            /* NULL: own attention */
 } usli_cuda;
 
 static inline usli_cuda *usli_cuda_of(const usli_exec *x) {
