@@ -135,6 +135,11 @@ static usl_dtype fast_dtype(const usli_exec *x) {
     return usli_cuda_of(x)->sm >= 80 ? USL_BF16 : USL_F16;
 }
 
+static const char *libraries(const usli_exec *x) {
+    static const char *const NAMES[] = { "none", "cuBLASLt", "cuDNN", "cuBLASLt, cuDNN" };
+    return NAMES[(usli_cuda_of(x)->blas ? 1 : 0) + (usli_cudnn_used(x) ? 2 : 0)];
+}
+
 static void close_device(usli_exec *x) {
     usli_cuda *c = usli_cuda_of(x);
     if (!c) return;
@@ -173,6 +178,7 @@ static const usli_backend CUDA = {
     .forget = forget,
     .memory = memory,
     .fast_dtype = fast_dtype,
+    .libraries = libraries,
     .close = close_device,
 };
 

@@ -6,13 +6,14 @@
  * written where the op keeps it, (heads, tokens), by strides too. */
 #include "kernels/cudnn_attention.cuh"
 
-#if !defined(USLI_EMULATED) && __has_include(<cudnn_graph.h>)
+#ifndef USLI_EMULATED
 
 #include <cstdlib>
 #include <cstring>
 
-#include <cudnn_graph.h>
 #include <dlfcn.h>
+
+#include "kernels/cudnn.cuh"
 
 namespace {
 
@@ -21,7 +22,7 @@ typedef cudnnBackendDescriptor_t desc;
 /* Tensors that are memory; all others live in registers of the kernel and count on from VIRTUAL. */
 enum uid { Q = 1, K, V, O, LSE, D_O, DQ, DK, DV, SCALE, ONE, HIDDEN, SUMS, DQ_SUM, VIRTUAL = 100 };
 
-enum { MOST_MADE = 192, MOST_OPS = 40, MOST_ENGINES = 16 };
+enum { MOST_MADE = 192, MOST_OPS = 40, MOST_ENGINES = 16, ALIGNMENT = 256 };
 
 /* What decides a plan. */
 struct key {
@@ -32,42 +33,34 @@ struct key {
 struct entry {
     struct key key;
     desc plan; /* NULL: cuDNN does not take these shapes */
-    size_t plan_bytes, bytes;
+    size_t plan_bytes;
     desc made[MOST_MADE];
     int count;
 };
 
 } // namespace
 
-struct usli_cudnn {
-    bool off; /* the library is not here, or too old */
+struct usli_cudnn : cudnn_functions {
+    bool off; /* it failed */
     void *library;
     cudnnHandle_t handle;
     struct entry **entries;
     size_t count, cap;
-#define FUNCTION(name) decltype(&cudnn##name) name;
-#define FUNCTIONS                      \
-    FUNCTION(GetVersion)               \
-    FUNCTION(Create)                   \
-    FUNCTION(Destroy)                  \
-    FUNCTION(SetStream)                \
-    FUNCTION(BackendCreateDescriptor)  \
-    FUNCTION(BackendDestroyDescriptor) \
-    FUNCTION(BackendSetAttribute) FUNCTION(BackendGetAttribute) FUNCTION(BackendFinalize) FUNCTION(BackendExecute)
-    FUNCTIONS
-#undef FUNCTION
 };
 
 namespace {
 
+template <typename F> bool find_function(void *library, const char *name, F *function) {
+    *function = reinterpret_cast<F>(dlsym(library, name));
+    return *function != nullptr;
+}
+
 bool find_functions(usli_cudnn *c) {
-    bool all = true;
-#define FUNCTION(name)                                                               \
-    c->name = reinterpret_cast<decltype(c->name)>(dlsym(c->library, "cudnn" #name)); \
-    all = all && c->name;
-    FUNCTIONS
-#undef FUNCTION
-    return all;
+#define FOUND(name) find_function(c->library, "cudnn" #name, &c->name)
+    return FOUND(GetVersion) && FOUND(Create) && FOUND(Destroy) && FOUND(SetStream) && FOUND(BackendCreateDescriptor) &&
+           FOUND(BackendDestroyDescriptor) && FOUND(BackendSetAttribute) && FOUND(BackendGetAttribute) &&
+           FOUND(BackendFinalize) && FOUND(BackendExecute);
+#undef FOUND
 }
 
 /* ---- Descriptors: after a failure the rest does nothing ---------------------------------------------------------- */
@@ -85,20 +78,19 @@ struct shape {
     int64_t dim[4], stride[4];
 };
 
-desc make(graph *g, cudnnBackendDescriptorType_t type) {
+desc make(graph *g, int kind) {
     desc d = nullptr;
-    g->ok = g->ok && g->e->count < MOST_MADE && g->c->BackendCreateDescriptor(type, &d) == CUDNN_STATUS_SUCCESS;
+    g->ok = g->ok && g->e->count < MOST_MADE && g->c->BackendCreateDescriptor(kind, &d) == CUDNN_STATUS_SUCCESS;
     if (!g->ok) return nullptr;
     g->e->made[g->e->count++] = d;
     return d;
 }
 
-void set(graph *g, desc d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count,
-         const void *values) {
+void set(graph *g, desc d, int name, int type, int64_t count, const void *values) {
     g->ok = g->ok && g->c->BackendSetAttribute(d, name, type, count, values) == CUDNN_STATUS_SUCCESS;
 }
 
-void set_desc(graph *g, desc d, cudnnBackendAttributeName_t name, desc value) {
+void set_desc(graph *g, desc d, int name, desc value) {
     set(g, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value);
 }
 
@@ -309,7 +301,7 @@ void describe_backward(graph *g, const key &k, const shapes &t) {
 
 /* The first engine of the heuristic's that builds. */
 bool choose(graph *g, desc operations) {
-    cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
+    int mode = CUDNN_HEUR_MODE_A;
     desc heuristic = make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR), configs[MOST_ENGINES];
     set_desc(g, heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, operations);
     set(g, heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
@@ -337,12 +329,8 @@ bool choose(graph *g, desc operations) {
 }
 
 size_t up(size_t bytes) {
-    return (bytes + 255) / 256 * 256;
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
-size_t sums_bytes(const key &k) {
-    return up((size_t)(k.rows * k.heads * k.length) * sizeof(float));
-}
-
 bool describe(const usli_cudnn *c, entry *e) {
     graph g = {};
     g.c = c;
@@ -359,23 +347,27 @@ bool describe(const usli_cudnn *c, entry *e) {
     set(&g, operations, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
     finish(&g, operations);
     if (!g.ok || !choose(&g, operations)) return false;
-    e->bytes = up(e->plan_bytes) + 256; /* never 0 */
-    if (e->key.pass == USLI_BACKWARD) {
-        e->bytes += sums_bytes(e->key);
-        if (!e->key.deterministic) e->bytes += sums_bytes(e->key) * (size_t)e->key.dim;
-    }
     return true;
 }
 
 /* ---- Which attention is cuDNN's ---------------------------------------------------------------------------------- */
 
-/* Decided by shapes alone, so that a run and its repetition choose alike. Each length has its plans, which take about a
+/* Decided by shapes alone, so that a run and its repetition choose alike. Each length has its plans, which take up to a
  * second to build: lengths are multiples of LENGTH_STEP, of which there are few, and worth it. */
 enum { LENGTH_STEP = 128, LENGTH_LEAST = 512 };
 
 /* For gradients that repeat, cuDNN keeps those of all scores in memory, in 16 bits. So many rows and kv heads go at a
- * time that these are SCORES_A_TOKEN bytes for each token, and SCORES_MOST in all: the larger, the quicker. */
-enum : int64_t { SCORES_A_TOKEN = 128 << 10, SCORES_MOST = (int64_t)1 << 30 };
+ * time that its workspace is ROOM_A_TOKEN bytes for each token, and ROOM_MOST in all: the larger, the quicker. */
+enum : int64_t { ROOM_A_TOKEN = 144 << 10, ROOM_MOST = (int64_t)1100 << 20 };
+/* What cuDNN may want beyond what is known of it. */
+enum { SLACK = 1 << 20 };
+
+int64_t room_of_plan(const usli_attention_args *a, usli_pass pass) {
+    int64_t gradients = a->tokens_q * a->heads * a->qk_dim * 2 * 2; /* dk, dv of all heads, before they are summed */
+    if (pass == USLI_FORWARD) return 0;
+    if (!a->deterministic) return gradients;
+    return a->tokens_q < ROOM_MOST / ROOM_A_TOKEN ? a->tokens_q * ROOM_A_TOKEN : (int64_t)ROOM_MOST;
+}
 
 struct part {
     int64_t rows, kv_heads; /* 0: one is too long */
@@ -384,21 +376,25 @@ struct part {
 part part_of(const usli_attention_args *a, usli_pass pass) {
     part p = { a->rows, a->kv_heads };
     if (pass == USLI_FORWARD || !a->deterministic) return p;
-    int64_t one = a->heads / a->kv_heads * a->max_q * a->max_q * 2;
-    int64_t most = a->tokens_q < SCORES_MOST / SCORES_A_TOKEN ? a->tokens_q * SCORES_A_TOKEN : (int64_t)SCORES_MOST;
-    if (p.rows * p.kv_heads * one > most) p.rows = 1;
-    while (p.kv_heads && (p.kv_heads * one > most / p.rows || a->kv_heads % p.kv_heads)) p.kv_heads--;
+    int64_t one = a->heads / a->kv_heads * a->max_q * (a->max_q + 2 * a->qk_dim) * 2, room = room_of_plan(a, pass);
+    if (p.rows * p.kv_heads * one > room) p.rows = 1;
+    while (p.kv_heads && (p.kv_heads * one > room / p.rows || a->kv_heads % p.kv_heads)) p.kv_heads--;
     return p;
 }
 
-bool takes(const usli_cudnn *c, const usli_attention_args *a, usli_pass pass) {
+/* Whether there may be rows, of at most the longest's length, that cuDNN takes. Then their workspace is counted
+ * whatever the rows are, so that a plan for the most tokens has room for fewer. */
+bool may_take(const usli_cudnn *c, const usli_attention_args *a) {
     if (!c || c->off || a->dtype == USL_F32 || !a->causal || a->prefix || a->softcap > 0 || a->k_lens) return false;
-    if (a->window && a->window < a->max_k) return false;
+    if (a->max_q != a->max_k || a->max_q < LENGTH_LEAST || (a->window && a->window < LENGTH_LEAST)) return false;
+    if (a->qk_dim != a->v_dim || a->qk_dim < 64 || a->qk_dim > 128 || a->qk_dim % 8 || !(a->scale > 0)) return false;
+    return a->q_stride % 8 == 0 && a->k_stride % 8 == 0 && a->v_stride % 8 == 0 && a->o_stride % 8 == 0;
+}
+
+bool takes(const usli_cudnn *c, const usli_attention_args *a, usli_pass pass) {
+    if (!may_take(c, a) || (a->window && a->window < a->max_k)) return false;
     /* No row is longer than the longest: so all are as long. */
-    if (a->max_q != a->max_k || a->rows * a->max_q != a->tokens_q || a->tokens_q != a->tokens_k) return false;
-    if (a->max_q % LENGTH_STEP || a->max_q < LENGTH_LEAST) return false;
-    if (a->qk_dim != a->v_dim || (a->qk_dim != 64 && a->qk_dim != 128) || !(a->scale > 0)) return false;
-    if (a->q_stride % 8 || a->k_stride % 8 || a->v_stride % 8 || a->o_stride % 8) return false;
+    if (a->rows * a->max_q != a->tokens_q || a->tokens_q != a->tokens_k || a->max_q % LENGTH_STEP) return false;
     return part_of(a, pass).kv_heads > 0;
 }
 
@@ -415,6 +411,9 @@ key key_of(const usli_attention_args *a, usli_pass pass) {
     return k;
 }
 
+/* Before 9.10 it hides scores by another number than -inf; 9.10.0 and 9.10.1 are known to be wrong. */
+enum { OLDEST = 91002 };
+
 void *open_library() {
     static const char *const PLACES[] = { "libcudnn.so.9", "/usr/local/cuda/lib64/libcudnn.so.9",
                                           "/usr/lib/x86_64-linux-gnu/libcudnn.so.9" };
@@ -425,14 +424,12 @@ void *open_library() {
     return nullptr;
 }
 
-/* The library, with the first plan. Before 9.10 it hides scores by another number than -inf. */
+/* With the first plan, because it loads some hundred MB of libraries. */
 bool ready(const usli_exec *x, usli_cudnn *c) {
     if (c->handle) return true;
     cudaSetDevice(usli_cuda_of(x)->device);
-    if (!c->library) c->library = open_library();
-    c->off = !c->library || !find_functions(c) || c->GetVersion() < 91000 ||
-             c->Create(&c->handle) != CUDNN_STATUS_SUCCESS ||
-             c->SetStream(c->handle, static_cast<cudaStream_t>(x->stream)) != CUDNN_STATUS_SUCCESS;
+    c->off =
+        c->Create(&c->handle) != CUDNN_STATUS_SUCCESS || c->SetStream(c->handle, x->stream) != CUDNN_STATUS_SUCCESS;
     return !c->off;
 }
 
@@ -440,6 +437,23 @@ void forget(const usli_cudnn *c, entry *e) {
     for (int i = e->count; i-- > 0;) c->BackendDestroyDescriptor(e->made[i]);
     e->count = 0;
     e->plan = nullptr;
+}
+
+/* ---- The workspace: cuDNN's, then tensors of the graph that nobody else reads ------------------------------------ */
+
+struct places {
+    size_t sums, dq_sum, lse, all;
+};
+
+/* Where nothing is saved, cuDNN writes the logs to the workspace: one plan, and one result, for both. */
+places places_of(const usli_attention_args *a, usli_pass pass) {
+    places p;
+    size_t values = (size_t)(a->tokens_q * a->heads), last = up((size_t)room_of_plan(a, pass)) + SLACK;
+    p.sums = last, last += pass == USLI_BACKWARD ? up(values * sizeof(float)) : 0;
+    p.dq_sum = last, last += pass == USLI_BACKWARD && !a->deterministic ? up(values * a->qk_dim * sizeof(float)) : 0;
+    p.lse = last, last += a->lse ? 0 : up(values * sizeof(float));
+    p.all = last + ALIGNMENT;
+    return p;
 }
 
 /* NULL: not for cuDNN. Want of host memory turns it off for good, so that workspace and run answer alike. */
@@ -457,16 +471,11 @@ const entry *find(const usli_exec *x, const usli_attention_args *a, usli_pass pa
     if (!e) return nullptr;
     c->entries[c->count++] = e;
     e->key = k;
-    if (!describe(c, e)) forget(c, e);
+    if (!describe(c, e) || e->plan_bytes > (size_t)room_of_plan(a, pass) + SLACK) forget(c, e);
     return e->plan ? e : nullptr;
 }
 
 /* ---- Running a plan ---------------------------------------------------------------------------------------------- */
-
-/* Where nothing is saved, cuDNN writes it to the workspace: one plan, and one result, for both. */
-size_t lse_bytes(const usli_attention_args *a) {
-    return up((size_t)(a->heads * a->tokens_q) * sizeof(float));
-}
 
 bool aligned(const usli_attention_args *a, usli_pass pass) {
     bool fine = usli_aligned16(a->q) && usli_aligned16(a->k) && usli_aligned16(a->v) && usli_aligned16(a->o) &&
@@ -495,12 +504,12 @@ cudnnStatus_t execute(const usli_cudnn *c, const entry *e, int count, const int6
 cudnnStatus_t run_part(const usli_cudnn *c, const entry *e, const usli_attention_args *a, int64_t row, int64_t head,
                        char *ws) {
     const key &k = e->key;
+    places at = places_of(a, static_cast<usli_pass>(k.pass));
     int64_t token = row * k.length, q_head = head * (a->heads / a->kv_heads);
     int64_t q = 2 * (token * k.q_stride + q_head * k.dim), o = 2 * (token * k.o_stride + q_head * k.dim);
     int64_t key_at = 2 * (token * k.k_stride + head * k.dim), v = 2 * (token * k.v_stride + head * k.dim);
     float scale = a->scale, one = 1.0f, hidden = -INFINITY;
-    float *lse = (a->lse ? a->lse : reinterpret_cast<float *>(ws + e->bytes)) + q_head * k.lse_stride + token;
-    char *sums = ws + up(e->plan_bytes), *dq_sum = sums + sums_bytes(k);
+    float *lse = (a->lse ? a->lse : reinterpret_cast<float *>(ws + at.lse)) + q_head * k.lse_stride + token;
     const struct {
         int64_t id;
         void *at;
@@ -517,8 +526,8 @@ cudnnStatus_t run_part(const usli_cudnn *c, const entry *e, const usli_attention
         { DK, (char *)a->dk + key_at },
         { DV, (char *)a->dv + v },
         { ONE, &one },
-        { SUMS, sums },
-        { DQ_SUM, dq_sum },
+        { SUMS, ws + at.sums },
+        { DQ_SUM, ws + at.dq_sum },
     };
     int count = k.pass == USLI_FORWARD ? 7 : k.deterministic ? 13 : 14;
     int64_t ids[14];
@@ -530,17 +539,17 @@ cudnnStatus_t run_part(const usli_cudnn *c, const entry *e, const usli_attention
 } // namespace
 
 size_t usli_cudnn_attention_workspace(const usli_exec *x, const usli_attention_args *a, usli_pass pass) {
-    const entry *e = find(x, a, pass);
-    return e ? e->bytes + (a->lse ? 0 : lse_bytes(a)) : 0;
+    return may_take(usli_cuda_of(x)->cudnn, a) ? places_of(a, pass).all : 0;
 }
 
 bool usli_cudnn_attention(usli_exec *x, const usli_attention_args *a, usli_pass pass, void *ws, usl_status *st) {
     const entry *e = find(x, a, pass);
     if (!e || !aligned(a, pass)) return false;
+    char *base = reinterpret_cast<char *>(up(reinterpret_cast<uintptr_t>(ws)));
     cudnnStatus_t status = CUDNN_STATUS_SUCCESS;
     for (int64_t row = 0; row < a->rows; row += e->key.rows)
         for (int64_t head = 0; head < a->kv_heads && status == CUDNN_STATUS_SUCCESS; head += e->key.kv_heads)
-            status = run_part(usli_cuda_of(x)->cudnn, e, a, row, head, static_cast<char *>(ws));
+            status = run_part(usli_cuda_of(x)->cudnn, e, a, row, head, base);
     *st = status == CUDNN_STATUS_SUCCESS
               ? USL_OK
               : usli_fail(x->ctx, USL_ERR_DEVICE,
@@ -553,11 +562,12 @@ usl_status usli_cudnn_open(usli_exec *x) {
     const char *choice = getenv("USL_ATTENTION");
     if (choice && strcmp(choice, "own") && strcmp(choice, "cudnn"))
         return usli_fail(x->ctx, USL_ERR_INVALID, "USL_ATTENTION is \"%s\"; it may be own or cudnn", choice);
-    bool wanted = choice ? !strcmp(choice, "cudnn") : usli_cuda_of(x)->sm == 90;
-    if (!wanted) return USL_OK;
+    if (!choice || !strcmp(choice, "own")) return USL_OK;
     usli_cudnn *c = static_cast<usli_cudnn *>(usli_calloc(x->ctx, 1, sizeof *c));
     if (!c) return usli_nomem(x->ctx, sizeof *c);
     usli_cuda_of(x)->cudnn = c;
+    c->library = open_library();
+    if (!c->library || !find_functions(c) || c->GetVersion() < OLDEST) usli_cudnn_close(x);
     return USL_OK;
 }
 
@@ -575,6 +585,13 @@ void usli_cudnn_close(usli_exec *x) {
     usli_cuda_of(x)->cudnn = nullptr;
 }
 
+bool usli_cudnn_used(const usli_exec *x) {
+    const usli_cudnn *c = usli_cuda_of(x)->cudnn;
+    for (size_t i = 0; c && i < c->count; i++)
+        if (c->entries[i]->plan) return true;
+    return false;
+}
+
 #else
 
 size_t usli_cudnn_attention_workspace(const usli_exec *, const usli_attention_args *, usli_pass) {
@@ -590,5 +607,9 @@ usl_status usli_cudnn_open(usli_exec *) {
 }
 
 void usli_cudnn_close(usli_exec *) {}
+
+bool usli_cudnn_used(const usli_exec *) {
+    return false;
+}
 
 #endif

@@ -4,11 +4,13 @@
 
 #include "kernels/device.cuh"
 
-/* Sets usli_cuda_of(x)->cudnn where cuDNN may take attention: see USL_ATTENTION in the source. The library itself is
- * opened with the first attention that it may take. */
+/* USL_ATTENTION=cudnn in the environment lets cuDNN take what it can; "own", or nothing, leaves usli_cuda_of(x)->cudnn
+ * NULL, and so it is where the library is not found or too old: no error. */
 usl_status usli_cudnn_open(usli_exec *x);
 void usli_cudnn_close(usli_exec *x);
-/* Bytes that usli_cudnn_attention wants; 0: it will not take these shapes. Builds their plan, which reads no data. */
+/* Whether it has taken an attention so far. */
+bool usli_cudnn_used(const usli_exec *x);
+/* Bytes that usli_cudnn_attention may want for these shapes, or for shorter rows and fewer; 0: it will take none. */
 size_t usli_cudnn_attention_workspace(const usli_exec *x, const usli_attention_args *a, usli_pass pass);
 /* false: not for cuDNN, use the own kernels. Rows that cuDNN took forward may go backward either way: lse is the op's
  * own. */

@@ -56,7 +56,10 @@ typedef struct usli_backend {
      * are made for it. NULL: host memory. */
     usl_status (*memory)(usli_exec *x, size_t *used, size_t *total);
     usl_dtype (*fast_dtype)(const usli_exec *x); /* the shortest float type that it multiplies quickly */
-    void (*close)(usli_exec *x);                 /* frees x->state */
+    /* Libraries of others that its ops call, by name; a word for those that have not been needed yet is not there.
+     * NULL: none. */
+    const char *(*libraries)(const usli_exec *x);
+    void (*close)(usli_exec *x); /* frees x->state */
 } usli_backend;
 
 struct usli_exec {

@@ -46,6 +46,7 @@ if (($? == 77)); then
 fi
 
 for test in "$build"/tests/test_*_gpu; do step "${test##*/}" "$test"; done
+step "test_attention_gpu, cuDNN" env USL_ATTENTION=cudnn "$build/tests/test_attention_gpu"
 
 # golden CASE_DIR DTYPE
 golden() {

@@ -130,6 +130,7 @@ static const spec SPECS[] = {
     /* Rows of one length: cuDNN's, where it is. */
     { "equal rows", 2, { 512, 512 }, { 512, 512 }, 4, 2, 128, 128, 0, 0, false, false, USL_BF16, true },
     { "equal rows, heads of 64", 2, { 640, 640 }, { 640, 640 }, 3, 1, 64, 64, 0, 0, false, false, USL_F16, true },
+    { "equal rows, heads of 80", 1, { 1024 }, { 1024 }, 2, 1, 80, 80, 0, 0, false, false, USL_F16, true },
     { "equal rows, heads alone", 1, { 768 }, { 768 }, 2, 2, 64, 64, 0, 0, false, false, USL_BF16, true },
 };
 
@@ -339,6 +340,10 @@ static result compute(const data *d, int threads) {
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_attention, &a, USLI_FORWARD));
     CHECK(!memcmp(again, out.o, (size_t)(d->tq * d->so) * usli_dtype_bytes(s->dtype)), "%s: without lse", s->name);
     free(again);
+    /* Where it was asked for, the rows that are meant for cuDNN must have come to it. */
+    const char *choice = getenv("USL_ATTENTION");
+    if (choice && !strcmp(choice, "cudnn") && s->q_len[0] >= 512 && r.x.backend->libraries)
+        CHECK(strstr(r.x.backend->libraries(&r.x), "cuDNN"), "%s: cuDNN did not take it", s->name);
     rig_close(&r);
     return out;
 }
