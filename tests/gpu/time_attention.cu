@@ -150,7 +150,7 @@ static void time_shape(usl_ctx *ctx, const shape *s) {
     fill<<<1024, 256>>>(b.qkv, tokens * WIDTH, 1);
     fill<<<1024, 256>>>(b.d_o, tokens * HEADS * DIM, 2);
     must(cudaMemcpy(b.cu, cu, sizeof cu, cudaMemcpyHostToDevice) == cudaSuccess, "the rows");
-    double flops = 2.0 * s->rows * HEADS * (double)s->length * (double)s->length * DIM; /* 2 products, half of each */
+    double flops = 2.0 * (double)(s->rows * s->length * s->length * HEADS * DIM); /* 2 products, half of each */
     unsigned short *own = nullptr;
     for (const way &w : WAYS) {
         usli_exec x = {};
