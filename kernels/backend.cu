@@ -136,8 +136,9 @@ static usl_dtype fast_dtype(const usli_exec *x) {
 }
 
 static const char *libraries(const usli_exec *x) {
-    static const char *const NAMES[] = { "none", "cuBLASLt", "cuDNN", "cuBLASLt, cuDNN" };
-    return NAMES[(usli_cuda_of(x)->blas ? 1 : 0) + (usli_cudnn_used(x) ? 2 : 0)];
+    bool blas = usli_cuda_of(x)->blas != nullptr;
+    if (usli_cudnn_used(x)) return blas ? "cuBLASLt, cuDNN" : "cuDNN";
+    return blas ? "cuBLASLt" : "none";
 }
 
 static void close_device(usli_exec *x) {
