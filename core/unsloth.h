@@ -217,6 +217,8 @@ USL_API const char *usl_tokenizer_chat_template(const usl_tokenizer *tok);
 USL_API usl_status usl_tokenizer_set_chat_template(usl_ctx *ctx, usl_tokenizer *tok, const char *text);
 /* Another token for "bos", "eos", "pad" or "unk"; the same holds. */
 USL_API usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const char *which, int32_t id);
+/* Another spelling for a token, which no other token has; the same holds. */
+USL_API usl_status usl_tokenizer_rename(usl_ctx *ctx, usl_tokenizer *tok, int32_t id, const char *text, size_t len);
 
 /* Conversations to text, as transformers' apply_chat_template writes them. All JSON is 0-terminated text. */
 typedef struct usl_chat_opts {

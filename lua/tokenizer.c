@@ -168,6 +168,17 @@ static int tokenizer_set_special(lua_State *L) {
     return 0;
 }
 
+/* rename(id, spelling) */
+static int tokenizer_rename(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    int64_t id = ulua_integer(L, 2, "rename: the id");
+    size_t len;
+    const char *text = luaL_checklstring(L, 3, &len);
+    if (id < 0 || id > INT32_MAX) return ulua_fail(L, USL_ERR_INVALID, "rename: there is no such token id");
+    ULUA_TRY(L, usl_tokenizer_rename(unsloth_lua_ctx(L), tok, (int32_t)id, text, len));
+    return 0;
+}
+
 static int tokenizer_len(lua_State *L) {
     lua_pushinteger(L, usl_tokenizer_vocab_size(check_tokenizer(L, 1)));
     return 1;
@@ -201,13 +212,17 @@ static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
     return template != NULL;
 }
 
-static const luaL_Reg METHODS[] = {
-    { "encode", tokenizer_encode },           { "decode", tokenizer_decode },
-    { "token_to_id", tokenizer_token_to_id }, { "id_to_token", tokenizer_id_to_token },
-    { "save_pretrained", tokenizer_save },    { "text_stream", tokenizer_text_stream },
-    { "render_chat", tokenizer_render_chat }, { "set_chat_template", tokenizer_set_chat_template },
-    { "set_special", tokenizer_set_special }, { NULL, NULL }
-};
+static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
+                                    { "decode", tokenizer_decode },
+                                    { "token_to_id", tokenizer_token_to_id },
+                                    { "id_to_token", tokenizer_id_to_token },
+                                    { "save_pretrained", tokenizer_save },
+                                    { "text_stream", tokenizer_text_stream },
+                                    { "render_chat", tokenizer_render_chat },
+                                    { "set_chat_template", tokenizer_set_chat_template },
+                                    { "set_special", tokenizer_set_special },
+                                    { "rename", tokenizer_rename },
+                                    { NULL, NULL } };
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
 

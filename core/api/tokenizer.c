@@ -64,6 +64,10 @@ usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const cha
     return usli_tokenizer_set_special(ctx, tok, s, id);
 }
 
+usl_status usl_tokenizer_rename(usl_ctx *ctx, usl_tokenizer *tok, int32_t id, const char *text, size_t len) {
+    return usli_tokenizer_rename(ctx, tok, id, text, len);
+}
+
 int32_t usl_tokenizer_id(const usl_tokenizer *tok, const char *token, size_t len) {
     return usli_tokenizer_id(tok, token, len);
 }

@@ -120,14 +120,20 @@ static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     return j;
 }
 
-static json_t *generation_json(const usl_model *m) {
+/* The tokenizer's end of text counts beside the model's. */
+static json_t *generation_json(const usl_model *m, const usli_tokenizer *tok) {
     json_t *j = json_object(), *eos = json_array();
-    for (int i = 0; i < m->config.eos_count; i++) json_array_append_new(eos, json_integer(m->config.eos[i]));
+    int32_t other = tok ? usli_tokenizer_special(tok, USLI_EOS) : -1;
+    for (int i = 0; i < m->config.eos_count; i++) {
+        json_array_append_new(eos, json_integer(m->config.eos[i]));
+        if (m->config.eos[i] == other) other = -1;
+    }
+    if (other >= 0) json_array_append_new(eos, json_integer(other));
     if (m->config.bos >= 0) json_object_set_new(j, "bos_token_id", json_integer(m->config.bos));
     if (m->config.pad >= 0) json_object_set_new(j, "pad_token_id", json_integer(m->config.pad));
-    if (m->config.eos_count == 1)
+    if (json_array_size(eos) == 1)
         json_object_set(j, "eos_token_id", json_array_get(eos, 0));
-    else if (m->config.eos_count)
+    else if (json_array_size(eos))
         json_object_set(j, "eos_token_id", eos);
     json_decref(eos);
     return j;
@@ -141,7 +147,7 @@ usl_status usli_export_merged(usl_model *m, const usli_tokenizer *tok, const cha
     USLI_TRY(usli_make_dirs(ctx, dir));
     USLI_TRY(write_weights(m, dir, dtype));
     if (tok) USLI_TRY(usli_tokenizer_save(ctx, tok, dir));
-    json_t *config = config_json(m, dtype), *generation = generation_json(m);
+    json_t *config = config_json(m, dtype), *generation = generation_json(m, tok);
     usl_status st = write_json(ctx, dir, "generation_config.json", generation);
     if (st == USL_OK) st = write_json(ctx, dir, "config.json", config); /* last: with it the folder is a model */
     if (config) json_decref(config);

@@ -171,6 +171,9 @@ void usli_vocab_free(usl_ctx *ctx, usli_vocab *v);
 /* An id or a spelling that is there already is an error, unless last_wins: then the spelling finds the newer id. */
 usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins);
 int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len); /* -1: none */
+/* Another spelling, which no token has, for a token. What points into the blob must be renewed, also after a failure.
+ */
+usl_status usli_vocab_rename(usl_ctx *ctx, usli_vocab *v, int32_t id, const char *text, size_t len);
 static inline const char *usli_vocab_text(const usli_vocab *v, int32_t id) {
     return v->blob.data + v->entries[id].at;
 }
@@ -269,6 +272,11 @@ usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wor
 /* ---- The whole
  * --------------------------------------------------------------------------------------------------------- */
 
+/* Spellings as JSON writes them, with their quotes. */
+typedef struct usli_renamed {
+    char *from, *to;
+} usli_renamed;
+
 typedef struct usli_named_template {
     char *name, *text;
 } usli_named_template;
@@ -297,6 +305,8 @@ struct usl_tokenizer {
     char *chat_template;            /* the default; NULL: none */
     usli_named_template *templates; /* all that have names ("default", "tool_use") */
     size_t template_count, template_cap;
+    usli_renamed *renamed; /* tokens that the source spells otherwise, in the order of their renaming */
+    size_t renamed_count, renamed_cap;
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
@@ -308,6 +318,10 @@ struct usl_tokenizer {
 usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);
 /* Once the vocabulary, the added tokens and the steps stand: kinds, byte ids, the tables of added tokens. */
 usl_status usli_tokenizer_finish(usli_tokenizer *tok);
+/* The tables of added tokens, whose spellings lie in the vocabulary's blob. */
+usl_status usli_tokenizer_index_added(usli_tokenizer *tok);
+/* Appends text with each `from` of the tokens renamed since it was read replaced. */
+usl_status usli_renamed_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, usli_buf *out);
 /* Appends a named chat template; takes copies. */
 usl_status usli_tokenizer_add_template(usli_tokenizer *tok, const char *name, size_t name_len, const char *text,
                                        size_t len);

@@ -252,6 +252,11 @@ usl_status usli_tokenizer_save(usl_ctx *ctx, const usli_tokenizer *tok, const ch
     const char *source = usli_tokenizer_source(tok, &len);
     usl_status st;
     USLI_TRYGO(usli_make_dirs(ctx, dir));
+    if (source && tok->renamed_count) {
+        USLI_TRYGO(usli_renamed_text(ctx, tok, source, len, &s.out));
+        source = s.out.data;
+        len = s.out.len;
+    }
     USLI_TRYGO(source ? write_in(ctx, dir, TOKENIZER, source, len) : write_made(&s, dir, TOKENIZER, put_tokenizer));
     USLI_TRYGO(tok->config ? write_in(ctx, dir, CONFIG, tok->config, tok->config_len)
                            : write_made(&s, dir, CONFIG, put_config));

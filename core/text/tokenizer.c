@@ -44,6 +44,11 @@ void usli_tokenizer_release(usli_tokenizer *tok) {
         usli_free(ctx, tok->templates[i].text);
     }
     usli_free(ctx, tok->templates);
+    for (size_t i = 0; i < tok->renamed_count; i++) {
+        usli_free(ctx, tok->renamed[i].from);
+        usli_free(ctx, tok->renamed[i].to);
+    }
+    usli_free(ctx, tok->renamed);
     if (tok->source) usli_map_release(tok->source);
     usli_free(ctx, tok->config);
     usli_free(ctx, tok);
@@ -82,23 +87,13 @@ done:
     return st;
 }
 
-usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
-    for (int i = 0; i < 256; i++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", i);
-        tok->byte_ids[i] = usli_vocab_find(&tok->vocab, name, 6);
-        if (tok->byte_fallback && tok->byte_ids[i] >= 0 &&
-            tok->vocab.entries[tok->byte_ids[i]].kind == USLI_TOKEN_NORMAL)
-            tok->vocab.entries[tok->byte_ids[i]].kind = USLI_TOKEN_BYTE;
-    }
-    if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
-    if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
-    usli_bpe_find_words(tok);
-    /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
+usl_status usli_tokenizer_index_added(usli_tokenizer *tok) {
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
     for (int k = 0; k < 2; k++) {
         for (size_t i = 0; i < sets[k]->count; i++) {
             usli_added *t = &sets[k]->items[i];
+            if (t->owned) usli_free(tok->ctx, (char *)(uintptr_t)t->text);
+            t->owned = false;
             t->text = usli_vocab_text(&tok->vocab, t->id);
             t->len = tok->vocab.entries[t->id].len;
             if (t->normalized) USLI_TRY(normalize_added(tok, t));
@@ -114,6 +109,22 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
         usli_added_index(sets[k]);
     }
     return USL_OK;
+}
+
+usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
+    for (int i = 0; i < 256; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", i);
+        tok->byte_ids[i] = usli_vocab_find(&tok->vocab, name, 6);
+        if (tok->byte_fallback && tok->byte_ids[i] >= 0 &&
+            tok->vocab.entries[tok->byte_ids[i]].kind == USLI_TOKEN_NORMAL)
+            tok->vocab.entries[tok->byte_ids[i]].kind = USLI_TOKEN_BYTE;
+    }
+    if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
+    if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
+    usli_bpe_find_words(tok);
+    /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
+    return usli_tokenizer_index_added(tok);
 }
 
 /* ---- Text to ids

@@ -77,6 +77,8 @@ const char *usli_tokenizer_template(const usli_tokenizer *tok, const char *name)
  */
 usl_status usli_tokenizer_set_chat_template(usl_ctx *ctx, usli_tokenizer *tok, const char *text);
 usl_status usli_tokenizer_set_special(usl_ctx *ctx, usli_tokenizer *tok, usli_special which, int32_t id);
+/* Another spelling for a token, which no other token has. */
+usl_status usli_tokenizer_rename(usl_ctx *ctx, usli_tokenizer *tok, int32_t id, const char *text, size_t len);
 /* What GGUF metadata says about the ends: add_bos_token of tokenizer_config.json, else what the post-processor does. */
 bool usli_tokenizer_adds_bos(const usli_tokenizer *tok);
 bool usli_tokenizer_adds_eos(const usli_tokenizer *tok);

@@ -104,6 +104,22 @@ usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t 
     return USL_OK;
 }
 
+usl_status usli_vocab_rename(usl_ctx *ctx, usli_vocab *v, int32_t id, const char *text, size_t len) {
+    usli_entry *e = &v->entries[id];
+    USLI_TRY(usli_grow(ctx, &v->blob.data, &v->blob.cap, v->blob.len + len + 1, 1));
+    /* The old spelling's slot stays: its entry no longer reads so. The new one's counts, or the table could fill up. */
+    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
+    size_t slot = vocab_slot(v, text, len);
+    memcpy(v->blob.data + v->blob.len, text, len);
+    v->blob.data[v->blob.len + len] = 0;
+    e->at = v->blob.len;
+    e->len = len;
+    v->blob.len += len + 1;
+    vocab_put(v, slot, text, len, (uint32_t)id);
+    v->used++;
+    return USL_OK;
+}
+
 int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len) {
     return v->slot_count ? (int32_t)v->slots[2 * vocab_slot(v, text, len)] - 1 : -1;
 }

@@ -168,14 +168,18 @@ local function with_system(template, entry, message)
   return template
 end
 
--- The end of a turn becomes the token that ends generation, where the tokenizer has it as one.
+-- The token that ends a turn becomes the one that ends generation. Where the tokenizer lacks it, its own end takes that
+-- spelling, so that a token which the model knows stands there and no row is added to the embeddings.
 local function map_eos(tokenizer, stop)
   if not stop or stop == "eos_token" then return end
-  local id = tokenizer:token_to_id(stop)
+  local id, eos = tokenizer:token_to_id(stop), tokenizer.eos_token_id
   if id then
     tokenizer:set_special("eos", id)
+  elseif eos then
+    errors.note("the tokenizer has no token %s: its own %s takes that name", stop, tokenizer.eos_token)
+    tokenizer:rename(eos, stop)
   else
-    errors.note("the tokenizer has no token %s: the template writes it as text, and generation ends with %s", stop, tokenizer.eos_token or "none")
+    errors.note("the tokenizer has neither %s nor an end-of-text token: the template writes it as text", stop)
   end
 end
 

@@ -99,11 +99,13 @@ function Model:stream(prompt, opts)
   local text = tokenizer:text_stream(ids, o.skip_special_tokens)
   local generator = self:generator(ids, core_options(o, tokenizer))
   local pending, ended = "", false
+  -- The tokenizer's own end counts beside the model's: get_chat_template may have set another one.
+  local last = not o.eos_token_id and tokenizer.eos_token_id
   local function next_piece()
     while not ended do
       local id = generator:next()
-      ended = id == nil
-      pending = pending .. (ended and text:finish() or text:push(id))
+      ended = id == nil or id == last
+      pending = pending .. (id and text:push(id) or "") .. (ended and text:finish() or "")
       local at, held = find_stop(pending, stops)
       if at then
         ended = true

@@ -85,6 +85,35 @@ describe("a chat template", function()
     assert.equals("<pad>", tok.eos_token)
   end)
 
+  it("gives the end of the text the spelling of the end of a turn", function()
+    local config = { bos_token = "<s>", eos_token = "</s>", pad_token = "</s>", add_bos_token = true,
+      added_tokens_decoder = { ["257"] = { content = "</s>", special = true } } }
+    support.write(dir .. "/tokenizer_config.json", unsloth.json.encode(config))
+    tok = unsloth.AutoTokenizer.from_pretrained(dir)
+    unsloth.get_chat_template(tok, { chat_template = "chatml" })
+    local other = support.temp_dir()
+    tok:save_pretrained(other)
+    for _, one in ipairs { tok, unsloth.AutoTokenizer.from_pretrained(other) } do
+      assert.equals("<|im_end|>", one.eos_token)
+      assert.equals("<|im_end|>", one.pad_token)
+      assert.equals(257, one.eos_token_id)
+      assert.equals(259, #one)
+      assert.same({ 72, 105, 257 }, one:encode("Hi<|im_end|>", { add_special_tokens = false }))
+      assert.same({ 60, 47, 115, 62 }, one:encode("</s>", { add_special_tokens = false }))
+      assert.equals("Hi<|im_end|>", one:decode { 72, 105, 257 })
+      assert.equals("<|im_start|>user\nHi<|im_end|>\n", one:apply_chat_template({ TALK[1] }, { tokenize = false }))
+    end
+    local saved = support.read(other .. "/tokenizer.json") .. support.read(other .. "/tokenizer_config.json")
+    assert.is_nil(saved:find('"</s>"', 1, true))
+    support.fails("USL_ERR_INVALID", "another", tok.rename, tok, 257, "<s>")
+    support.fails("USL_ERR_INVALID", "id", tok.rename, tok, 5000, "x")
+    -- Twice, and what was saved is renamed too.
+    tok:rename(257, "<end>")
+    tok:save_pretrained(other)
+    assert.equals("<end>", unsloth.AutoTokenizer.from_pretrained(other).eos_token)
+    support.remove(other)
+  end)
+
   it("tells where answers begin", function()
     local markers = require("unsloth.chat").markers
     for name, want in pairs { alpaca = { "### Instruction:\n", "### Response:\n" }, vicuna = { "USER:", "ASSISTANT:" },

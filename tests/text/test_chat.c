@@ -339,6 +339,45 @@ done:
     return st;
 }
 
+static const char SMALL[] =
+    "{\"added_tokens\": [{\"id\": 1, \"content\": \"</s>\", \"special\": true}, {\"id\": 2, \"content\": \"x\"}], "
+    "\"normalizer\": {\"type\": \"Lowercase\"}, "
+    "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"</s>\": 1, \"x\": 2}, \"merges\": []}}";
+static char small_dir[] = "/tmp/usl-chat-XXXXXX";
+
+static usl_status small_rename(usl_ctx *ctx) {
+    usli_tokenizer *tok;
+    char to[100];
+    snprintf(to, sizeof to, "%s/saved", small_dir);
+    USLI_TRY(usli_tokenizer_load(ctx, small_dir, &tok));
+    usl_status st;
+    USLI_TRYGO(usli_tokenizer_rename(ctx, tok, 1, "<|im_end|>", 10));
+    CHECK(usli_tokenizer_id(tok, "<|im_end|>", 10) == 1 && usli_tokenizer_id(tok, "</s>", 4) == -1, "renamed");
+    USLI_TRYGO(usli_tokenizer_save(ctx, tok, to));
+done:
+    usli_tokenizer_release(tok);
+    return st;
+}
+
+static void test_rename(usl_ctx *ctx) {
+    char path[100];
+    CHECK(mkdtemp(small_dir) != NULL, "no folder");
+    snprintf(path, sizeof path, "%s/tokenizer.json", small_dir);
+    CHECK_OK(ctx, usli_write_file(ctx, path, SMALL, strlen(SMALL)));
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", small_dir);
+    CHECK_OK(ctx, usli_write_file(ctx, path, "{\"eos_token\": \"</s>\"}", 21));
+    test_failing("another spelling", small_rename);
+    static const char *const FILES[] = { "tokenizer.json", "tokenizer_config.json", "saved/tokenizer.json",
+                                         "saved/tokenizer_config.json" };
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/%s", small_dir, FILES[i]);
+        remove(path);
+    }
+    snprintf(path, sizeof path, "%s/saved", small_dir);
+    remove(path);
+    remove(small_dir);
+}
+
 int main(void) {
     usl_ctx *ctx;
     if (usl_ctx_new(NULL, &ctx) != USL_OK) return 1;
@@ -347,6 +386,7 @@ int main(void) {
     test_language(ctx);
     test_hostile(ctx);
     test_apply(ctx);
+    test_rename(ctx);
     usl_ctx_free(ctx);
     test_failing("a template", small_run);
     test_failing("apply_chat_template", small_apply);
