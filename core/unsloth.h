@@ -487,6 +487,8 @@ typedef struct usl_plan {
     int64_t recomputed_layers, layers;
     int64_t offloaded_inputs; /* 1: what recomputed layers begin with waits in host memory */
     int64_t piece_tokens;     /* so many at a time go through recomputed layers' MLPs; 0: all of the pass */
+    int64_t streamed_layers;  /* their weights lie in host memory and come when they are needed */
+    uint64_t host_total;      /* bytes of host memory for all that waits there */
 } usl_plan;
 USL_API void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan);
 

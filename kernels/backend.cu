@@ -77,10 +77,11 @@ static void free_host(usli_exec *x, void *ptr) {
 
 static usl_status copy_beside(usli_exec *x, void *dst, const void *src, size_t bytes, int slot) {
     usli_cuda *c = usli_cuda_of(x);
+    cudaStream_t copies = c->copies[slot >= USLI_WEIGHT_SLOT];
     cudaError_t error = cudaEventRecord(c->ready, stream_of(x));
-    if (error == cudaSuccess) error = cudaStreamWaitEvent(c->copies, c->ready, 0);
-    if (error == cudaSuccess) error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, c->copies);
-    if (error == cudaSuccess) error = cudaEventRecord(c->copied[slot], c->copies);
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(copies, c->ready, 0);
+    if (error == cudaSuccess) error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, copies);
+    if (error == cudaSuccess) error = cudaEventRecord(c->copied[slot], copies);
     return usli_cuda_check(x, error, "copy beside the work");
 }
 
@@ -147,7 +148,8 @@ static void close_device(usli_exec *x) {
     usli_cublaslt_close(x);
     usli_cudnn_close(x);
     if (x->stream) cudaStreamDestroy(stream_of(x));
-    if (c->copies) cudaStreamDestroy(c->copies);
+    for (int i = 0; i < 2; i++)
+        if (c->copies[i]) cudaStreamDestroy(c->copies[i]);
     if (c->ready) cudaEventDestroy(c->ready);
     for (int i = 0; i < USLI_COPY_SLOTS; i++)
         if (c->copied[i]) cudaEventDestroy(c->copied[i]);
@@ -206,7 +208,9 @@ static usl_status open_stream(usli_exec *x, usli_cuda *c) {
                          c->device, prop.name, prop.major, prop.minor);
     USLI_TRY(usli_cuda_check(x, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening the GPU"));
     x->stream = stream;
-    cudaError_t error = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
+    cudaError_t error = cudaSuccess;
+    for (int i = 0; i < 2 && error == cudaSuccess; i++)
+        error = cudaStreamCreateWithFlags(&c->copies[i], cudaStreamNonBlocking);
     if (error == cudaSuccess) error = cudaEventCreateWithFlags(&c->ready, cudaEventDisableTiming);
     for (int i = 0; i < USLI_COPY_SLOTS && error == cudaSuccess; i++)
         error = cudaEventCreateWithFlags(&c->copied[i], cudaEventDisableTiming);

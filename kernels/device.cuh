@@ -36,7 +36,7 @@ typedef struct usli_cuda {
     int device, sm; /* sm: 75, 80, 90, ... */
     int multiprocessors;
     size_t shared_most;                  /* bytes of dynamic shared memory a block may ask for */
-    cudaStream_t copies;                 /* beside the exec's stream */
+    cudaStream_t copies[2];              /* beside the exec's stream: of inputs, of weights */
     cudaEvent_t ready;                   /* what a copy waits for */
     cudaEvent_t copied[USLI_COPY_SLOTS]; /* what work waits for */
     struct usli_cublaslt *blas;          /* NULL: no cuBLASLt here, own GEMM */

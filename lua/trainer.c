@@ -252,7 +252,9 @@ static int trainer_plan(lua_State *L) {
                    { "recomputed_layers", p.recomputed_layers },
                    { "layers", p.layers },
                    { "offloaded_inputs", p.offloaded_inputs },
-                   { "piece_tokens", p.piece_tokens } };
+                   { "piece_tokens", p.piece_tokens },
+                   { "streamed_layers", p.streamed_layers },
+                   { "host_total", (int64_t)p.host_total } };
     lua_createtable(L, 0, 12);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         lua_pushinteger(L, fields[i].value);

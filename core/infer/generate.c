@@ -244,10 +244,11 @@ static usl_status record(session *s, const usli_batch *b) {
 }
 
 /* A decode step of one shape is recorded when it comes for the second time: the first loads kernels, and many a text
- * ends there. All that changes from step to step is in the device's memory. */
+ * ends there. All that changes from step to step is in the device's memory; a ring's state is not, so nothing is
+ * recorded with one. */
 static usl_status run_step(session *s, const usli_batch *b, bool prompts) {
     const usli_backend *k = s->exec.backend;
-    if (prompts || !k->record || s->graph.refused) return forward_and_sample(s, b);
+    if (prompts || !k->record || s->graph.refused || s->m->ring) return forward_and_sample(s, b);
     bool same = s->graph.seen && s->graph.rows == s->live_count && s->graph.longest == s->cache.longest &&
                 s->graph.placing == s->m->placing;
     if (!same) {

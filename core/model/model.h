@@ -83,6 +83,21 @@ typedef struct usli_adapter {
     struct usli_adapter *next;
 } usli_adapter;
 
+/* Where a layer's weights are: one block, in the order of the slots, so that q, k, v and gate, up lie side by side. */
+typedef struct usli_place {
+    char *at;
+    size_t bytes;
+    bool on_host; /* memory that the GPU reads by itself */
+} usli_place;
+
+/* Two layers' room on the device: of the layers that are streamed, number i comes to half i % 2. */
+typedef struct usli_ring {
+    int64_t streamed;
+    char *at;
+    size_t half;
+    int64_t holds[2]; /* numbers; -1: none */
+} usli_ring;
+
 struct usl_model {
     usl_ctx *ctx;
     atomic_int refs;
@@ -94,12 +109,14 @@ struct usl_model {
     usl_dtype dtype, res_dtype; /* of activations and of the residual stream */
     int64_t context;            /* max_seq_length in force */
     float *cos, *sin;           /* (context, head_dim / 2), on the device */
-    void *placed, *tables;      /* the device's block of weights, and of NF4's tables; NULL where d is m */
+    void *placed, *tables;      /* the device's block of the last norm and the head, and of NF4's tables; NULL where d
+                                   is m */
     void *embed, *host_embed;   /* the embedding table's block, on the device or in host memory */
-    size_t placed_bytes;
-    int placing;          /* counts the changes of where passes find what they read */
-    bool device_newer;    /* trained values on the device have not been pulled yet */
-    float *rope_divisors; /* (head_dim / 2) from a GGUF, or NULL */
+    usli_place *places;         /* (layers); NULL where d is m */
+    usli_ring *ring;            /* through which layers in host memory come; NULL: there is none */
+    int placing;                /* counts the changes of where passes find what they read */
+    bool device_newer;          /* trained values on the device have not been pulled yet */
+    float *rope_divisors;       /* (head_dim / 2) from a GGUF, or NULL */
     double rope_attention;
     usli_adapter *adapters, *active;
     usli_exec exec; /* backend and its state; a pass sets the arena */
@@ -138,8 +155,26 @@ void usli_model_unplace(usl_model *m);
 /* Moves the embedding table to host memory that the GPU reads by itself; 0 bytes: it is there, or must stay. */
 size_t usli_model_embed_bytes(const usl_model *m);
 usl_status usli_model_embed_to_host(usl_model *m);
-/* Bytes of weights that are there already. */
-size_t usli_model_host_bytes(const usl_model *m);
+/* Bytes of weights on the device when so many layers are streamed: they lie in host memory, spread evenly, and come
+ * through a ring ahead of their use. Negative: as things are now. */
+uint64_t usli_model_device_bytes(const usl_model *m, int64_t streamed, bool host_embed);
+/* Bytes of weights that wait in host memory then. */
+uint64_t usli_model_host_bytes(const usl_model *m, int64_t streamed, bool host_embed);
+/* Layers that can be: 0 where memory is the host's, or weights are trained. */
+int64_t usli_model_streamable(const usl_model *m);
+/* stream.c: brings that about. 0: all layers are on the device. */
+usl_status usli_model_stream(usl_model *m, int64_t streamed);
+/* Without the ring: layers in host memory are read where they are. */
+void usli_model_unstream(usl_model *m);
+/* Before work on a layer: its weights are there; those of the one that follows (step 1) or precedes it (-1) are sent
+ * for. */
+usl_status usli_stream_layer(usli_exec *x, const usl_model *m, int64_t layer, int step);
+/* place.c: passes find the layer's weights from `at` on. */
+void usli_model_point(usl_model *m, int64_t layer, const char *at);
+/* Copies the layer's weights to `at`, on the device or not. */
+usl_status usli_model_fill_place(usl_model *m, int64_t layer, char *at, bool on_host);
+/* The sentence when there is no memory for a layer. */
+usl_status usli_refuse_place(const usl_model *m, int64_t layer, bool on_host);
 /* Bytes of one layer's linear weights decoded to the model's type; 0 when all of them are stored so, or are trained. */
 size_t usli_model_cache_bytes(const usl_model *m);
 /* Tells passes that the decoded weights of the first so many layers lie behind one another at base (which a dry run

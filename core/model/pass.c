@@ -17,7 +17,8 @@ static usl_status send_input(const usli_pass_state *s, int64_t layer) {
     usli_exec *x = s->exec;
     size_t bytes = usli_pass_input_bytes(s->model, s->batch->tokens);
     if (x->arena->dry || !s->inputs) return USL_OK;
-    return x->backend->copy_beside(x, s->inputs + (size_t)layer * bytes, s->ring[layer % 2], bytes, (int)(layer % 2));
+    return x->backend->copy_beside(x, s->inputs + (size_t)layer * bytes, s->ring[layer % 2], bytes,
+                                   USLI_INPUT_SLOT + (int)(layer % 2));
 }
 
 /* The last two are still there when the way back begins. */
@@ -25,12 +26,13 @@ static usl_status fetch_input(const usli_pass_state *s, int64_t layer) {
     usli_exec *x = s->exec;
     size_t bytes = usli_pass_input_bytes(s->model, s->batch->tokens);
     if (x->arena->dry || !s->inputs || layer < 0 || layer >= s->recomputed - 2) return USL_OK;
-    return x->backend->copy_beside(x, s->ring[layer % 2], s->inputs + (size_t)layer * bytes, bytes, (int)(layer % 2));
+    return x->backend->copy_beside(x, s->ring[layer % 2], s->inputs + (size_t)layer * bytes, bytes,
+                                   USLI_INPUT_SLOT + (int)(layer % 2));
 }
 
 static usl_status await_input(const usli_pass_state *s, int64_t layer) {
     usli_exec *x = s->exec;
-    return x->arena->dry || !s->inputs ? USL_OK : x->backend->await_copy(x, (int)(layer % 2));
+    return x->arena->dry || !s->inputs ? USL_OK : x->backend->await_copy(x, USLI_INPUT_SLOT + (int)(layer % 2));
 }
 
 static size_t hidden_bytes(const usl_model *m, int64_t tokens) {
@@ -90,6 +92,7 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
         }
         if (keep) USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
         if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
+        USLI_TRY(usli_stream_layer(x, m, l, 1));
         USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, b));
         if (sent) USLI_TRY(send_input(s, l));
         x->arena->high = inner;
@@ -137,6 +140,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved *b = &s->blocks[l];
         bool wants_input = l > lowest || dembed;
+        USLI_TRY(usli_stream_layer(x, m, l, -1));
         if (l >= s->recomputed) {
             USLI_TRY(usli_block_backward(s, l, b, dn, wants_input));
             continue;
@@ -179,6 +183,7 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
     for (int64_t l = 0; l < m->config.layers; l++) {
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved b = { .n1 = stream, .n2 = stream };
+        USLI_TRY(usli_stream_layer(x, m, l, 1));
         USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, &b));
         x->arena->high = inner;
     }

@@ -1,5 +1,5 @@
-/* Where weights are for the passes. On the CPU: where they were loaded or mapped. On a GPU: one block, in the order of
- * the slots, so that q, k, v and gate, up lie side by side. */
+/* Where weights are for the passes. On the CPU: where they were loaded or mapped. On a GPU: a block a layer, which may
+ * be host memory that the GPU reads by itself where the device is too small. */
 #include <string.h>
 
 #include "core/base/dtype.h"
@@ -29,15 +29,15 @@ static usl_status place_tables(usl_model *m, const usli_nf4 *q) {
     return x->backend->copy_in(x, (float *)m->tables + TABLE, q->map, MAP * sizeof(float));
 }
 
-static usl_status place_one(usl_model *m, usli_weight *w, char *to) {
-    usli_exec *x = &m->exec;
+/* Passes find w where a copy of its storage is. */
+static void point(usl_model *m, usli_weight *w, const char *to) {
     const usli_storage *s = w->storage;
-    USLI_TRY(x->backend->copy_in(x, to, s->data, s->bytes));
+    const void *cached = w->d.cached;
     w->d = w->m;
     w->d.data = moved(w->m.data, s, to);
     w->d.scale = moved(w->m.scale, s, to);
-    if (!w->m.nf4) return USL_OK;
-    USLI_TRY(place_tables(m, w->m.nf4));
+    w->d.cached = cached;
+    if (!w->m.nf4) return;
     w->d_nf4 = *w->m.nf4;
     w->d_nf4.codes = moved(w->m.nf4->codes, s, to);
     w->d_nf4.absmax_q = moved(w->m.nf4->absmax_q, s, to);
@@ -46,39 +46,124 @@ static usl_status place_one(usl_model *m, usli_weight *w, char *to) {
     w->d_nf4.table = m->tables;
     w->d_nf4.map = (const float *)m->tables + TABLE;
     w->d.nf4 = &w->d_nf4;
+}
+
+static usl_status fill(usl_model *m, const usli_weight *w, char *to, bool on_host) {
+    if (w->m.nf4) USLI_TRY(place_tables(m, w->m.nf4));
+    if (!on_host) return m->exec.backend->copy_in(&m->exec, to, w->storage->data, w->storage->bytes);
+    if (!m->plan_only) memcpy(to, w->storage->data, w->storage->bytes);
+    return USL_OK;
+}
+
+void usli_model_point(usl_model *m, int64_t layer, const char *at) {
+    for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+        usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        if (!w->storage) continue;
+        point(m, w, at);
+        at += aligned(w->storage->bytes);
+    }
+}
+
+usl_status usli_model_fill_place(usl_model *m, int64_t layer, char *at, bool on_host) {
+    for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+        const usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        if (!w->storage) continue;
+        USLI_TRY(fill(m, w, at, on_host));
+        at += aligned(w->storage->bytes);
+    }
+    return USL_OK;
+}
+
+usl_status usli_refuse_place(const usl_model *m, int64_t layer, bool on_host) {
+    const char *what = on_host
+                           ? "%.3g GiB of host memory for the weights of layer %lld, which do not fit the GPU, could "
+                             "not be pinned; free some memory or take a smaller model"
+                           : "the GPU has no %.3g GiB for the weights of layer %lld; take a smaller model, or load it "
+                             "in 4 bits";
+    return usli_fail(m->ctx, USL_ERR_NOMEM, what, (double)m->places[layer].bytes / (1 << 30), (long long)layer + 1);
+}
+
+/* What a device that is too small for all weights keeps free of them, for the work itself: one part of so many. */
+enum { KEPT_FREE = 8 };
+
+/* A layer goes to host memory when the device has no room for it; not when it is trained. */
+static usl_status place_layer(usl_model *m, int64_t layer, size_t *room) {
+    usli_exec *x = &m->exec;
+    usli_place *p = &m->places[layer];
+    for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+        const usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        if (w->storage) p->bytes += aligned(w->storage->bytes);
+    }
+    if (m->full || p->bytes <= *room) p->at = x->backend->alloc(x, p->bytes);
+    if (p->at) {
+        *room -= p->bytes < *room ? p->bytes : *room;
+    } else {
+        p->on_host = !m->full;
+        if (p->on_host) p->at = x->backend->alloc_host(x, p->bytes);
+        if (!p->at) return usli_refuse_place(m, layer, p->on_host);
+    }
+    USLI_TRY(usli_model_fill_place(m, layer, p->at, p->on_host));
+    usli_model_point(m, layer, p->at);
+    return USL_OK;
+}
+
+static usl_status place_ends(usl_model *m) {
+    usli_weight *embed = usli_model_weight(m, USLI_EMBED, 0);
+    size_t bytes = 0;
+    for (int s = USLI_FINAL_NORM; s < USLI_SLOTS; s++) {
+        const usli_weight *w = usli_model_weight(m, (usli_slot)s, 0);
+        if (w->storage) bytes += aligned(w->storage->bytes);
+    }
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->placed));
+    USLI_TRY(usli_device_alloc(&m->exec, embed->storage->bytes, &m->embed));
+    USLI_TRY(fill(m, embed, m->embed, false));
+    point(m, embed, m->embed);
+    char *to = m->placed;
+    for (int s = USLI_FINAL_NORM; s < USLI_SLOTS; s++) {
+        usli_weight *w = usli_model_weight(m, (usli_slot)s, 0);
+        if (!w->storage) continue;
+        USLI_TRY(fill(m, w, to, false));
+        point(m, w, to);
+        to += aligned(w->storage->bytes);
+    }
     return USL_OK;
 }
 
 usl_status usli_model_place(usl_model *m) {
-    int64_t count = weight_count(m);
-    if (m->exec.backend->host) {
+    usli_exec *x = &m->exec;
+    int64_t count = weight_count(m), layers = m->config.layers;
+    if (x->backend->host) {
         for (int64_t i = 0; i < count; i++) m->weights[i].d = m->weights[i].m;
         return USL_OK;
     }
-    usli_weight *embed = usli_model_weight(m, USLI_EMBED, 0);
-    size_t bytes = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (m->weights[i].storage && &m->weights[i] != embed) bytes += aligned(m->weights[i].storage->bytes);
-    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->placed));
-    USLI_TRY(usli_device_alloc(&m->exec, embed->storage->bytes, &m->embed));
-    USLI_TRY(place_one(m, embed, m->embed));
-    m->placed_bytes = bytes + embed->storage->bytes;
-    char *to = m->placed;
-    for (int64_t i = 0; i < count; i++) {
-        usli_weight *w = &m->weights[i];
-        if (!w->storage || w == embed) continue;
-        if (i % USLI_LAYER_SLOTS == 0) USLI_TRY(usli_progress(m->ctx, "to the GPU", (uint64_t)i, (uint64_t)count));
-        USLI_TRY(place_one(m, w, to));
-        to += aligned(w->storage->bytes);
+    if (!(m->places = usli_calloc(m->ctx, (size_t)layers, sizeof *m->places)))
+        return usli_nomem(m->ctx, (size_t)layers * sizeof *m->places);
+    USLI_TRY(place_ends(m));
+    size_t used = 0, total = 0;
+    USLI_TRY(x->backend->memory(x, &used, &total));
+    size_t kept = total / KEPT_FREE, room = m->plan_only ? SIZE_MAX : total > used + kept ? total - used - kept : 0;
+    for (int64_t l = 0; l < layers; l++) {
+        USLI_TRY(usli_progress(m->ctx, "to the GPU", (uint64_t)l, (uint64_t)layers));
+        USLI_TRY(place_layer(m, l, &room));
     }
-    return m->exec.backend->sync(&m->exec);
+    return x->backend->sync(x);
 }
 
 void usli_model_unplace(usl_model *m) {
-    usli_device_free(&m->exec, m->placed);
-    usli_device_free(&m->exec, m->tables);
-    usli_device_free(&m->exec, m->embed);
-    if (m->host_embed) m->exec.backend->free_host(&m->exec, m->host_embed);
+    usli_exec *x = &m->exec;
+    usli_model_unstream(m);
+    for (int64_t l = 0; m->places && l < m->config.layers; l++) {
+        if (!m->places[l].on_host)
+            usli_device_free(x, m->places[l].at);
+        else if (m->places[l].at)
+            x->backend->free_host(x, m->places[l].at);
+    }
+    usli_free(m->ctx, m->places);
+    usli_device_free(x, m->placed);
+    usli_device_free(x, m->tables);
+    usli_device_free(x, m->embed);
+    if (m->host_embed) x->backend->free_host(x, m->host_embed);
+    m->places = NULL;
     m->placed = m->tables = m->embed = m->host_embed = NULL;
 }
 
@@ -99,12 +184,7 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     usli_device_free(&m->exec, m->embed);
     m->embed = NULL;
     m->placing++;
-    m->placed_bytes -= bytes;
     return USL_OK;
-}
-
-size_t usli_model_host_bytes(const usl_model *m) {
-    return m->host_embed ? usli_model_weight(m, USLI_EMBED, 0)->storage->bytes : 0;
 }
 
 usl_status usli_model_check_weights(const usl_model *m) {

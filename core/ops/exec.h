@@ -17,7 +17,8 @@ typedef enum usli_write { USLI_ASSIGN, USLI_ACCUMULATE } usli_write;
 
 typedef struct usli_exec usli_exec;
 
-enum { USLI_COPY_SLOTS = 2 };
+/* Slots of copies beside the work: of inputs, then of weights, which do not wait for one another. */
+enum { USLI_INPUT_SLOT, USLI_WEIGHT_SLOT = 2, USLI_COPY_SLOTS = 4 };
 
 typedef struct usli_op_impl {
     /* args: the op's struct. ws: workspace bytes of arena scratch, 64-byte aligned. */

@@ -232,6 +232,7 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
                         .offloaded = get_int(plan, "offloaded"),
                         .piece = json_object_get(plan, "piece") ? get_int(plan, "piece") : 0,
                         .host_embed = t->capacity.host_embed,
+                        .streamed = t->capacity.streamed,
                         .cached = t->capacity.cached };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
     if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.rows > c.tokens || c.longest < 1 ||
@@ -239,13 +240,13 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
         c.offloaded > 1 || c.piece < 0)
         return usli_fail(t->ctx, USL_ERR_FORMAT, "%s: its plan is not sensible", path);
     size_t bytes;
-    c.cached = 0; /* it was sized for the other plan, and is not part of the result */
-    USLI_TRY(usli_plan_arena(t, &c, &bytes));
-    if (t->fixed_bytes + bytes > t->limit)
+    bool fits;
+    USLI_TRY(usli_plan_replay(t, &c, &bytes, &fits));
+    if (!fits)
         return usli_fail(t->ctx, USL_ERR_NOMEM,
-                         "%s: its plan needs %.2f GiB and %.2f GiB are free, so the run could not continue with "
-                         "the same bits; free some memory or start anew from the adapter",
-                         path, (double)(t->fixed_bytes + bytes) / (1 << 30), (double)t->limit / (1 << 30));
+                         "%s: its plan needs %.2f GiB for a pass and this one has room for %.2f GiB, so the run could "
+                         "not continue with the same bits; free some memory or start anew from the adapter",
+                         path, (double)bytes / (1 << 30), (double)usli_plan_room(t, &c) / (1 << 30));
     return usli_trainer_set_capacity(t, &c, bytes);
 }
 

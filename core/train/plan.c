@@ -1,7 +1,8 @@
 /* The memory plan: a dry run of the very pass that will run counts its bytes, so the plan cannot be wrong about them.
  * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit, their inputs
- * and then the embedding table in host memory when that makes them fewer; recomputed MLPs piece by piece; fewer tokens
- * a pass. What is left holds decoded weights. Refused only when a single row does not fit with everything recomputed.
+ * and then the embedding table in host memory when that makes them fewer; recomputed MLPs piece by piece; weights of as
+ * few layers as fit streamed from host memory; fewer tokens a pass. What is left holds decoded weights. Refused only
+ * when a single row does not fit with all of that.
  */
 #include "core/train/trainer.h"
 
@@ -74,9 +75,14 @@ static bool allowed(const usl_trainer *t, size_t way) {
     return !WAYS[way].offloaded || (is(t, "auto") && !t->model->exec.backend->host);
 }
 
-/* Room of the arena and of decoded weights, given where the way puts things. */
-static size_t room_of(const usl_trainer *t, const usli_capacity *c) {
-    uint64_t used = t->fixed_bytes + t->beside - (c->host_embed ? usli_model_embed_bytes(t->model) : 0);
+size_t usli_plan_input_bytes(const usl_trainer *t, const usli_capacity *c) {
+    return c->offloaded ? (size_t)c->recomputed * usli_pass_input_bytes(t->model, c->tokens) : 0;
+}
+
+size_t usli_plan_room(const usl_trainer *t, const usli_capacity *c) {
+    const usl_model *m = t->model;
+    uint64_t weights = usli_model_device_bytes(m, c->streamed, c->host_embed && usli_model_embed_bytes(m));
+    uint64_t used = t->fixed_bytes + weights + t->beside;
     return t->limit > used ? (size_t)(t->limit - used) : 0;
 }
 
@@ -88,7 +94,7 @@ static usl_status choose_way(usl_trainer *t, usli_capacity *c, bool *fits) {
         if (!allowed(t, i)) continue;
         tried.offloaded = WAYS[i].offloaded;
         tried.host_embed = WAYS[i].host_embed;
-        size_t room = room_of(t, &tried);
+        size_t room = usli_plan_room(t, &tried);
         if (is(t, "none")) {
             size_t bytes;
             tried.recomputed = 0;
@@ -112,8 +118,9 @@ static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
                      "the plan does not fit: a single row of %lld tokens needs %.4g GiB beside %.4g GiB of "
                      "weights and optimiser, and %.4g GiB are left of %.4g GiB; lower max_seq_length or r, or raise "
                      "the memory limit",
-                     (long long)t->capacity.longest, (double)need * gib, (double)t->fixed_bytes * gib,
-                     (double)room * gib, (double)t->limit * gib);
+                     (long long)t->capacity.longest, (double)need * gib,
+                     (double)(t->fixed_bytes + usli_model_device_bytes(t->model, 0, false)) * gib, (double)room * gib,
+                     (double)t->limit * gib);
 }
 
 /* What is left holds decoded weights. */
@@ -133,7 +140,7 @@ static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_
 
 enum { PIECES = 64, PIECE_ALIGN = 64 };
 
-/* A pass of c's tokens, its MLPs in as few pieces as fit. */
+/* A pass of c's tokens, its MLPs in as few pieces as fit, with c's streamed layers. */
 static usl_status choose_pieces(usl_trainer *t, usli_capacity *c, bool *fits) {
     for (int64_t pieces = 1; pieces <= PIECES; pieces *= 2) {
         int64_t piece = (c->tokens + pieces - 1) / pieces;
@@ -145,16 +152,58 @@ static usl_status choose_pieces(usl_trainer *t, usli_capacity *c, bool *fits) {
     return USL_OK;
 }
 
+/* As few layers streamed, from one on, as leave room for so many bytes; all of them when none do. */
+static void fewest_streamed(const usl_trainer *t, usli_capacity *c, size_t bytes) {
+    int64_t low = 1, high = usli_model_streamable(t->model);
+    while (low < high) {
+        c->streamed = low + (high - low) / 2;
+        if (bytes <= usli_plan_room(t, c))
+            high = c->streamed;
+        else
+            low = c->streamed + 1;
+    }
+    c->streamed = high;
+}
+
+/* When nothing fits with all layers on the device: as few streamed as fit, everything else at its smallest. */
+static usl_status choose_streamed(usl_trainer *t, usli_capacity *c, bool *fits) {
+    size_t bytes;
+    int64_t most = usli_model_streamable(t->model);
+    if (!most) return USL_OK;
+    c->streamed = most;
+    USLI_TRY(choose_pieces(t, c, fits));
+    if (!*fits) return USL_OK;
+    if (is(t, "auto")) {
+        c->recomputed = most;
+        c->offloaded = 1;
+        c->host_embed = usli_model_embed_bytes(t->model) > 0;
+    }
+    USLI_TRY(usli_plan_arena(t, c, &bytes));
+    fewest_streamed(t, c, bytes);
+    return USL_OK;
+}
+
+usl_status usli_plan_replay(usl_trainer *t, usli_capacity *c, size_t *bytes, bool *fits) {
+    c->host_embed = c->streamed = c->cached = 0;
+    USLI_TRY(usli_plan_arena(t, c, bytes));
+    if (*bytes > usli_plan_room(t, c)) c->host_embed = usli_model_embed_bytes(t->model) > 0;
+    if (*bytes > usli_plan_room(t, c)) fewest_streamed(t, c, *bytes);
+    *fits = *bytes <= usli_plan_room(t, c);
+    return *fits && !c->streamed ? add_cache(t, c, usli_plan_room(t, c), bytes) : USL_OK;
+}
+
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
     usli_capacity c = { .tokens = tokens, .rows = rows, .longest = longest };
     size_t bytes = 0;
     for (;;) {
         bool fits = false;
+        c.streamed = 0;
         t->capacity = c;
         USLI_TRY(choose_pieces(t, &c, &fits));
+        if (!fits) USLI_TRY(choose_streamed(t, &c, &fits));
         if (fits) {
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            USLI_TRY(add_cache(t, &c, room_of(t, &c), &bytes));
+            if (!c.streamed) USLI_TRY(add_cache(t, &c, usli_plan_room(t, &c), &bytes));
             t->capacity = c;
             t->arena_bytes = bytes;
             return USL_OK;
@@ -162,7 +211,7 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
         if (c.tokens <= longest) {
             c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            return refuse(t, bytes, room_of(t, &c));
+            return refuse(t, bytes, usli_plan_room(t, &c));
         }
         c.tokens = c.tokens / 2 > longest ? c.tokens / 2 : longest;
         if (c.rows > c.tokens) c.rows = c.tokens;
@@ -177,14 +226,16 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
                    .recomputed_layers = t->capacity.recomputed,
                    .layers = t->model->config.layers,
                    .offloaded_inputs = t->capacity.offloaded != 0,
-                   .piece_tokens = t->capacity.piece };
+                   .piece_tokens = t->capacity.piece,
+                   .streamed_layers = t->capacity.streamed };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;
-    uint64_t on_host = usli_model_host_bytes(m);
-    if (!on_host && t->capacity.host_embed) on_host = usli_model_embed_bytes(m); /* planned, not moved */
+    bool host_embed = t->capacity.host_embed && usli_model_embed_bytes(m); /* planned, not moved */
+    p.host_total = usli_model_host_bytes(m, t->capacity.streamed, host_embed) + usli_plan_input_bytes(t, &t->capacity);
     usli_optimizer_bytes(m, t->optimizer_name[5] == '_', &weights, &grads, &states);
     const usl_plan_item items[] = {
-        { m->full ? "weights, trained" : "weights, frozen", usli_model_weight_bytes(m) - on_host },
+        { m->full ? "weights, trained" : "weights, frozen",
+          usli_model_device_bytes(m, t->capacity.streamed, host_embed) },
         { "adapter", m->full ? 0 : weights },
         { "gradients", grads },
         { "optimiser state", states },

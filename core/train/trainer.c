@@ -114,46 +114,37 @@ static void release_capacity(usl_trainer *t) {
     usli_device_free(x, t->losses);
     usli_twin_close(x, &t->numbers_twin);
     usli_free(t->ctx, t->numbers);
+    t->cache_base = t->arena_base = t->inputs = NULL;
+    t->losses = NULL;
+    t->numbers = NULL;
+}
+
+static usl_status take_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes) {
+    usli_exec *x = &t->model->exec;
+    size_t count = numbers_count(c), input_bytes = usli_plan_input_bytes(t, c);
+    t->capacity = *c;
+    t->arena_bytes = arena_bytes;
+    if (!(t->numbers = usli_calloc(t->ctx, count, sizeof *t->numbers)))
+        return usli_nomem(t->ctx, count * sizeof *t->numbers);
+    USLI_TRY(usli_twin_open(x, t->numbers, count * sizeof *t->numbers, &t->numbers_twin));
+    USLI_TRY(usli_device_alloc(x, (size_t)c->tokens * sizeof *t->losses, &t->losses));
+    if (c->host_embed) USLI_TRY(usli_model_embed_to_host(t->model));
+    USLI_TRY(usli_model_stream(t->model, c->streamed));
+    if (input_bytes && !(t->inputs = x->backend->alloc_host(x, input_bytes)))
+        return usli_fail(t->ctx, USL_ERR_NOMEM,
+                         "%.4g GiB of host memory for block inputs could not be pinned; lower max_seq_length",
+                         (double)input_bytes / (1 << 30));
+    USLI_TRY(usli_device_alloc(x, arena_bytes, &t->arena_base));
+    USLI_TRY(usli_device_alloc(x, (size_t)c->cached * usli_model_cache_bytes(t->model), &t->cache_base));
+    usli_model_set_cache(t->model, t->cache_base, c->cached);
+    return usli_model_fill_cache(t->model);
 }
 
 usl_status usli_trainer_set_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes) {
-    usl_ctx *ctx = t->ctx;
-    usli_exec *x = &t->model->exec;
-    size_t count = numbers_count(c);
-    int32_t *numbers = usli_calloc(ctx, count, sizeof *numbers);
-    usli_twin twin = { 0 };
-    float *losses = NULL;
-    void *base = NULL, *cache = NULL;
-    void *inputs = NULL;
-    size_t input_bytes = c->offloaded ? (size_t)c->recomputed * usli_pass_input_bytes(t->model, c->tokens) : 0;
-    usl_status st = numbers ? USL_OK : usli_nomem(ctx, count * sizeof *numbers);
-    if (st == USL_OK) st = usli_twin_open(x, numbers, count * sizeof *numbers, &twin);
-    if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->tokens * sizeof *losses, &losses);
-    if (st == USL_OK && c->host_embed) st = usli_model_embed_to_host(t->model);
-    if (st == USL_OK && input_bytes && !(inputs = x->backend->alloc_host(x, input_bytes)))
-        st = usli_fail(ctx, USL_ERR_NOMEM, "there is no host memory for %.4g GiB of block inputs; lower max_seq_length",
-                       (double)input_bytes / (1 << 30));
-    if (st == USL_OK) st = usli_device_alloc(x, arena_bytes, &base);
-    if (st == USL_OK) st = usli_device_alloc(x, (size_t)c->cached * usli_model_cache_bytes(t->model), &cache);
-    if (st != USL_OK) {
-        if (inputs) x->backend->free_host(x, inputs);
-        usli_device_free(x, base);
-        usli_device_free(x, losses);
-        usli_twin_close(x, &twin);
-        usli_free(ctx, numbers);
-        return st;
-    }
-    release_capacity(t);
-    t->capacity = *c;
-    t->numbers = numbers;
-    t->numbers_twin = twin;
-    t->losses = losses;
-    t->arena_base = base;
-    t->arena_bytes = arena_bytes;
-    t->cache_base = cache;
-    t->inputs = inputs;
-    usli_model_set_cache(t->model, cache, c->cached);
-    return usli_model_fill_cache(t->model);
+    release_capacity(t); /* there may be no room for two */
+    usl_status st = take_capacity(t, c, arena_bytes);
+    if (st != USL_OK) release_capacity(t);
+    return st;
 }
 
 static usl_status take_memory(usl_trainer *t) {
@@ -176,7 +167,7 @@ static usl_status find_limit(usl_trainer *t) {
     } else {
         size_t used, total;
         USLI_TRY(x->backend->memory(x, &used, &total));
-        uint64_t ours = t->model->plan_only ? 0 : t->fixed_bytes;
+        uint64_t ours = t->model->plan_only ? 0 : t->fixed_bytes + usli_model_device_bytes(t->model, -1, false);
         if (!total && !t->opts.memory_limit)
             return usli_fail(
                 t->ctx, USL_ERR_INVALID,
@@ -191,8 +182,7 @@ static usl_status find_limit(usl_trainer *t) {
 static usl_status make_plan(usl_trainer *t) {
     uint64_t weights, grads, states;
     usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
-    t->fixed_bytes = usli_model_weight_bytes(t->model) - usli_model_host_bytes(t->model) +
-                     usli_model_rope_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
+    t->fixed_bytes = usli_model_rope_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
     USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
@@ -260,6 +250,7 @@ void usli_trainer_free(usl_trainer *t) {
     usl_ctx *ctx = t->ctx;
     usli_optimizer_done(&t->optimizer);
     release_capacity(t);
+    usli_model_unstream(t->model);
     usli_twin_close(&t->model->exec, &t->update_twin);
     t->model->trainers--;
     usli_model_release(t->model);
@@ -340,6 +331,9 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
     usli_window *w, *part;
     usl_status st = USL_OK;
     USLI_TRY(usli_model_check_weights(t->model));
+    if (!t->numbers)
+        return usli_fail(t->ctx, USL_ERR_INVALID,
+                         "the trainer has no memory, since the plan of a checkpoint did not get it; make a new one");
     USLI_TRY(usli_window_build(t->ctx, rows, pick, count, t->opts.batch, &w));
     t->update.inv_counted = w->counted ? 1.0f / (float)w->counted : 0.0f;
     t->update.loss_sum = 0;

@@ -20,6 +20,7 @@ typedef struct usli_capacity {
     int64_t offloaded;    /* 1: their inputs are kept in host memory */
     int64_t piece;        /* tokens at a time of their MLPs; 0: all of the pass */
     int64_t host_embed;   /* 1: the embedding table is too; changes speed only, as the next does */
+    int64_t streamed;     /* layers whose weights come from host memory; likewise */
     int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
 } usli_capacity;
 
@@ -38,9 +39,10 @@ struct usl_trainer {
     int64_t good_steps; /* since the loss scale last moved (float16) */
     double rate;        /* set by hand; negative: the schedule's */
     usli_capacity capacity;
-    uint64_t limit, fixed_bytes, arena_bytes;
-    uint64_t beside;  /* in use beside the plan's items: libraries, other programs on the GPU */
-    void *arena_base; /* on the device, as is cache_base: decoded weights */
+    uint64_t limit, arena_bytes;
+    uint64_t fixed_bytes; /* on the device whatever the plan, weights apart */
+    uint64_t beside;      /* in use beside the plan's items: libraries, other programs on the GPU */
+    void *arena_base;     /* on the device, as is cache_base: decoded weights */
     void *cache_base;
     void *inputs; /* host memory of offloaded inputs */
     usli_block_saved *blocks;
@@ -61,6 +63,13 @@ usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out);
 
 /* plan.c: decides the capacity for windows of at most (tokens, rows), or refuses with the numbers. */
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest);
+/* Room of the arena and of decoded weights, given where c puts things. */
+size_t usli_plan_room(const usl_trainer *t, const usli_capacity *c);
+/* Host memory of the block inputs that wait there. */
+size_t usli_plan_input_bytes(const usl_trainer *t, const usli_capacity *c);
+/* Another run's plan: what does not change the bits, where weights are and how many are kept decoded, is chosen for
+ * this one. bytes: of the arena. */
+usl_status usli_plan_replay(usl_trainer *t, usli_capacity *c, size_t *bytes, bool *fits);
 void usli_plan_get(const usl_trainer *t, usl_plan *out);
 /* Arena bytes of a pass of that size. */
 usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes);

@@ -513,6 +513,40 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
     *total = MEMORY, *left = MEMORY - memory_used;
     return cudaSuccess;
 }
+/* Everything runs at once and in the order of the calls, copies beside the work too: their earliest moment. With
+ * USL_EMULATE_LATE_COPIES those run at their latest, when somebody waits for the event behind them, so that a wait that
+ * is missing, or a source that is overwritten too early, shows. Such programs have one thread that calls. */
+struct late_copy {
+    void *dst;
+    const void *src;
+    size_t bytes;
+    cudaStream_t stream;
+    cudaEvent_t event;
+    late_copy *next;
+};
+static late_copy *late;
+
+/* All that stand before an event in its stream, the event's own first copy included; NULL: all. */
+static void copy_late(cudaEvent_t event = nullptr) {
+    late_copy *last = nullptr;
+    for (late_copy *c = late; event && c; c = c->next)
+        if (c->event == event) last = c;
+    if (event && !last) return;
+    cudaStream_t stream = last ? last->stream : nullptr;
+    for (late_copy **at = &late; *at;) {
+        late_copy *c = *at;
+        if (last && c->stream != stream) {
+            at = &c->next;
+            continue;
+        }
+        memmove(c->dst, c->src, c->bytes);
+        *at = c->next;
+        bool done = c == last;
+        free(c);
+        if (done) return;
+    }
+}
+
 /* As on a device, new memory holds anything: here, NaNs. */
 cudaError_t cudaMalloc(void **out, size_t bytes) {
     *out = nullptr;
@@ -532,6 +566,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes) {
 }
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
+    copy_late();
     pthread_mutex_lock(&lock);
     memory_used -= *size_of(p);
     pthread_mutex_unlock(&lock);
@@ -543,6 +578,7 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
     return *out || !bytes ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void *p) {
+    copy_late();
     free(p);
     return cudaSuccess;
 }
@@ -550,8 +586,14 @@ cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind)
     memmove(dst, src, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(dst, src, bytes, kind);
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind != cudaMemcpyDefault || !getenv("USL_EMULATE_LATE_COPIES")) return cudaMemcpy(dst, src, bytes, kind);
+    late_copy *c = (late_copy *)malloc(sizeof *c), **end = &late;
+    if (!c) return cudaErrorMemoryAllocation;
+    *c = { dst, src, bytes, stream, nullptr, nullptr };
+    while (*end) end = &(*end)->next;
+    *end = c;
+    return cudaSuccess;
 }
 cudaError_t cudaMemset(void *dst, int value, size_t bytes) {
     memset(dst, value, bytes);
@@ -561,6 +603,7 @@ cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t) {
     return cudaMemset(dst, value, bytes);
 }
 cudaError_t cudaDeviceSynchronize() {
+    copy_late();
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *out) {
@@ -571,13 +614,15 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) {
     return cudaStreamCreate(out);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    copy_late();
     free(stream);
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
     return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+    copy_late(event);
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *out) {
@@ -591,7 +636,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     free(event);
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    late_copy *last = nullptr;
+    for (late_copy *c = late; c; c = c->next) {
+        if (c->event == event) c->event = nullptr;
+        if (c->stream == stream) last = c;
+    }
+    if (last) last->event = event;
     clock_gettime(CLOCK_MONOTONIC, &event->time);
     return cudaSuccess;
 }

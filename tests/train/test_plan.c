@@ -249,6 +249,10 @@ static void other_card(void) {
         CHECK(o.plan.total <= s.memory, "%.2f GiB planned of %llu", (double)o.plan.total / (1 << 30),
               (unsigned long long)gib);
         fit += o.st == USL_OK;
+        /* Its weights are 37 GiB. */
+        CHECK(o.st != USL_OK || (o.plan.streamed_layers > 0) == (gib < 44), "%llu GiB: %lld layers are streamed",
+              (unsigned long long)gib, (long long)o.plan.streamed_layers);
+        CHECK(o.st == USL_OK || gib <= 8, "%llu GiB: %s", (unsigned long long)gib, o.sentence);
     }
     CHECK(fit > 20 && fit < 45, "llama3-70b fits %d of 46 cards", fit);
     printf("llama3-70b, qlora, fits %d of 46 GPUs of 5 to 140 GiB\n", fit);

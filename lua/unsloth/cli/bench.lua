@@ -74,13 +74,17 @@ local memory, gemm = core.memory(model), core.gemm_rate(model)
 local figures = unsloth.json.object({
   shape = o.shape or o[1], method = o.method, device = model:info().device, dtype = model:info().dtype, batch = o.batch, seq = o.seq, rows = o.rows,
   rank = o.rank, steps = o.steps, tokens_per_second = rate, peak_memory = memory, planned_memory = plan.total,
-  recomputed_layers = plan.recomputed_layers, gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
+  recomputed_layers = plan.recomputed_layers, streamed_layers = plan.streamed_layers, host_memory = plan.host_total, gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
   grad_norm = stats.grad_norm, load_seconds = loaded, threads = core.threads(),
 }, { "shape", "method", "device", "dtype", "batch", "seq", "rows", "rank", "steps", "tokens_per_second", "peak_memory", "planned_memory" })
 print(("%.0f tokens/s (median of %d updates of %d x %d tokens, %s, %s, %d threads)"):format(rate, o.steps, o.batch, o.seq, o.method,
   model:info().dtype, core.threads()))
 print(("memory %s (%s), planned %s, %d of %d layers recomputed"):format(progress.bytes(memory),
   model:info().device == "cpu" and "peak, operating system" or "in use, the driver", progress.bytes(plan.total), plan.recomputed_layers, plan.layers))
+if plan.streamed_layers > 0 then
+  print(("weights of %d layers resident, of %d streamed from host memory (%s there)"):format(plan.layers - plan.streamed_layers,
+    plan.streamed_layers, progress.bytes(plan.host_total)))
+end
 print(("matrix products alone run at %.0f GFLOP/s here; the step reaches %.0f%% of that"):format(gemm / 1e9, 100 * flops / gemm))
 print(("loss %.4f, gradient norm %.4f; weights made in %.1f s"):format(stats.loss, stats.grad_norm, loaded))
 write_json(figures)

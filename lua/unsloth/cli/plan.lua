@@ -17,3 +17,8 @@ print(("one pass holds %d tokens in %d rows; %d of %d layers are recomputed"):fo
   plan.recomputed_layers, plan.layers))
 if plan.offloaded_inputs > 0 then print "inputs of recomputed layers are kept in host memory" end
 if plan.piece_tokens > 0 then print(("recomputed MLPs run over %d tokens at a time"):format(plan.piece_tokens)) end
+if plan.streamed_layers > 0 then
+  print(("weights of %d layers are resident, those of %d are streamed from host memory"):format(plan.layers - plan.streamed_layers,
+    plan.streamed_layers))
+end
+if plan.host_total > 0 then print(("host memory in use for that: %s"):format(progress.bytes(plan.host_total))) end
