@@ -7,6 +7,10 @@
 #include "kernels/cublaslt.cuh"
 #include "kernels/cudnn_attention.cuh"
 
+extern "C" {
+#include "core/base/file.h"
+}
+
 /* Each op's file defines usli_cuda_NAME. */
 #define USLI_OP(name) extern "C" const usli_op_impl usli_cuda_##name;
 #include "core/ops/ops.def"
@@ -62,8 +66,11 @@ static usl_status sync(usli_exec *x) {
     return usli_cuda_check(x, cudaStreamSynchronize(stream_of(x)), "waiting for the GPU");
 }
 
+/* Pinning more than there is would have the system end processes, not answer. */
 static void *alloc_host(usli_exec *x, size_t bytes) {
     void *p = nullptr;
+    uint64_t left = usli_free_memory();
+    if (left && bytes > left) return nullptr;
     cudaSetDevice(usli_cuda_of(x)->device);
     if (cudaHostAlloc(&p, bytes, cudaHostAllocDefault) == cudaSuccess) return p;
     (void)cudaGetLastError(); /* the caller says what did not fit */

@@ -369,22 +369,24 @@ uint64_t usli_process_bytes(void) {
     return n == 2 ? (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
-uint64_t usli_free_memory(void) {
-    FILE *f = fopen("/proc/meminfo", "re");
+/* Of a file of lines "name number". */
+static unsigned long long number_in(const char *path, const char *name) {
+    FILE *f = fopen(path, "re");
     char line[256];
-    unsigned long long kib = 0;
+    unsigned long long n = 0;
+    size_t len = strlen(name);
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+        if (strncmp(line, name, len) == 0 && sscanf(line + len, " %llu", &n) == 1) break;
     if (f) fclose(f);
-    uint64_t bytes = (uint64_t)kib * 1024;
-    unsigned long long max = 0, used = 0;
-    if ((f = fopen("/sys/fs/cgroup/memory.max", "re"))) {
-        bool limited = fscanf(f, "%llu", &max) == 1;
-        fclose(f);
-        if (limited && (f = fopen("/sys/fs/cgroup/memory.current", "re"))) {
-            if (fscanf(f, "%llu", &used) == 1 && max > used && max - used < bytes) bytes = max - used;
-            fclose(f);
-        }
-    }
-    return bytes;
+    return n;
+}
+
+uint64_t usli_free_memory(void) {
+    static const char *const GROUP = "/sys/fs/cgroup/memory.max", *const STAT = "/sys/fs/cgroup/memory.stat";
+    uint64_t bytes = (uint64_t)number_in("/proc/meminfo", "MemAvailable:") * 1024;
+    unsigned long long max = number_in(GROUP, ""), used = number_in("/sys/fs/cgroup/memory.current", "");
+    /* Pages of files, as of a model's, give way. */
+    unsigned long long files = number_in(STAT, "active_file") + number_in(STAT, "inactive_file");
+    used -= files < used ? files : used;
+    return max > used && max - used < bytes ? max - used : bytes;
 }

@@ -7,12 +7,21 @@
 #include "core/model/model.h"
 #include "kernels/cuda.h"
 
-static const char CONFIG[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":67,\"hidden_size\":64,"
-                             "\"intermediate_size\":128,\"num_hidden_layers\":7,\"num_attention_heads\":4,"
+/* A GPU's driver hands out memory in pieces of 2 MiB, and its libraries take some when they are first called: there a
+ * layer must be larger than that. The emulation counts every byte. */
+#ifdef USL_REAL_GPU
+#define SIZES "\"vocab_size\":4096,\"hidden_size\":2048,\"intermediate_size\":5632,\"num_attention_heads\":16"
+enum { LENGTH = 256, SLACK = 100 << 20, MARGIN = 8 << 20, MOST_STREAMED = 3 };
+#else
+#define SIZES "\"vocab_size\":67,\"hidden_size\":64,\"intermediate_size\":128,\"num_attention_heads\":4"
+enum { LENGTH = 16, SLACK = 64 << 10, MARGIN = 0, MOST_STREAMED = 7 };
+#endif
+
+static const char CONFIG[] = "{\"architectures\":[\"LlamaForCausalLM\"]," SIZES ",\"num_hidden_layers\":7,"
                              "\"num_key_value_heads\":2,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-5,"
                              "\"tie_word_embeddings\":false,\"initializer_range\":0.05}";
 
-enum { STEPS = 2, ROWS = 2, LENGTH = 16, SLACK = 64 << 10, LAYERS = 7, NEW = 6 };
+enum { STEPS = 2, ROWS = 2, NEW = 6 };
 
 typedef struct outcome {
     double loss[STEPS], norm[STEPS], eval;
@@ -118,7 +127,7 @@ static uint64_t limits(usl_ctx *ctx, usl_model *m, usl_rows *rows) {
         if (o.plan.streamed_layers > streamed) streamed = o.plan.streamed_layers;
         tightest = o.plan.total;
     }
-    CHECK(offloaded > 0 && streamed == LAYERS && levels > 2,
+    CHECK(offloaded > 0 && streamed >= MOST_STREAMED && levels > 1,
           "%lld plans offload; %lld layers streamed at most, %lld levels", (long long)offloaded, (long long)streamed,
           (long long)levels);
     CHECK_OK(ctx, train(m, rows, 0, 0, &o)); /* everything comes back */
@@ -137,6 +146,7 @@ static usl_model *make(usl_ctx *ctx, bool nf4) {
     lo.rank = 2;
     lo.init = "random";
     CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 7, &mo, &m));
+    if (!m) exit(test_end("memory"));
     CHECK_OK(ctx, usl_model_add_lora(m, &lo));
     return m;
 }
@@ -148,7 +158,7 @@ static void results(usl_ctx *ctx, usl_rows *rows, bool nf4, uint64_t limit) {
     size_t bytes = 0;
     for (int i = 0; i < 2; i++) {
         usl_model *m = make(ctx, nf4);
-        CHECK_OK(ctx, train(m, rows, i ? limit : 0, 0.01, &o[i]));
+        CHECK_OK(ctx, train(m, rows, i ? limit + MARGIN : 0, 0.01, &o[i]));
         CHECK_OK(ctx, usli_model_pull(m));
         bytes = m->active->bytes;
         if (!(adapter[i] = malloc(bytes))) exit(1);
@@ -164,7 +174,10 @@ static void results(usl_ctx *ctx, usl_rows *rows, bool nf4, uint64_t limit) {
 }
 
 int main(void) {
-    if (!usli_cuda_count()) SKIP("memory: there is no GPU here");
+    if (!usli_cuda_count()) {
+        SKIP("memory: there is no GPU here");
+        return test_end("memory");
+    }
     for (int round = 0; round < 2; round++) {
         usl_ctx_opts co = USL_CTX_OPTS_INIT;
         usl_ctx *ctx;
