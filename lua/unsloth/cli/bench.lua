@@ -74,7 +74,8 @@ local memory, gemm = core.memory(model), core.gemm_rate(model)
 local figures = unsloth.json.object({
   shape = o.shape or o[1], method = o.method, device = model:info().device, dtype = model:info().dtype, batch = o.batch, seq = o.seq, rows = o.rows,
   rank = o.rank, steps = o.steps, tokens_per_second = rate, peak_memory = memory, planned_memory = plan.total,
-  recomputed_layers = plan.recomputed_layers, streamed_layers = plan.streamed_layers, host_memory = plan.host_total, gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
+  recomputed_layers = plan.recomputed_layers, streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
+  gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
   grad_norm = stats.grad_norm, load_seconds = loaded, threads = core.threads(),
 }, { "shape", "method", "device", "dtype", "batch", "seq", "rows", "rank", "steps", "tokens_per_second", "peak_memory", "planned_memory" })
 print(("%.0f tokens/s (median of %d updates of %d x %d tokens, %s, %s, %d threads)"):format(rate, o.steps, o.batch, o.seq, o.method,
