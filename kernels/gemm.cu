@@ -102,14 +102,13 @@ __device__ __forceinline__ void right(uint32_t (&f)[4], const T *tile, int row, 
         ldmatrix_x4_trans(f, tile + (k + lane / 8 % 2 * 8 + lane % 8) * ACROSS + row + lane / 16 * 8);
 }
 
+/* The tile of c that begins at (i0, j0). */
 template <typename T, bool TRANS_A, bool TRANS_B>
-__global__ void __launch_bounds__(THREADS) product16(usli_gemm_args g, operand<T> a, operand<T> b, bool pairs) {
+__device__ __forceinline__ void multiply16(const usli_gemm_args &g, const operand<T> &a, const operand<T> &b,
+                                           bool pairs, int64_t i0, int64_t j0) {
     USLI_SHARED(T, shared);
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
     int row0 = warp / 2 * 32, col0 = warp % 2 * 64;
-    int64_t across = (g.n + TILE - 1) / TILE, down = (g.m + TILE - 1) / TILE, band = blockIdx.x / (BAND * across);
-    int64_t in_band = blockIdx.x - band * BAND * across, high = min((int64_t)BAND, down - band * BAND);
-    int64_t i0 = (band * BAND + in_band % high) * TILE, j0 = in_band / high * TILE;
     int64_t steps = (g.k + STEP - 1) / STEP;
     float sum[2][8][4] = {};
 #pragma unroll
@@ -156,13 +155,73 @@ __global__ void __launch_bounds__(THREADS) product16(usli_gemm_args g, operand<T
         put_all<T>(g, sum, i0, j0, pairs);
 }
 
+template <typename T, bool TRANS_A, bool TRANS_B>
+__global__ void __launch_bounds__(THREADS) product16(usli_gemm_args g, operand<T> a, operand<T> b, bool pairs) {
+    int64_t across = (g.n + TILE - 1) / TILE, down = (g.m + TILE - 1) / TILE, band = blockIdx.x / (BAND * across);
+    int64_t in_band = blockIdx.x - band * BAND * across, high = min((int64_t)BAND, down - band * BAND);
+    multiply16<T, TRANS_A, TRANS_B>(g, a, b, pairs, (band * BAND + in_band % high) * TILE, in_band / high * TILE);
+}
+
+/* Groups of rows: tile number `tile` of `height` rows, when each group's tiles are numbered after those of the group
+ * before. False: there are not so many. Every warp finds it by itself. */
+__device__ __forceinline__ bool find_group(const usli_gemm_args &g, int64_t tile, int height, int *group,
+                                           int64_t *row) {
+    int lane = (int)threadIdx.x % USLI_WARP;
+    int64_t before = 0;
+    for (int first = 0; first < g.groups; first += USLI_WARP) {
+        int at = first + lane, rows = at < g.groups ? g.offsets[at + 1] - g.offsets[at] : 0;
+        int tiles = (rows + height - 1) / height, sum = tiles;
+        for (int i = 1; i < USLI_WARP; i *= 2) {
+            int other = __shfl_up_sync(0xffffffffu, sum, (unsigned)i);
+            if (lane >= i) sum += other;
+        }
+        unsigned beyond = __ballot_sync(0xffffffffu, tile < before + sum);
+        if (beyond) {
+            int source = __ffs((int)beyond) - 1;
+            *group = first + source;
+            *row = (tile - before - __shfl_sync(0xffffffffu, sum - tiles, source)) * height;
+            return true;
+        }
+        before += __shfl_sync(0xffffffffu, sum, USLI_WARP - 1);
+    }
+    return false;
+}
+
+/* The product of one group, from its first row i0 on; false: there is none for this block. */
+__device__ __forceinline__ bool enter_group(usli_gemm_args &g, size_t size, int height, int64_t *i0) {
+    int group = (int)blockIdx.z;
+    if (!g.trans_a && !find_group(g, blockIdx.y, height, &group, i0)) return false;
+    if (g.trans_a) *i0 = (int64_t)blockIdx.y * height;
+    int64_t first = g.offsets[group], rows = g.offsets[group + 1] - first;
+    size_t c_size = g.c_type == USL_F32 ? 4 : 2;
+    g.a = static_cast<const char *>(g.a) + (size_t)(first * g.lda) * size;
+    if (g.trans_a) {
+        g.k = rows;
+        g.b = static_cast<const char *>(g.b) + (size_t)(first * g.ldb) * size;
+        g.c = static_cast<char *>(g.c) + (size_t)(group * g.stride) * c_size;
+    } else {
+        g.m = rows;
+        g.b = static_cast<const char *>(g.b) + (size_t)(group * g.stride) * size;
+        g.c = static_cast<char *>(g.c) + (size_t)(first * g.ldc) * c_size;
+    }
+    return true;
+}
+
+template <typename T, bool TRANS_A, bool TRANS_B>
+__global__ void __launch_bounds__(THREADS) grouped16(usli_gemm_args g, bool wide_a, bool wide_b, bool pairs) {
+    int64_t i0;
+    if (!enter_group(g, sizeof(T), TILE, &i0)) return;
+    operand<T> a = { static_cast<const T *>(g.a), g.lda, g.m, g.k, wide_a };
+    operand<T> b = { static_cast<const T *>(g.b), g.ldb, g.n, g.k, wide_b };
+    multiply16<T, TRANS_A, TRANS_B>(g, a, b, pairs, i0, (int64_t)blockIdx.x * TILE);
+}
+
 constexpr int SMALL = 64, DEEP = 16;
 
 /* float32: 64 x 64 of c a block, 4 x 4 a thread. */
-__global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
+__device__ __forceinline__ void multiply32(const usli_gemm_args &g, int64_t i0, int64_t j0) {
     __shared__ float a[DEEP][SMALL + 1], b[DEEP][SMALL + 1];
     int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
-    int64_t i0 = (int64_t)blockIdx.y * SMALL, j0 = (int64_t)blockIdx.x * SMALL;
     const float *pa = static_cast<const float *>(g.a), *pb = static_cast<const float *>(g.b);
     float sum[4][4] = {}, part[4][4] = {}; /* in two levels: long sums keep their last digits */
     for (int64_t k = 0; k < g.k; k += DEEP) {
@@ -193,9 +252,25 @@ __global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
         for (int j = 0; j < 4; j++) put(g, i0 + ty + 16 * i, j0 + tx + 16 * j, sum[i][j]);
 }
 
+__global__ void __launch_bounds__(THREADS) product32(usli_gemm_args g) {
+    multiply32(g, (int64_t)blockIdx.y * SMALL, (int64_t)blockIdx.x * SMALL);
+}
+
+__global__ void __launch_bounds__(THREADS) grouped32(usli_gemm_args g) {
+    int64_t i0;
+    if (enter_group(g, sizeof(float), SMALL, &i0)) multiply32(g, i0, (int64_t)blockIdx.x * SMALL);
+}
+
 template <typename T> operand<T> operand_of(const void *p, int64_t ld, int64_t rows, int64_t depth, bool along_k) {
     bool wide = usli_aligned16(p) && ld % 8 == 0 && (along_k ? depth : rows) % 8 == 0;
     return { static_cast<const T *>(p), ld, rows, depth, wide };
+}
+
+/* Blocks for the worst case: each group that has a row wastes less than a tile. */
+dim3 grouped_grid(const usli_gemm_args *g, int tile) {
+    int64_t down = usli_ceil_div(g->m, tile);
+    if (!g->trans_a) down += g->groups < g->m ? g->groups : g->m;
+    return dim3((unsigned)usli_ceil_div(g->n, tile), (unsigned)down, g->trans_a ? (unsigned)g->groups : 1);
 }
 
 template <typename T, bool TRANS_A, bool TRANS_B> usl_status launch16(usli_exec *x, const usli_gemm_args *g) {
@@ -204,6 +279,14 @@ template <typename T, bool TRANS_A, bool TRANS_B> usl_status launch16(usli_exec 
     operand<T> b = operand_of<T>(g->b, g->ldb, g->n, g->k, TRANS_B);
     size_t c = g->c_type == USL_F32 ? 4 : 2;
     bool pairs = g->ldc % 2 == 0 && reinterpret_cast<uintptr_t>(g->c) % (2 * c) == 0;
+    if (g->groups) {
+        bool aligned = g->trans_a || g->stride % 8 == 0;
+        pairs = pairs && (!g->trans_a || g->stride % 2 == 0);
+        USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, grouped16<T, TRANS_A, TRANS_B>));
+        USLI_LAUNCH(grouped_grid(g, TILE), THREADS, SHARED, x, grouped16<T, TRANS_A, TRANS_B>)
+        (*g, a.wide, b.wide && aligned, pairs);
+        return usli_launched(x, "grouped matrix product");
+    }
     USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, product16<T, TRANS_A, TRANS_B>));
     unsigned blocks = (unsigned)(usli_ceil_div(g->n, TILE) * usli_ceil_div(g->m, TILE));
     USLI_LAUNCH(blocks, THREADS, SHARED, x, product16<T, TRANS_A, TRANS_B>)(*g, a, b, pairs);
@@ -220,8 +303,11 @@ template <typename T> usl_status launch(usli_exec *x, const usli_gemm_args *g) {
 usl_status usli_own_gemm(usli_exec *x, const usli_gemm_args *g) {
     if (g->type == USL_BF16) return launch<usli_bf16>(x, g);
     if (g->type == USL_F16) return launch<usli_f16>(x, g);
-    USLI_LAUNCH(dim3((unsigned)usli_ceil_div(g->n, SMALL), (unsigned)usli_ceil_div(g->m, SMALL)), THREADS, 0, x,
-                product32)
+    if (g->groups)
+        USLI_LAUNCH(grouped_grid(g, SMALL), THREADS, 0, x, grouped32)(*g);
+    else
+        USLI_LAUNCH(dim3((unsigned)usli_ceil_div(g->n, SMALL), (unsigned)usli_ceil_div(g->m, SMALL)), THREADS, 0, x,
+                    product32)
     (*g);
     return usli_launched(x, "matrix product");
 }
@@ -229,5 +315,5 @@ usl_status usli_own_gemm(usli_exec *x, const usli_gemm_args *g) {
 usl_status usli_gemm(usli_exec *x, const usli_gemm_args *g) {
     usl_status st = USL_OK;
     if (!g->m || !g->n) return USL_OK;
-    return usli_cublaslt_gemm(x, g, &st) ? st : usli_own_gemm(x, g);
+    return !g->groups && usli_cublaslt_gemm(x, g, &st) ? st : usli_own_gemm(x, g);
 }

@@ -14,6 +14,12 @@ typedef struct usli_gemm_args {
     void *c;
     int64_t lda, ldb, ldc;
     float alpha, beta;
+    /* groups > 0: offsets (groups + 1, on the device, which alone knows them) cut the rows of a and c, and group i has
+     * its own b, `stride` values after the one before; with trans_a they cut the k rows of a and b, and group i has its
+     * own c. m, or k, counts the rows of all groups. */
+    int groups;
+    const int32_t *offsets;
+    int64_t stride;
 } usli_gemm_args;
 
 usl_status usli_gemm(usli_exec *x, const usli_gemm_args *g);

@@ -47,37 +47,59 @@ __global__ void __launch_bounds__(THREADS) forward(usli_glu_args a, unsigned sha
     if (c >= a.cols) return;
     const T *gate = static_cast<const T *>(a.gate_up) + row * 2 * a.cols + c;
     usli_pack<T, V> g = load_pack<T, V>(gate), u = load_pack<T, V>(gate + a.cols), h;
-    float slope;
+    float slope, weight = a.weight ? a.weight[row] : 1.0f;
 #pragma unroll
-    for (int k = 0; k < V; k++) h.v[k] = from_f32<T>(activate<T, ACT>(to_f32(g.v[k]), &slope) * to_f32(u.v[k]));
+    for (int k = 0; k < V; k++)
+        h.v[k] = from_f32<T>(activate<T, ACT>(to_f32(g.v[k]), &slope) * to_f32(u.v[k]) * weight);
     store_pack<T, V>(static_cast<T *>(a.h) + row * a.cols + c, h);
 }
 
+/* V columns of a row; returns their part of the weight's gradient. */
 template <typename T, int V, usli_act ACT>
-__global__ void __launch_bounds__(THREADS) backward(usli_glu_args a, unsigned shares) {
-    int64_t row, c = place(shares, V, &row);
-    if (c >= a.cols) return;
+__device__ __forceinline__ float columns_back(const usli_glu_args &a, int64_t row, int64_t c, float weight) {
     int64_t one = row * a.cols + c, two = row * 2 * a.cols + c;
     const T *gate = static_cast<const T *>(a.gate_up) + two;
     usli_pack<T, V> g = load_pack<T, V>(gate), u = load_pack<T, V>(gate + a.cols);
     usli_pack<T, V> d = load_pack<T, V>(static_cast<const T *>(a.dh) + one), h;
+    float dweight = 0;
 #pragma unroll
     for (int k = 0; k < V; k++) {
         float slope, up = to_f32(u.v[k]), dh = to_f32(d.v[k]), act = activate<T, ACT>(to_f32(g.v[k]), &slope);
-        h.v[k] = from_f32<T>(act * up);
-        g.v[k] = from_f32<T>(dh * up * slope);
-        u.v[k] = from_f32<T>(dh * act);
+        dweight += dh * (act * up);
+        h.v[k] = from_f32<T>(act * up * weight);
+        g.v[k] = from_f32<T>(dh * up * slope * weight);
+        u.v[k] = from_f32<T>(dh * act * weight);
     }
     if (a.h_out) store_pack<T, V>(static_cast<T *>(a.h_out) + one, h);
     T *out = static_cast<T *>(a.dgate_up) + two;
     store_pack<T, V>(out, g);
     store_pack<T, V>(out + a.cols, u);
+    return dweight;
+}
+
+template <typename T, int V, usli_act ACT>
+__global__ void __launch_bounds__(THREADS) backward(usli_glu_args a, unsigned shares) {
+    int64_t row, c = place(shares, V, &row);
+    if (c < a.cols) columns_back<T, V, ACT>(a, row, c, 1.0f);
+}
+
+/* A block a row, which has a weight. */
+template <typename T, int V, usli_act ACT> __global__ void __launch_bounds__(THREADS) weighted_back(usli_glu_args a) {
+    __shared__ float part[USLI_WARP];
+    int64_t row = blockIdx.x;
+    float weight = a.weight[row], dweight = 0;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < a.cols; c += THREADS * V)
+        dweight += columns_back<T, V, ACT>(a, row, c, weight);
+    dweight = block_sum<THREADS>(dweight, part);
+    if (a.dweight && threadIdx.x == 0) a.dweight[row] = dweight;
 }
 
 template <typename T, int V, usli_act ACT> void launch(usli_exec *x, const usli_glu_args *a, usli_pass pass) {
     unsigned shares = (unsigned)usli_ceil_div(a->cols / V, THREADS), blocks = (unsigned)a->rows * shares;
     if (pass == USLI_FORWARD)
         USLI_LAUNCH(blocks, THREADS, 0, x, forward<T, V, ACT>)(*a, shares);
+    else if (a->weight)
+        USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, weighted_back<T, V, ACT>)(*a);
     else
         USLI_LAUNCH(blocks, THREADS, 0, x, backward<T, V, ACT>)(*a, shares);
 }

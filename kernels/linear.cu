@@ -33,6 +33,7 @@ struct piece {
 
 struct layout {
     const usli_linear_args *a;
+    int64_t experts; /* 1 without any */
     usl_dtype dtype;
     size_t e;
     int64_t ldx, ldy, ldd;
@@ -69,7 +70,8 @@ const void *stored(const layout *l, const usli_matrix *w) {
     return w->cached ? w->cached : w->dtype == l->dtype && !w->nf4 ? w->data : nullptr;
 }
 
-/* Consecutive segments that lie behind one another in memory, or in the workspace, are one piece. */
+/* Consecutive segments that lie behind one another in memory, or in the workspace, are one piece, but for those that
+ * are stacks of experts' matrices. */
 void add_pieces(layout *l, counter *c) {
     const usli_linear_args *a = l->a;
     int64_t decoded = 0, row = 0;
@@ -80,15 +82,15 @@ void add_pieces(layout *l, counter *c) {
     for (int i = 0; i < a->segments; i++) {
         const usli_matrix *w = &a->segment[i].w;
         size_t bytes = (size_t)(w->rows * a->in) * l->e;
-        piece p = { row, w->rows, stored(l, w), false };
+        piece p = { row, w->rows / l->experts, stored(l, w), false };
         if (!p.data) {
             p.data = room;
             p.decoded = true;
             room += bytes;
         }
-        row += w->rows;
+        row += p.rows;
         piece *last = l->pieces ? &l->piece[l->pieces - 1] : nullptr;
-        bool joins = last && last->decoded == p.decoded &&
+        bool joins = last && !a->experts && last->decoded == p.decoded &&
                      static_cast<const char *>(last->data) + (size_t)(last->rows * a->in) * l->e == p.data;
         if (joins)
             last->rows += p.rows;
@@ -104,7 +106,7 @@ int64_t most(int64_t a, int64_t b) {
 /* The same in a dry run, whose addresses are aligned as the real ones. */
 bool skinny_fits(const layout *l, usli_pass pass) {
     const usli_linear_args *a = l->a;
-    if (l->e != 2 || a->y_dtype != a->dtype || l->ranks > USLI_SKINNY_RANKS) return false;
+    if (a->experts || l->e != 2 || a->y_dtype != a->dtype || l->ranks > USLI_SKINNY_RANKS) return false;
     if (!usli_skinny_fits(a->x, a->in, l->ldx)) return false;
     return pass == USLI_FORWARD ? usli_skinny_fits(a->y, a->out, l->ldy)
                                 : usli_skinny_fits(a->dy, a->out, l->ldy) && usli_skinny_fits(a->dx, a->in, l->ldx);
@@ -112,8 +114,8 @@ bool skinny_fits(const layout *l, usli_pass pass) {
 
 void take_forward(layout *l, counter *c) {
     const usli_linear_args *a = l->a;
-    l->lora_a = c->take(l->ranks * a->in, l->e);
-    l->lora_b = c->take(l->ranks * a->out, l->e);
+    l->lora_a = c->take(l->experts * l->ranks * a->in, l->e);
+    l->lora_b = c->take(l->experts * l->ranks * a->out, l->e);
     if (l->skinny) {
         if (l->biased) l->bias = static_cast<float *>(c->take(a->out, 4));
         if (l->ranks) l->room = static_cast<float *>(c->take(usli_narrow_room(a->tokens, a->in, l->ranks), 4));
@@ -129,7 +131,7 @@ void take_backward(layout *l, counter *c) {
         l->lddy = a->out;
     }
     if (!l->ranks) return;
-    l->lora_a = c->take(l->ranks * a->in, l->e);
+    l->lora_a = c->take(l->experts * l->ranks * a->in, l->e);
     l->dyb = c->take(a->tokens * l->ranks, l->e);
     l->parts_a = l->parts_b = 1;
     if (l->skinny) {
@@ -140,18 +142,19 @@ void take_backward(layout *l, counter *c) {
         int64_t in = usli_narrow_room(a->tokens, a->in, l->ranks), out = usli_narrow_room(a->tokens, a->out, l->ranks);
         l->room = static_cast<float *>(c->take(most(in, out), 4));
     } else {
-        l->lora_b = c->take(l->ranks * a->out, l->e);
+        l->lora_b = c->take(l->experts * l->ranks * a->out, l->e);
         if (l->drops) l->dropped = c->take(a->tokens * a->in, l->e);
         if (l->drops) l->dx_room = c->take(a->tokens * a->in, l->e);
     }
-    l->grad_a = static_cast<float *>(c->take(l->parts_a * l->ranks * a->in, 4));
-    l->grad_b = static_cast<float *>(c->take(l->parts_b * l->ranks * a->out, 4));
+    l->grad_a = static_cast<float *>(c->take(l->parts_a * l->experts * l->ranks * a->in, 4));
+    l->grad_b = static_cast<float *>(c->take(l->parts_b * l->experts * l->ranks * a->out, 4));
 }
 
 size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
     counter c = { static_cast<char *>(ws), 0 };
     *l = layout{};
     l->a = a;
+    l->experts = a->experts ? a->experts : 1;
     l->dtype = a->dtype;
     l->e = bytes_of(a->dtype);
     l->ldx = a->ldx ? a->ldx : a->in;
@@ -179,7 +182,7 @@ size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
 /* The adapters of a group, as kernels want them. */
 struct adapters {
     int count, ranks;
-    int64_t in, out;
+    int64_t in, out, experts;
     struct {
         const float *a, *b;
         float *da, *db, scale;
@@ -195,6 +198,7 @@ adapters adapters_of(const layout *l) {
     g.ranks = l->ranks;
     g.in = l->a->in;
     g.out = l->a->out;
+    g.experts = l->experts;
     int rank0 = 0;
     int64_t row0 = 0;
     for (int i = 0; i < l->a->segments; i++) {
@@ -202,9 +206,9 @@ adapters adapters_of(const layout *l) {
         auto &d = g.s[g.count++];
         d.a = s->lora.a, d.b = s->lora.b, d.da = s->lora.da, d.db = s->lora.db, d.scale = s->lora.scale;
         d.bias = s->bias, d.bias_dtype = s->bias_dtype;
-        d.rank = s->lora.rank, d.rank0 = rank0, d.rows = s->w.rows, d.row0 = row0;
-        rank0 += s->lora.rank;
-        row0 += s->w.rows;
+        d.rank = s->lora.rank, d.rank0 = rank0, d.rows = s->w.rows / l->experts, d.row0 = row0;
+        rank0 += d.rank;
+        row0 += d.rows;
     }
     return g;
 }
@@ -217,16 +221,17 @@ template <typename T> struct stacked {
 
 constexpr int RANKS_A_THREAD = 8;
 
-/* A thread per column of A, then per row of B, for eight ranks. */
+/* A thread per column of A, then per row of B, for eight ranks of one expert. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapters g, stacked<T> to) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int first = (int)blockIdx.y * RANKS_A_THREAD, last = min(g.ranks, first + RANKS_A_THREAD), s = 0;
+    int64_t expert = blockIdx.z;
     if (i < g.in) {
         for (int r = first; r < last; r++) {
             while (r >= g.s[s].rank0 + g.s[s].rank) s++;
-            T v = from_f32<T>(g.s[s].a[(r - g.s[s].rank0) * g.in + i]);
-            if (to.a) to.a[r * g.in + i] = v;
+            T v = from_f32<T>(g.s[s].a[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i]);
+            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = v;
             if (to.a_turned) to.a_turned[i * g.ranks + r] = v;
         }
         return;
@@ -238,8 +243,10 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
     if (to.bias && blockIdx.y == 0) to.bias[i] = g.s[s].bias ? load_any(g.s[s].bias, g.s[s].bias_dtype, row) : 0.0f;
     for (int r = first; r < last; r++) {
         int own = r - g.s[s].rank0;
-        T v = from_f32<T>(own >= 0 && own < g.s[s].rank ? g.s[s].scale * g.s[s].b[row * g.s[s].rank + own] : 0.0f);
-        if (to.b) to.b[i * g.ranks + r] = v;
+        T v = from_f32<T>(own >= 0 && own < g.s[s].rank
+                              ? g.s[s].scale * g.s[s].b[(expert * g.s[s].rows + row) * g.s[s].rank + own]
+                              : 0.0f);
+        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = v;
         if (to.b_turned) to.b_turned[r * g.out + i] = v;
     }
 }
@@ -247,25 +254,26 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
 /* Adds the parts of the stacked gradients to each adapter's own. */
 __global__ void __launch_bounds__(THREADS)
     unstack(const __grid_constant__ adapters g, const float *da, int parts_a, const float *db, int parts_b) {
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, all_a = g.ranks * g.in, all_b = g.ranks * g.out;
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t all_a = g.experts * g.ranks * g.in, all_b = g.experts * g.ranks * g.out;
     int s = 0;
     float sum = 0;
     if (i < all_a) {
-        int64_t r = i / g.in;
+        int64_t expert = i / (g.ranks * g.in), r = i / g.in - expert * g.ranks;
         while (r >= g.s[s].rank0 + g.s[s].rank) s++;
         if (!g.s[s].da) return;
         for (int p = 0; p < parts_a; p++) sum += da[p * all_a + i];
-        g.s[s].da[i - g.s[s].rank0 * g.in] += sum;
+        g.s[s].da[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i % g.in] += sum;
         return;
     }
     i -= all_a;
     if (i >= all_b) return;
-    int64_t o = i / g.ranks;
-    int r = (int)(i - o * g.ranks);
+    int64_t expert = i / (g.ranks * g.out), o = i / g.ranks - expert * g.out;
+    int r = (int)(i % g.ranks);
     while (o >= g.s[s].row0 + g.s[s].rows) s++;
     if (!g.s[s].db || r < g.s[s].rank0 || r >= g.s[s].rank0 + g.s[s].rank) return;
     for (int p = 0; p < parts_b; p++) sum += db[p * all_b + i];
-    g.s[s].db[(o - g.s[s].row0) * g.s[s].rank + r - g.s[s].rank0] += g.s[s].scale * sum;
+    g.s[s].db[(expert * g.s[s].rows + o - g.s[s].row0) * g.s[s].rank + r - g.s[s].rank0] += g.s[s].scale * sum;
 }
 
 /* y = drop(x), or with `add` y += drop(x); four features a thread share a draw. */
@@ -333,7 +341,12 @@ unsigned blocks_for(int64_t n) {
 
 usl_status product(usli_exec *x, const layout *l, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a,
                    int64_t lda, const void *b, int64_t ldb, void *c, usl_dtype c_type, int64_t ldc, bool add) {
-    usli_gemm_args g = { m, n, k, ta, tb, l->dtype, c_type, a, b, c, lda, ldb, ldc, 1.0f, add ? 1.0f : 0.0f };
+    usli_gemm_args g = { .m = m, .n = n, .k = k, .trans_a = ta, .trans_b = tb, .type = l->dtype, .c_type = c_type };
+    g.a = a, g.b = b, g.c = c;
+    g.lda = lda, g.ldb = ldb, g.ldc = ldc;
+    g.alpha = 1.0f, g.beta = add ? 1.0f : 0.0f;
+    /* What an expert has of its own is packed, one after the other. */
+    g.groups = l->a->experts, g.offsets = l->a->expert_offsets, g.stride = ta ? m * n : n * k;
     return usli_gemm(x, &g);
 }
 
@@ -354,7 +367,7 @@ usl_status decode_weights(usli_exec *x, const layout *l) {
 
 void stack_adapters(usli_exec *x, const layout *l) {
     adapters g = adapters_of(l);
-    dim3 grid(blocks_for(g.in + g.out), (unsigned)usli_ceil_div(most(g.ranks, 1), RANKS_A_THREAD));
+    dim3 grid(blocks_for(g.in + g.out), (unsigned)usli_ceil_div(most(g.ranks, 1), RANKS_A_THREAD), (unsigned)g.experts);
     USLI_BY_DTYPE(l->dtype, T,
                   stacked<T> to = { static_cast<T *>(l->lora_a), static_cast<T *>(l->a_turned),
                                     static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias };
@@ -449,7 +462,7 @@ usl_status adapter_gradients(usli_exec *x, const layout *l) {
         USLI_TRY(product(x, l, true, false, a->out, l->ranks, a->tokens, l->dy, l->lddy, l->xa, l->ranks, l->grad_b,
                          USL_F32, l->ranks, false));
     }
-    USLI_LAUNCH(blocks_for(g.ranks * (g.in + g.out)), THREADS, 0, x, unstack)
+    USLI_LAUNCH(blocks_for(g.experts * g.ranks * (g.in + g.out)), THREADS, 0, x, unstack)
     (g, l->grad_a, l->parts_a, l->grad_b, l->parts_b);
     return USL_OK;
 }
@@ -511,10 +524,11 @@ usl_status backward(usli_exec *x, const layout *l) {
     col = 0;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
+        int64_t rows = s->w.rows / l->experts;
         if (s->dw)
-            USLI_TRY(product(x, l, true, false, s->w.rows, a->in, a->tokens, offset(l->dy, l->e, col), l->lddy, a->x,
-                             l->ldx, s->dw, USL_F32, a->in, true));
-        col += s->w.rows;
+            USLI_TRY(product(x, l, true, false, rows, a->in, a->tokens, offset(l->dy, l->e, col), l->lddy, a->x, l->ldx,
+                             s->dw, USL_F32, a->in, true));
+        col += rows;
     }
     if (a->dx) USLI_TRY(make_dx(x, l)); /* last: dx may stand where x stood */
     return usli_launched(x, "linear");
@@ -523,7 +537,7 @@ usl_status backward(usli_exec *x, const layout *l) {
 size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
     const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
     layout l;
-    if (pass == USLI_FORWARD && usli_cuda_gemv_fits(a)) return usli_cuda_gemv_workspace(a);
+    if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv_workspace(a);
     return lay_out(&l, a, pass, nullptr);
 }
 
@@ -536,7 +550,7 @@ usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
                              "linear: DoRA is not supported by this backend; use use_dora = false");
     }
     if (!a->tokens) return USL_OK;
-    if (pass == USLI_FORWARD && usli_cuda_gemv_fits(a)) return usli_cuda_gemv(x, a, ws);
+    if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv(x, a, ws);
     layout l;
     lay_out(&l, a, pass, ws);
     return pass == USLI_FORWARD ? forward(x, &l) : backward(x, &l);

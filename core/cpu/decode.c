@@ -53,7 +53,7 @@ static void read_nf4(const usli_nf4 *q, int64_t first, int64_t n, usl_dtype roun
 void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n, usl_dtype round, float *dst) {
     const usli_vec *v = usli_vec_best();
     if (w->dtype == USL_NF4 || w->dtype == USL_FP4) {
-        read_nf4(w->nf4, row * w->cols + col, n, round, dst);
+        read_nf4(w->nf4, (w->first_row + row) * w->cols + col, n, round, dst);
         return;
     }
     if (w->dtype == USL_BF16) {
@@ -61,13 +61,13 @@ void usli_matrix_read(const usli_matrix *w, int64_t row, int64_t col, int64_t n,
         return;
     }
     if (w->dtype == USL_I8) {
-        const int8_t *q = (const int8_t *)w->data + row * w->cols + col;
-        for (int64_t i = 0; i < n; i++) dst[i] = (float)q[i] * w->scale[row];
+        const int8_t *q = (const int8_t *)w->data + (w->first_row + row) * w->cols + col;
+        for (int64_t i = 0; i < n; i++) dst[i] = (float)q[i] * w->scale[w->first_row + row];
     } else if (w->dtype == USL_F16) {
         v->f16_to_f32(usli_matrix_at(w, row, col), dst, n);
     } else {
         const usli_traits *t = usli_traits_of(w->dtype);
-        int64_t block = (row * w->cols + col) / t->block;
+        int64_t block = ((w->first_row + row) * w->cols + col) / t->block;
         t->decode((const char *)w->data + (size_t)block * (size_t)t->block_bytes, dst, n);
     }
     if (round == USL_BF16) round_to_bf16(v, dst, n);
@@ -86,5 +86,5 @@ void usli_matrix_decode(const usli_matrix *w, int64_t row, int64_t col, int64_t 
 }
 
 const void *usli_matrix_at(const usli_matrix *w, int64_t row, int64_t col) {
-    return (const char *)w->data + (size_t)(row * w->cols + col) * usli_dtype_bytes(w->dtype);
+    return (const char *)w->data + (size_t)((w->first_row + row) * w->cols + col) * usli_dtype_bytes(w->dtype);
 }

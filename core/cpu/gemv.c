@@ -5,7 +5,7 @@
 #include "core/cpu/decode.h"
 #include "core/cpu/vec.h"
 
-enum { MAX_TOKENS = 8, ROWS = 16 /* of a task */, CHUNK = 1024 /* a multiple of every type's block */ };
+enum { ROWS = 16 /* of a task */, CHUNK = 1024 /* a multiple of every type's block */ };
 
 typedef struct gemv {
     const usli_linear_args *a;
@@ -16,7 +16,7 @@ typedef struct gemv {
 } gemv;
 
 bool usli_gemv_fits(const usli_linear_args *a) {
-    return a->tokens <= MAX_TOKENS && a->dropout.p == 0;
+    return a->tokens <= USLI_GEMV_TOKENS && a->dropout.p == 0;
 }
 
 static size_t aligned(int64_t floats) {
@@ -66,7 +66,7 @@ static void multiply_a(void *arg, int64_t task, int worker) {
     int64_t row = task;
     const usli_segment *s = segment_of_rank(g->a, &row);
     usli_matrix a = { .dtype = USL_F32, .rows = s->lora.rank, .cols = g->a->in, .data = s->lora.a };
-    float sums[MAX_TOKENS] = { 0 };
+    float sums[USLI_GEMV_TOKENS] = { 0 };
     multiply_row(g, &a, row, g->x, sums);
     round_to(g->vec, sums, g->a->dtype, g->a->tokens);
     for (int64_t t = 0; t < g->a->tokens; t++) g->xa[t * g->ranks + task] = sums[t];
@@ -74,7 +74,7 @@ static void multiply_a(void *arg, int64_t task, int worker) {
 
 static void add_adapter(const gemv *g, const usli_segment *s, int64_t row, int rank_offset, float *sums) {
     enum { PIECE = 64 };
-    float b[PIECE], added[MAX_TOKENS] = { 0 };
+    float b[PIECE], added[USLI_GEMV_TOKENS] = { 0 };
     for (int64_t i = 0; i < s->lora.rank; i += PIECE) {
         int64_t n = s->lora.rank - i < PIECE ? s->lora.rank - i : PIECE;
         usli_to_f32(s->lora.b + row * s->lora.rank + i, USL_F32, b, n);
@@ -97,7 +97,7 @@ static void multiply_w(void *arg, int64_t task, int worker) {
             row -= s->w.rows;
             rank_offset += s->lora.rank;
         }
-        float sums[MAX_TOKENS] = { 0 };
+        float sums[USLI_GEMV_TOKENS] = { 0 };
         multiply_row(g, &s->w, row, g->x, sums);
         if (s->lora.rank) add_adapter(g, s, row, rank_offset, sums);
         float bias = s->bias ? usli_get_float(s->bias, s->bias_dtype, row) : 0;

@@ -5,6 +5,8 @@
 
 #include "core/ops/ops.h"
 
+enum { USLI_GEMV_TOKENS = 8 };
+
 bool usli_gemv_fits(const usli_linear_args *a);
 size_t usli_gemv_workspace(const usli_linear_args *a);
 void usli_gemv_run(usli_exec *x, const usli_linear_args *a, void *ws);

@@ -116,9 +116,7 @@ static size_t lay_out(linear *l, const usli_linear_args *a, usli_pass pass, void
     return r.used;
 }
 
-static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
-    const usli_linear_args *a = args;
-    (void)x;
+static size_t plain_workspace(const usli_linear_args *a, usli_pass pass) {
     linear l;
     if (pass == USLI_FORWARD && usli_gemv_fits(a)) return usli_gemv_workspace(a);
     return lay_out(&l, a, pass, NULL);
@@ -462,14 +460,7 @@ static usl_status backward(usli_exec *x, linear *l) {
     return a->dx ? make_dx(x, l) : USL_OK;
 }
 
-static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
-    const usli_linear_args *a = args;
-    for (int i = 0; i < a->segments; i++) {
-        USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
-        if (a->segment[i].lora.magnitude)
-            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
-                             "linear: DoRA is not supported by this backend; use use_dora = false");
-    }
+static usl_status run_plain(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
     if (a->tokens == 0) return USL_OK;
     if (pass == USLI_FORWARD && usli_gemv_fits(a)) {
         usli_gemv_run(x, a, ws);
@@ -478,6 +469,81 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     linear l;
     lay_out(&l, a, pass, ws);
     return pass == USLI_FORWARD ? forward(x, &l) : backward(x, &l);
+}
+
+/* ---- Mixtures: one expert after the other
+ * ------------------------------------------------------------------------------- */
+
+static float *stacked(const float *all, int expert, int64_t each) {
+    return all ? (float *)(uintptr_t)all + expert * each : NULL;
+}
+
+/* What expert e does with tokens first .. first + tokens - 1; segment has room for the segments. */
+static usli_linear_args expert_args(const usli_linear_args *a, int e, int64_t first, int64_t tokens,
+                                    usli_segment *segment) {
+    usli_linear_args one = *a;
+    one.experts = 0;
+    one.tokens = tokens;
+    one.segment = segment;
+    for (int i = 0; i < a->segments; i++) {
+        usli_segment *s = &segment[i];
+        *s = a->segment[i];
+        int64_t rows = s->w.rows /= a->experts;
+        s->w.first_row = e * rows;
+        s->dw = stacked(s->dw, e, rows * a->in);
+        usli_lora *l = &s->lora;
+        l->a = stacked(l->a, e, l->rank * a->in);
+        l->da = stacked(l->da, e, l->rank * a->in);
+        l->b = stacked(l->b, e, rows * l->rank);
+        l->db = stacked(l->db, e, rows * l->rank);
+    }
+    int64_t ldx = a->ldx ? a->ldx : a->in, ldy = a->ldy ? a->ldy : a->out;
+    if (a->x) one.x = at(a->x, a->dtype, first * ldx);
+    if (a->dx) one.dx = at(a->dx, a->dtype, first * ldx);
+    if (a->y) one.y = at(a->y, a->y_dtype, first * ldy);
+    if (a->dy) one.dy = at(a->dy, a->y_dtype, first * ldy);
+    if (a->xa) one.xa = at(a->xa, a->dtype, first * usli_linear_ranks(a));
+    if (a->dropout.row) one.dropout.row += first;
+    if (a->dropout.position) one.dropout.position += first;
+    return one;
+}
+
+static usl_status run_experts(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
+    usli_segment segment[USLI_MAX_SEGMENTS];
+    for (int e = 0; e < a->experts; e++) {
+        int64_t first = a->expert_offsets[e], last = a->expert_offsets[e + 1];
+        if (first < 0 || last < first || last > a->tokens)
+            return usli_fail(x->ctx, USL_ERR_INTERNAL, "linear: the offsets of expert %d are %lld and %lld", e,
+                             (long long)first, (long long)last);
+        usli_linear_args one = expert_args(a, e, first, last - first, segment);
+        USLI_TRY(run_plain(x, &one, pass, ws));
+    }
+    return USL_OK;
+}
+
+static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
+    const usli_linear_args *a = args;
+    usli_segment segment[USLI_MAX_SEGMENTS];
+    (void)x;
+    if (!a->experts) return plain_workspace(a, pass);
+    /* An expert may see all tokens, or so few that other room is needed. */
+    usli_linear_args all = expert_args(a, 0, 0, a->tokens, segment), few = all;
+    linear l;
+    size_t most = lay_out(&l, &all, pass, NULL);
+    few.tokens = min64(a->tokens, USLI_GEMV_TOKENS);
+    size_t other = pass == USLI_FORWARD && usli_gemv_fits(&few) ? usli_gemv_workspace(&few) : 0;
+    return most > other ? most : other;
+}
+
+static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
+    const usli_linear_args *a = args;
+    for (int i = 0; i < a->segments; i++) {
+        USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
+        if (a->segment[i].lora.magnitude)
+            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
+                             "linear: DoRA is not supported by this backend; use use_dora = false");
+    }
+    return a->experts ? run_experts(x, a, pass, ws) : run_plain(x, a, pass, ws);
 }
 
 const usli_op_impl usli_cpu_linear = { run, workspace };

@@ -32,16 +32,17 @@ static usl_status check_rmsnorm(usli_exec *x, const usli_rmsnorm_args *a, usli_p
 static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pass pass) {
     REQUIRE(a->tokens >= 0 && a->in > 0 && a->segments > 0 && a->segments <= USLI_MAX_SEGMENTS, "linear: bad shape");
     REQUIRE(is_float(a->dtype) && is_float(a->y_dtype), "linear: bad type");
-    int64_t out = 0;
+    int64_t out = 0, experts = a->experts ? a->experts : 1;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
         REQUIRE(s->w.cols == a->in && s->w.rows > 0 && (s->w.data || s->w.nf4), "linear: segment %d has a bad matrix",
                 i);
         REQUIRE(s->lora.rank >= 0 && (!s->lora.rank || (s->lora.a && s->lora.b)), "linear: segment %d: bad adapter", i);
-        out += s->w.rows;
+        REQUIRE(!a->experts || (s->w.rows % a->experts == 0 && !s->bias && !s->dbias), "linear: segment %d is no stack",
+                i);
+        out += s->w.rows / experts;
     }
-    if (a->experts)
-        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED, "linear: mixtures of experts are not supported by this backend");
+    REQUIRE(!a->experts || a->expert_offsets, "linear: no offsets of the experts");
     REQUIRE(out == a->out, "linear: segments have %lld rows, out is %lld", (long long)out, (long long)a->out);
     REQUIRE(!a->ldx || a->ldx >= a->in, "linear: ldx is too small");
     REQUIRE(!a->ldy || a->ldy >= a->out, "linear: ldy is too small");
@@ -51,10 +52,10 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
     if (pass == USLI_FORWARD || a->dx) x->matmul_flops += base;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
-        uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows);
+        uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows / experts);
         x->matmul_flops += pass == USLI_FORWARD ? low : 2 * low;
         if (pass == USLI_BACKWARD && s->dw)
-            x->matmul_flops += 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)s->w.rows;
+            x->matmul_flops += 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)(s->w.rows / experts);
     }
     return USL_OK;
 }
@@ -82,11 +83,36 @@ static usl_status check_attention(usli_exec *x, const usli_attention_args *a, us
 static usl_status check_glu(usli_exec *x, const usli_glu_args *a, usli_pass pass) {
     REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype) && a->gate_up, "glu: bad shape");
     REQUIRE(pass == USLI_FORWARD ? a->h != NULL : a->dh && a->dgate_up, "glu: a pointer is missing");
+    REQUIRE(!a->dweight || a->weight, "glu: gradients of weights that are not there");
+    return USL_OK;
+}
+
+static usl_status check_route(usli_exec *x, const usli_route_args *a, usli_pass pass) {
+    REQUIRE(a->tokens >= 0 && a->experts > 0 && a->experts <= USLI_MAX_EXPERTS && a->top_k > 0 &&
+                a->top_k <= a->experts,
+            "route: %d of %d experts", a->top_k, a->experts);
+    REQUIRE(a->groups <= 1 || (a->groups <= USLI_MAX_GROUPS && a->experts % a->groups == 0 && a->best_groups > 0 &&
+                               a->best_groups <= a->groups && a->top_k <= a->experts / a->groups * a->best_groups),
+            "route: %d of %d experts in %d of %d groups", a->top_k, a->experts, a->best_groups, a->groups);
+    REQUIRE(!a->by_pairs || a->groups <= 1 || a->experts / a->groups > 1, "route: no pairs in groups of one");
+    REQUIRE(a->logits && a->chosen && (a->experts == 1 || a->row), "route: a pointer is missing");
+    REQUIRE(!a->row == !a->offsets && !a->row == !a->token, "route: a pointer is missing");
+    REQUIRE(!a->counts == !a->mass && (!(a->counts || a->dmass) || (a->micro && a->micros > 0)),
+            "route: a pointer is missing");
+    REQUIRE(pass == USLI_FORWARD ? a->weight != NULL : a->dweight && a->dlogits, "route: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_combine(usli_exec *x, const usli_combine_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->tokens >= 0 && a->cols > 0 && a->top_k > 0 && is_float(a->dtype),
+            "combine: bad shape");
+    REQUIRE(a->row && a->x && a->y, "combine: a pointer is missing");
     return USL_OK;
 }
 
 static usl_status check_gather(usli_exec *x, const usli_gather_args *a, usli_pass pass) {
-    REQUIRE(a->rows >= 0 && a->rows <= a->x_rows && a->cols > 0 && is_float(a->dtype), "gather: bad shape");
+    REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype), "gather: bad shape");
+    REQUIRE(pass == USLI_FORWARD || a->rows <= a->x_rows, "gather: indices cannot be distinct");
     REQUIRE(a->index && (pass == USLI_FORWARD ? a->x && a->y : a->dy && a->dx), "gather: a pointer is missing");
     return USL_OK;
 }

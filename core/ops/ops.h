@@ -30,6 +30,7 @@ typedef struct usli_matrix {
     const void *data;    /* NULL for NF4 and FP4 */
     const usli_nf4 *nf4; /* NF4, FP4: the whole (rows * cols) weight's constants; blocks may straddle rows */
     const float *scale;  /* I8: (rows) absmax / 127; fp8: per-block scales; else NULL */
+    int64_t first_row;   /* rows that stand before these in data: those of a stack's other matrices. CPU only; else 0 */
     const void *cached;  /* the same numbers decoded to the type of the products, or NULL */
 } usli_matrix;
 
@@ -102,8 +103,9 @@ typedef struct usli_rmsnorm_args {
  * backward: dx (+)= dy W + sum_s scale_s * drop'((dy_s B_s) A_s)
  *           dA_s += scale_s * (dy_s B_s)^T drop(x);  dB_s += scale_s * dy_s^T (drop(x) A_s^T);  dW_s += dy_s^T x;
  *           db_s += sum over tokens of dy_s
- * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets says where each begins,
- * every segment's matrix has experts * (rows / experts) rows, and A, B are stacked likewise. */
+ * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets (on the device) says where
+ * each begins, every segment's matrix stacks those of the experts, of rows / experts rows each, A, B and the gradients
+ * are stacked likewise, and there are no biases. */
 typedef struct usli_lora {
     int rank; /* 0: no adapter */
     float scale;
@@ -127,7 +129,7 @@ typedef struct usli_segment {
 enum { USLI_MAX_SEGMENTS = 4 };
 
 typedef struct usli_linear_args {
-    int64_t tokens, in, out; /* out: the rows of all segments */
+    int64_t tokens, in, out; /* out: the rows of all segments, of one expert */
     int segments;
     const usli_segment *segment;
     usl_dtype dtype;   /* x, dx, dy and what products round their operands to */
@@ -199,9 +201,10 @@ typedef struct usli_attention_args {
     void *dq, *dk, *dv; /* strides as q, k, v; assigned */
 } usli_attention_args;
 
-/* ---- glu: h = act(gate) * up; gate|up are the halves of one row of 2 * cols
- * -------------------------------------------- backward: dgate = dh * up * act'(gate), dup = dh * act(gate); dgate_up
- * may alias gate_up (in place). h is rebuilt into h_out when that is not NULL, for adapters that need it. */
+/* ---- glu: h = weight * act(gate) * up; gate|up are the halves of one row of 2 * cols; weight NULL: 1 ----------------
+ * backward: dgate = weight * dh * up * act'(gate), dup = weight * dh * act(gate); dweight = sum over the row of
+ * dh * act(gate) * up; dgate_up may alias gate_up (in place). h is rebuilt into h_out when that is not NULL, for
+ * adapters that need it. */
 typedef enum usli_act { USLI_SILU, USLI_GELU_TANH, USLI_GELU } usli_act;
 typedef struct usli_glu_args {
     int64_t rows, cols;
@@ -212,10 +215,53 @@ typedef struct usli_glu_args {
     const void *dh;      /* (rows, cols); h_out may alias it */
     void *dgate_up;
     void *h_out;
+    const float *weight; /* (rows) or NULL */
+    float *dweight;      /* (rows), assigned; with weight only */
 } usli_glu_args;
 
-/* ---- gather: y[i] = x[index[i]]      backward: dx = 0, then dx[index[i]] = dy[i]; indices are distinct
- * ------------------- */
+/* ---- route: which experts see a token, and the rows of the grouped products that follow
+ * ------------------------------ s = softmax(logits) or sigmoid(logits);  choice = s + correction groups > 1: experts
+ * outside the best_groups best groups cannot be chosen; a group is as good as its best choice, or its two best together
+ * when by_pairs. A token's slots are its top_k choices, falling, the lowest expert of equals. weight = scale * s, over
+ * the sum of the token's chosen s (+ 1e-20) when normalised. The rows: all slots of all tokens, sorted by expert, then
+ * token. Weights stand by rows. offsets, row and token NULL: there is one expert, and the rows are the tokens. For the
+ * balancing loss, each micro-batch's counts += how often its tokens chose each expert, mass += the sum of s. backward:
+ * d logits of weights through s and the sum, and of s itself, whose gradient is dmass of the token's micro-batch;
+ * assigned. */
+enum { USLI_MAX_EXPERTS = 512, USLI_MAX_GROUPS = 32 };
+typedef struct usli_route_args {
+    int64_t tokens;
+    int experts, top_k, groups, best_groups;
+    bool sigmoid, normalised, by_pairs;
+    float scale;
+    const float *logits;     /* (tokens, experts) */
+    const float *correction; /* (experts) or NULL */
+    int32_t *chosen;         /* (tokens, top_k) saved */
+    int32_t *offsets;        /* (experts + 1) */
+    int32_t *row;            /* (tokens, top_k) where each slot's row is, saved */
+    int32_t *token;          /* (tokens * top_k) of each row */
+    float *weight;           /* (tokens * top_k) */
+    int micros;
+    const int32_t *micro; /* (micros + 1) first token of each micro-batch */
+    int32_t *counts;      /* (micros, experts) or NULL */
+    float *mass;          /* (micros, experts) or NULL */
+    const float *dweight; /* (tokens * top_k) */
+    const float *dmass;   /* (micros, experts) or NULL */
+    float *dlogits;       /* (tokens, experts) */
+} usli_route_args;
+
+/* ---- combine: y[t] = sum over slots k of x[row[t * top_k + k]], in their order. Its gradient is a gather. */
+typedef struct usli_combine_args {
+    int64_t tokens, cols;
+    int top_k;
+    usl_dtype dtype;
+    const int32_t *row; /* (tokens, top_k) */
+    const void *x;      /* (tokens * top_k, cols) */
+    void *y;            /* (tokens, cols) */
+} usli_combine_args;
+
+/* ---- gather: y[i] = x[index[i]]      backward: dx = 0, then dx[index[i]] = dy[i]; there indices are distinct --------
+ */
 typedef struct usli_gather_args {
     int64_t rows, cols, x_rows;
     usl_dtype dtype;

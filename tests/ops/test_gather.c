@@ -36,6 +36,17 @@ static void check_bad_index(rig *r) {
     CHECK(rig_run(r, USLI_OP_gather, &a, USLI_FORWARD) == USL_ERR_INTERNAL, "%s", usl_ctx_errmsg(r->ctx));
 }
 
+/* Forward, a row may be wanted more than once, and more rows than there are. */
+static void check_repeated(rig *r) {
+    float *x = rig_copy((float[]){ 1, 2, 3, 4 }, 4 * sizeof *x), *y = malloc(6 * sizeof *y);
+    int32_t *index = rig_copy((int32_t[]){ 1, 0, 1 }, 3 * sizeof *index);
+    usli_gather_args a = { .rows = 3, .cols = 2, .x_rows = 2, .dtype = USL_F32, .index = index, .x = x, .y = y };
+    CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_FORWARD));
+    float want[6] = { 3, 4, 1, 2, 3, 4 };
+    CHECK(memcmp(y, want, sizeof want) == 0, "%g %g %g", (double)y[0], (double)y[2], (double)y[4]);
+    free(x), free(y), free(index);
+}
+
 static void check_scatter(rig *r) {
     float *x = rig_copy((float[]){ 1, 2, -1, 3, 4, -1 }, 6 * sizeof *x);
     float *y = rig_copy((float[]){ 9, 9, 9, 9, 9, 9, 9, 9 }, 8 * sizeof *y);
@@ -57,6 +68,7 @@ int main(void) {
             check_type(&r, USL_F16, cols);
         }
         check_bad_index(&r);
+        check_repeated(&r);
         check_scatter(&r);
         rig_close(&r);
     }

@@ -83,6 +83,55 @@ static void free_output(output *o) {
     free(o->h), free(o->h_out), free(o->dgate_up);
 }
 
+/* Weighted rows: those without weights times them, and the gradient of each is its row's dot product. */
+static void check_weights(usl_dtype dtype, int64_t rows, int64_t cols) {
+    usli_rng rng;
+    usli_rng_seed(&rng, 21);
+    float *gu, *dh, *w;
+    int64_t n = rows * cols;
+    size_t e = usli_dtype_bytes(dtype);
+    void *gate_up = rig_random(&rng, dtype, 2 * n, &gu), *grad = rig_random(&rng, dtype, n, &dh);
+    free(rig_random(&rng, USL_F32, rows, &w));
+    void *h = malloc((size_t)n * e), *dgu = malloc(2 * (size_t)n * e);
+    float *dw = malloc((size_t)rows * sizeof *dw);
+    rig r;
+    rig_open(&r, 2);
+    usli_glu_args a = { .rows = rows,
+                        .cols = cols,
+                        .dtype = dtype,
+                        .gate_up = gate_up,
+                        .h = h,
+                        .dh = grad,
+                        .dgate_up = dgu,
+                        .h_out = grad,
+                        .weight = w,
+                        .dweight = dw };
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_FORWARD));
+    CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_BACKWARD));
+    CHECK(!memcmp(h, grad, (size_t)n * e), "h is rebuilt as it was");
+    double *want = malloc(sizeof *want * (size_t)n), *d = malloc(sizeof *d * 2 * (size_t)n);
+    float *dw_want = malloc(sizeof *dw_want * (size_t)rows);
+    for (int64_t t = 0; t < rows; t++) {
+        double sum = 0;
+        for (int64_t c = 0; c < cols; c++) {
+            double g = (double)gu[t * 2 * cols + c], u = (double)gu[t * 2 * cols + cols + c],
+                   up = (double)dh[t * cols + c], weight = (double)w[t];
+            want[t * cols + c] = weight * act(USLI_SILU, g) * u;
+            d[t * 2 * cols + c] = weight * up * u * slope(USLI_SILU, g);
+            d[t * 2 * cols + cols + c] = weight * up * act(USLI_SILU, g);
+            sum += up * act(USLI_SILU, g) * u;
+        }
+        dw_want[t] = (float)sum;
+    }
+    close_to("weighted h", USLI_SILU, dtype, h, want, n);
+    close_to("weighted dgate|dup", USLI_SILU, dtype, dgu, d, 2 * n);
+    double error = test_rel_error(dw, dw_want, (size_t)rows);
+    CHECK(error <= 2e-6, "dweight in %s: %g", usl_dtype_name(dtype), error);
+    rig_close(&r);
+    free(gu), free(dh), free(w), free(gate_up), free(grad), free(h), free(dgu), free(dw), free(want), free(d),
+        free(dw_want);
+}
+
 int main(void) {
     static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 9, 513 }, { 20, 1536 }, { 2, 2056 } };
     static const usl_dtype dtypes[] = { USL_F32, USL_BF16, USL_F16 };
@@ -99,5 +148,7 @@ int main(void) {
                 }
                 free_output(&one);
             }
+    for (int t = 0; t < 3; t++)
+        for (int s = 0; s < 5; s++) check_weights(dtypes[t], shapes[s][0], shapes[s][1]);
     return test_end("glu");
 }
