@@ -341,7 +341,10 @@ unsigned blocks_for(int64_t n) {
 
 usl_status product(usli_exec *x, const layout *l, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a,
                    int64_t lda, const void *b, int64_t ldb, void *c, usl_dtype c_type, int64_t ldc, bool add) {
-    usli_gemm_args g = { .m = m, .n = n, .k = k, .trans_a = ta, .trans_b = tb, .type = l->dtype, .c_type = c_type };
+    usli_gemm_args g = {};
+    g.m = m, g.n = n, g.k = k;
+    g.trans_a = ta, g.trans_b = tb;
+    g.type = l->dtype, g.c_type = c_type;
     g.a = a, g.b = b, g.c = c;
     g.lda = lda, g.ldb = ldb, g.ldc = ldc;
     g.alpha = 1.0f, g.beta = add ? 1.0f : 0.0f;
