@@ -77,7 +77,7 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
         { "feed_forward_length", c->inter },
         { "attention.head_count", c->heads },
         { "attention.head_count_kv", c->kv_heads },
-        { "rope.dimension_count", c->head_dim },
+        { "rope.dimension_count", c->rot_dim },
         { "attention.key_length", c->head_dim },
         { "attention.value_length", c->head_dim },
     };
@@ -202,24 +202,19 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_gguf_write(ud, data, bytes);
 }
 
-static bool permuted(const usl_model *m, usli_slot slot) {
-    return m->config.arch->gguf_permuted &&
-           (slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS);
-}
-
 /* Llama 3.1's scaling is a tensor of frequency divisors in GGUF. */
 static bool has_divisors(const usl_model *m) {
     return m->rope_divisors || m->config.rope.kind == USLI_ROPE_LLAMA3;
 }
 
 static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
-    int64_t half = m->config.head_dim / 2;
+    int64_t half = m->config.rot_dim / 2;
     double *inv = usli_malloc(m->ctx, (size_t)half * sizeof *inv), attention;
     if (!inv) return usli_nomem(m->ctx, (size_t)half * sizeof *inv);
-    usli_rope_frequencies(&m->config, m->rope_divisors, inv, &attention);
+    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, inv, &attention);
     usl_status st = USL_OK;
     for (int64_t i = 0; i < half && st == USL_OK; i++) {
-        float d = (float)(pow(m->config.rope.theta, -2.0 * (double)i / (double)m->config.head_dim) / inv[i]);
+        float d = (float)(pow(m->config.rope.theta, -(double)i / (double)half) / inv[i]);
         st = usli_gguf_write(w, &d, sizeof d);
     }
     usli_free(m->ctx, inv);
@@ -233,12 +228,12 @@ static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, 
     for (int64_t i = 0; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
         usli_slot_shape(&m->config, slot, &shape[0], &shape[1]);
-        usli_slot_name(slot, layer, true, name, sizeof name);
+        usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
         usl_dtype t = type_of(m, method, slot, layer);
         *bytes += usli_row_bytes(t, shape[0] * (shape[1] ? shape[1] : 1));
         USLI_TRY(usli_gguf_add(w, name, t, shape[1] ? 2 : 1, shape));
     }
-    int64_t half = m->config.head_dim / 2;
+    int64_t half = m->config.rot_dim / 2;
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
 }
 
@@ -248,7 +243,7 @@ static usl_status write_tensors(usl_model *m, int method, usli_gguf_writer *w) {
     for (int64_t i = 0; i < count; i++) {
         USLI_TRY(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)count));
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        USLI_TRY(usli_export_tensor(m, slot, layer, type_of(m, method, slot, layer), permuted(m, slot), sink, w));
+        USLI_TRY(usli_export_tensor(m, slot, layer, type_of(m, method, slot, layer), true, sink, w));
     }
     return has_divisors(m) ? write_divisors(m, w) : USL_OK;
 }

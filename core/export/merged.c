@@ -47,7 +47,7 @@ static usl_status write_shard(usl_model *m, const char *path, const char *file, 
             char name[160];
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
             usli_slot_shape(&m->config, slot, &shape[0], &shape[1]);
-            usli_slot_name(slot, layer, false, name, sizeof name);
+            usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
             if (writing) {
                 USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
                 USLI_TRYGO(usli_export_tensor(m, slot, layer, dtype, false, sink, w));

@@ -39,6 +39,7 @@ typedef struct job {
     int64_t layer, rows, cols, first;
     usl_dtype dtype;
     bool permuted, raw;
+    float offset;   /* added to a vector's values */
     float *scratch; /* (threads, cols) */
     char *out;
     size_t row_bytes;
@@ -76,17 +77,24 @@ static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
     const float *values = usli_model_weight(j->m, j->slot, j->layer)->m.data;
     char out[8];
     for (int64_t r = 0; r < j->cols; r++) {
-        usli_traits_of(j->dtype)->encode(&values[source_row(j, r)], NULL, out, 1);
+        float value = values[source_row(j, r)] + j->offset;
+        usli_traits_of(j->dtype)->encode(&value, NULL, out, 1);
         USLI_TRY(sink(ud, out, usli_row_bytes(j->dtype, 1)));
     }
     return USL_OK;
 }
 
-usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool permuted,
+usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool gguf,
                               usli_sink_fn sink, void *ud) {
     USLI_TRY(usli_model_pull(m));
     usl_ctx *ctx = m->ctx;
-    job j = { .m = m, .slot = slot, .layer = layer, .dtype = dtype, .permuted = permuted };
+    const usli_arch *arch = m->config.arch;
+    job j = { .m = m,
+              .slot = slot,
+              .layer = layer,
+              .dtype = dtype,
+              .permuted = gguf && arch->gguf_permuted && usli_slot_turns(slot),
+              .offset = gguf && usli_slot_is_norm(slot) ? arch->norm_offset : 0 };
     int64_t rows, cols;
     usli_slot_shape(&m->config, slot, &rows, &cols);
     set_shape(&j);

@@ -228,9 +228,10 @@ usl_status usli_model_set_adapter(usl_model *m, const char *name) {
  * ------------------------------------------------------------------------------------------------------------- */
 
 /* Finds the tensor of one module: PEFT writes "...lora_A.weight"; some tools keep the adapter's name in between. */
-static const usli_file_tensor *find_ab(const usli_safetensors *file, usli_slot slot, int64_t layer, char part) {
+static const usli_file_tensor *find_ab(const usli_config *c, const usli_safetensors *file, usli_slot slot,
+                                       int64_t layer, char part) {
     char base[128], name[224];
-    usli_slot_name(slot, layer, false, base, sizeof base);
+    usli_slot_name(c, slot, layer, false, base, sizeof base);
     base[strlen(base) - strlen(".weight")] = 0;
     static const char *const FORMS[] = { "base_model.model.%s.lora_%c.weight",
                                          "base_model.model.%s.lora_%c.default.weight", "%s.lora_%c.weight" };
@@ -279,8 +280,8 @@ static usl_status read_ranks(usl_model *m, const char *path, const usli_safetens
     size_t used = 0;
     for (int64_t i = 0; i < m->config.layers * USLI_LINEARS; i++) {
         usli_slot slot = (usli_slot)(i % USLI_LINEARS);
-        const usli_file_tensor *a = find_ab(file, slot, i / USLI_LINEARS, 'A'),
-                               *b = find_ab(file, slot, i / USLI_LINEARS, 'B');
+        const usli_file_tensor *a = find_ab(&m->config, file, slot, i / USLI_LINEARS, 'A'),
+                               *b = find_ab(&m->config, file, slot, i / USLI_LINEARS, 'B');
         if (!a && !b) continue;
         int64_t rows, cols;
         usli_slot_shape(&m->config, slot, &rows, &cols);
@@ -326,8 +327,8 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
                            weights);
             goto done;
         }
-        const usli_file_tensor *t[2] = { find_ab(file, slot, i / USLI_LINEARS, 'A'),
-                                         find_ab(file, slot, i / USLI_LINEARS, 'B') };
+        const usli_file_tensor *t[2] = { find_ab(&m->config, file, slot, i / USLI_LINEARS, 'A'),
+                                         find_ab(&m->config, file, slot, i / USLI_LINEARS, 'B') };
         float *dst[2] = { a->modules[i].a, a->modules[i].b };
         for (int p = 0; p < 2; p++) {
             if (t[p]->dtype != USL_F32 && t[p]->dtype != USL_BF16 && t[p]->dtype != USL_F16) {

@@ -5,9 +5,25 @@
 #include "core/model/config.h"
 
 static const usli_arch ARCHS[] = {
-    /* name                  model_type  gguf      act        offset tied   window  gguf_permuted */
-    { "LlamaForCausalLM", "llama", "llama", USLI_SILU, 0, false, false, true },
-    { "MistralForCausalLM", "mistral", "llama", USLI_SILU, 0, false, true, true },
+    { .name = "LlamaForCausalLM", .model_type = "llama", .gguf = "llama", .gguf_permuted = true },
+    { .name = "MistralForCausalLM",
+      .model_type = "mistral",
+      .gguf = "llama",
+      .gguf_permuted = true,
+      .window = USLI_WINDOW_ALL },
+    { .name = "Qwen2ForCausalLM",
+      .model_type = "qwen2",
+      .gguf = "qwen2",
+      .qkv_bias = true,
+      .window = USLI_WINDOW_ABOVE,
+      .sliding_window = 4096 },
+    { .name = "Qwen3ForCausalLM",
+      .model_type = "qwen3",
+      .gguf = "qwen3",
+      .qk_norm = true,
+      .window = USLI_WINDOW_ABOVE,
+      .sliding_window = 4096,
+      .head_dim = 128 },
 };
 
 const usli_arch *usli_arch_by_name(const char *name) {

@@ -85,32 +85,47 @@ static usli_rmsnorm_args norm_args(const usli_pass_state *s, usli_slot slot, int
                                 .dweight = w->grad };
 }
 
-static usli_rope_args rope_args(const usli_pass_state *s, void *qkv) {
+/* The norm behind a branch, before the stream takes its output: there is no sum in it. */
+static usli_rmsnorm_args branch_norm_args(const usli_pass_state *s, usli_slot slot, int64_t layer) {
+    usli_rmsnorm_args norm = norm_args(s, slot, layer);
+    norm.res_dtype = norm.n_dtype = norm.dtype;
+    return norm;
+}
+
+static usli_rope_args rope_args(const usli_pass_state *s, int64_t layer, void *qkv) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
+    const usli_rope_table *angles = usli_model_rope(m, layer);
+    const usli_weight *qn = usli_model_weight(m, USLI_Q_NORM, layer), *kn = usli_model_weight(m, USLI_K_NORM, layer);
     int64_t q = c->heads * c->head_dim, width = q + 2 * c->kv_heads * c->head_dim;
     return (usli_rope_args){ .tokens = s->batch->tokens,
                              .heads = (int)c->heads,
                              .kv_heads = (int)c->kv_heads,
                              .head_dim = (int)c->head_dim,
-                             .rot_dim = (int)c->head_dim,
+                             .rot_dim = (int)c->rot_dim,
                              .dtype = m->dtype,
                              .position = s->batch->position,
-                             .cos = m->cos,
-                             .sin = m->sin,
+                             .cos = angles->cos,
+                             .sin = angles->sin,
                              .positions = m->context,
                              .q = qkv,
                              .k = (char *)qkv + (size_t)q * usli_dtype_bytes(m->dtype),
                              .q_stride = width,
-                             .k_stride = width };
+                             .k_stride = width,
+                             .q_norm = qn->d.data,
+                             .k_norm = kn->d.data,
+                             .norm_dtype = USL_F32,
+                             .norm_eps = (float)c->norm_eps,
+                             .norm_offset = c->arch->norm_offset };
 }
 
-static usli_attention_args attention_args(const usli_pass_state *s, const usli_block_saved *saved) {
+/* qkv: after rope. */
+static usli_attention_args attention_args(const usli_pass_state *s, int64_t layer, char *qkv,
+                                          const usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t e = usli_dtype_bytes(m->dtype);
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, width = q + 2 * kv;
-    char *qkv = saved->qkv;
     return (usli_attention_args){ .tokens_q = s->batch->tokens,
                                   .tokens_k = s->batch->tokens,
                                   .rows = s->batch->rows,
@@ -123,8 +138,9 @@ static usli_attention_args attention_args(const usli_pass_state *s, const usli_b
                                   .kv_heads = (int)c->kv_heads,
                                   .qk_dim = (int)c->head_dim,
                                   .v_dim = (int)c->head_dim,
-                                  .scale = 1.0f / sqrtf((float)c->head_dim),
-                                  .window = c->window,
+                                  .scale = (float)(1 / sqrt(c->query_scalar)),
+                                  .softcap = (float)c->attention_softcap,
+                                  .window = usli_layer_windowed(c, layer) ? c->window : 0,
                                   .dtype = m->dtype,
                                   .q = qkv,
                                   .k = qkv + (size_t)q * e,
@@ -175,6 +191,35 @@ static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache 
  * ---------------------------------------------------------------------------------------------------------------------
  */
 
+/* Where heads have norms, backward wants them as they were before: those that are kept are turned in a copy. */
+static usl_status copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, void **out) {
+    const usl_model *m = s->model;
+    USLI_TAKE(*out, s->exec, false, bytes);
+    usli_cast_args copy = {
+        .src = { .dtype = m->dtype, .rows = 1, .cols = (int64_t)(bytes / usli_dtype_bytes(m->dtype)), .data = qkv },
+        .dtype = m->dtype,
+        .dst = *out
+    };
+    return usli_op_cast(s->exec, &copy, USLI_FORWARD);
+}
+
+/* Where a branch has a norm behind it, what the branch made is kept for backward. */
+static usl_status take_branch(usli_pass_state *s, bool keep, void **out, float **rstd) {
+    const usl_model *m = s->model;
+    size_t t = (size_t)s->batch->tokens;
+    if (s->training) USLI_TAKE(*rstd, s->exec, keep, t * sizeof(float));
+    USLI_TAKE(*out, s->exec, keep, t * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype));
+    return USL_OK;
+}
+
+static usl_status branch_norm(usli_pass_state *s, usli_slot slot, int64_t layer, const void *branch, float *rstd) {
+    usli_rmsnorm_args norm = branch_norm_args(s, slot, layer);
+    norm.x = branch;
+    norm.y = s->x;
+    norm.rstd = rstd;
+    return usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD);
+}
+
 static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
                                  const void *x, bool keep, usli_block_saved *saved) {
     const usl_model *m = s->model;
@@ -205,17 +250,23 @@ static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_c
     g.args.xa = saved->xa_qkv;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
-    usli_rope_args rope = rope_args(s, saved->qkv);
+    void *turned = saved->qkv;
+    if (keep && c->arch->qk_norm) USLI_TRY(copy_heads(s, saved->qkv, t * width * e, &turned));
+    usli_rope_args rope = rope_args(s, layer, turned);
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_FORWARD));
-    usli_attention_args attn = attention_args(s, saved);
+    usli_attention_args attn = attention_args(s, layer, turned, saved);
     if (cache) USLI_TRY(use_cache(s, layer, cache, &attn));
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_FORWARD));
+    s->exec->arena->high = mark;
     make_group(s, layer, OUT, &g);
     if (s->training) USLI_TAKE(saved->xa_o, s->exec, keep, xa_bytes(s, &g));
+    if (c->arch->post_norms) USLI_TRY(take_branch(s, keep, &saved->attn, &saved->rstd_attn));
     g.args.x = saved->o;
-    g.args.y = s->x;
+    g.args.y = c->arch->post_norms ? saved->attn : s->x;
     g.args.xa = saved->xa_o;
-    return usli_op_linear(s->exec, &g.args, USLI_FORWARD);
+    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
+    if (!c->arch->post_norms) return USL_OK;
+    return branch_norm(s, USLI_POST_ATTN_NORM, layer, saved->attn, saved->rstd_attn);
 }
 
 static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool output, usli_block_saved *saved) {
@@ -244,20 +295,22 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     g.args.xa = saved->xa_gate_up;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
-    if (!output) return USL_OK;
+    if (!output && !c->arch->post_norms) return USL_OK;
     make_group(s, layer, DOWN, &g);
     if (s->training) USLI_TAKE(saved->xa_down, s->exec, keep, xa_bytes(s, &g));
+    if (c->arch->post_norms) USLI_TRY(take_branch(s, keep, &saved->mlp, &saved->rstd_mlp));
     mark = s->exec->arena->high;
     USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
     usli_glu_args glu = glu_args(s, saved);
     glu.h = h;
     USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
     g.args.x = h;
-    g.args.y = s->x;
+    g.args.y = c->arch->post_norms ? saved->mlp : s->x;
     g.args.xa = saved->xa_down;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
-    return USL_OK;
+    if (!c->arch->post_norms) return USL_OK;
+    return branch_norm(s, USLI_POST_MLP_NORM, layer, saved->mlp, saved->rstd_mlp);
 }
 
 /* The same block over some of the tokens: an MLP does not mix them. */
@@ -317,6 +370,23 @@ static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out
     return usli_op_cast(s->exec, &cast, USLI_FORWARD);
 }
 
+/* The gradient of what a branch made, before the norm behind it where there is one. */
+static usl_status branch_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *branch, float *rstd,
+                                  void *dn, const void **out) {
+    const usl_model *m = s->model;
+    USLI_TRY(branch_gradient(s, dn, out));
+    if (!m->config.arch->post_norms) return USL_OK;
+    void *d;
+    USLI_TAKE(d, s->exec, false, (size_t)s->batch->tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype));
+    usli_rmsnorm_args norm = branch_norm_args(s, slot, layer);
+    norm.n = branch;
+    norm.rstd = rstd;
+    norm.dy = *out;
+    norm.dn = d;
+    *out = d;
+    return usli_op_rmsnorm(s->exec, &norm, USLI_BACKWARD);
+}
+
 /* y = norm(n) again, for the adapters' and weights' gradients. */
 static usl_status rebuild_norm(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y) {
     usli_rmsnorm_args norm = norm_args(s, slot, layer);
@@ -342,7 +412,7 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     group g;
     void *dh, *h = NULL, *y = NULL, *dy;
     const void *dx;
-    USLI_TRY(branch_gradient(s, dn, &dx));
+    USLI_TRY(branch_backward(s, USLI_POST_MLP_NORM, layer, saved->mlp, saved->rstd_mlp, dn, &dx));
     USLI_TAKE(dh, s->exec, false, t * (size_t)c->inter * e);
     size_t inner = s->exec->arena->high;
     make_group(s, layer, DOWN, &g);
@@ -385,10 +455,12 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;
     group g;
     char *dqkv;
-    void *d_o, *y = NULL, *dy = NULL;
+    void *d_o, *y = NULL, *dy = NULL, *turned = saved->qkv;
     const void *dx;
-    USLI_TRY(branch_gradient(s, dn, &dx));
+    USLI_TRY(branch_backward(s, USLI_POST_ATTN_NORM, layer, saved->attn, saved->rstd_attn, dn, &dx));
     USLI_TAKE(dqkv, s->exec, false, t * width * e);
+    float *rstd = NULL;
+    if (c->arch->qk_norm) USLI_TAKE(rstd, s->exec, false, t * (size_t)(c->heads + c->kv_heads) * sizeof(float));
     size_t inner = s->exec->arena->high;
     USLI_TAKE(d_o, s->exec, false, t * q * e);
     make_group(s, layer, OUT, &g);
@@ -397,14 +469,29 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     g.args.dy = dx;
     g.args.dx = d_o;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
-    usli_attention_args attn = attention_args(s, saved);
+    if (c->arch->qk_norm) {
+        USLI_TRY(copy_heads(s, saved->qkv, t * width * e, &turned));
+        usli_rope_args again = rope_args(s, layer, turned);
+        again.q_rstd = rstd;
+        again.k_rstd = rstd + t * (size_t)c->heads;
+        USLI_TRY(usli_op_rope(s->exec, &again, USLI_FORWARD));
+    }
+    usli_attention_args attn = attention_args(s, layer, turned, saved);
     attn.d_o = d_o;
     attn.dq = dqkv;
     attn.dk = dqkv + q * e;
     attn.dv = dqkv + (q + kv) * e;
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_BACKWARD));
     s->exec->arena->high = inner;
-    usli_rope_args rope = rope_args(s, saved->qkv);
+    usli_rope_args rope = rope_args(s, layer, saved->qkv);
+    if (c->arch->qk_norm) {
+        rope.q_in = rope.q;
+        rope.k_in = rope.k;
+        rope.q_rstd = rstd;
+        rope.k_rstd = rstd + t * (size_t)c->heads;
+        rope.dq_norm = usli_model_weight(s->model, USLI_Q_NORM, layer)->grad;
+        rope.dk_norm = usli_model_weight(s->model, USLI_K_NORM, layer)->grad;
+    }
     rope.dq = attn.dq;
     rope.dk = attn.dk;
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_BACKWARD));

@@ -80,7 +80,7 @@ static usl_status read_act(fields *f, usli_config *c) {
     if (!text) return f->st;
     for (size_t i = 0; i < sizeof ACTS / sizeof *ACTS; i++) {
         if (strcmp(ACTS[i].name, text) == 0) {
-            c->act = ACTS[i].act;
+            c->act = ACTS[i].act == USLI_GELU && c->arch->gelu_is_tanh ? USLI_GELU_TANH : ACTS[i].act;
             return f->st;
         }
     }
@@ -107,9 +107,8 @@ static usl_status check_rope(usl_ctx *ctx, const char *name, const usli_rope_con
     return USL_OK;
 }
 
-usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c) {
+static usl_status set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c, usli_rope_config *r) {
     fields f = { ctx, name, scaling, USL_OK };
-    usli_rope_config *r = &c->rope;
     double theta = r->theta;
     *r = (usli_rope_config){ .theta = theta };
     r->theta = get_real(&f, "rope_theta", theta);
@@ -136,13 +135,88 @@ usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *sc
     return check_rope(ctx, name, r);
 }
 
+usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c) {
+    return set_rope(ctx, name, scaling, c, &c->rope);
+}
+
+static void set_windowed(usli_config *c, int64_t layer) {
+    c->windowed[layer / 8] |= (uint8_t)(1 << layer % 8);
+}
+
+/* The layers with a window by the family's rule. */
+static void mark_windowed(usli_config *c, int64_t above, int64_t pattern) {
+    for (int64_t l = 0; l < c->layers && l < USLI_MOST_LAYERS; l++) {
+        bool windowed = false;
+        switch (c->arch->window) {
+        case USLI_NO_WINDOW: break;
+        case USLI_WINDOW_ALL: windowed = true; break;
+        case USLI_WINDOW_ABOVE: windowed = l >= above; break;
+        case USLI_WINDOW_PATTERN: windowed = pattern > 0 && (l + 1) % pattern != 0; break;
+        }
+        if (windowed) set_windowed(c, l);
+    }
+}
+
+static usl_status read_windows(fields *f, usli_config *c) {
+    const usli_arch *a = c->arch;
+    if (a->window == USLI_NO_WINDOW) return USL_OK;
+    bool used = a->window != USLI_WINDOW_ABOVE || get_bool(f, "use_sliding_window", false);
+    c->window = used ? get_int(f, "sliding_window", get(f, "layer_types") ? 0 : a->sliding_window) : 0;
+    if (c->window < 0)
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: sliding_window is %lld; a number from 1 is wanted", f->name,
+                         (long long)c->window);
+    const json_t *types = get(f, "layer_types");
+    if (!types) {
+        mark_windowed(c, get_int(f, "max_window_layers", 28),
+                      get_int(f, "sliding_window_pattern", get_int(f, "_sliding_window_pattern", a->window_pattern)));
+        return f->st;
+    }
+    if (!json_is_array(types) || (int64_t)json_array_size(types) != c->layers)
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"layer_types\" does not list %lld layers", f->name,
+                         (long long)c->layers);
+    for (int64_t l = 0; l < c->layers && l < USLI_MOST_LAYERS; l++) {
+        const char *type = json_string_value(json_array_get(types, (size_t)l));
+        if (type && strcmp(type, "sliding_attention") == 0)
+            set_windowed(c, l);
+        else if (!type || strcmp(type, "full_attention") != 0)
+            return usli_fail(f->ctx, USL_ERR_UNSUPPORTED,
+                             "%s: layer %lld is of type \"%s\"; full_attention and sliding_attention are supported",
+                             f->name, (long long)l, type ? type : "?");
+    }
+    return f->st;
+}
+
+/* Old spelling: rope_theta, rope_local_base_freq, rope_scaling. New: rope_parameters, which may hold one for each type
+ * of layer. */
+static usl_status read_rope(fields *f, usli_config *c) {
+    const usli_arch *a = c->arch;
+    const json_t *all = get(f, "rope_parameters");
+    const json_t *full = json_object_get(all, "full_attention"), *local = json_object_get(all, "sliding_attention");
+    const json_t *scaling = full ? full : all ? all : get(f, "rope_scaling");
+    c->rope.theta = get_real(f, "rope_theta", a->theta > 0 ? a->theta : 10000.0);
+    c->local_rope.theta = get_real(f, "rope_local_base_freq", 10000.0);
+    c->rope.original_context = c->local_rope.original_context = c->context;
+    double partial = get_real(f, "partial_rotary_factor", 1);
+    if (json_is_object(scaling)) {
+        USLI_TRY(usli_config_set_rope(f->ctx, f->name, scaling, c));
+        fields inner = { f->ctx, f->name, scaling, USL_OK };
+        partial = get_real(&inner, "partial_rotary_factor", partial);
+        USLI_TRY(inner.st);
+    }
+    if (json_is_object(local)) USLI_TRY(set_rope(f->ctx, f->name, local, c, &c->local_rope));
+    if (!(partial > 0 && partial <= 1))
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: partial_rotary_factor %g is not sensible", f->name, partial);
+    c->rot_dim = (int64_t)((double)c->head_dim * partial);
+    return f->st;
+}
+
 static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config *c) {
     const struct {
         const char *what;
         int64_t value, most;
     } sizes[] = {
         { "vocab_size", c->vocab, 1 << 24 },          { "hidden_size", c->hidden, 1 << 20 },
-        { "intermediate_size", c->inter, 1 << 22 },   { "num_hidden_layers", c->layers, 4096 },
+        { "intermediate_size", c->inter, 1 << 22 },   { "num_hidden_layers", c->layers, USLI_MOST_LAYERS },
         { "num_attention_heads", c->heads, 1 << 14 }, { "num_key_value_heads", c->kv_heads, 1 << 14 },
         { "head_dim", c->head_dim, 1 << 12 },         { "max_position_embeddings", c->context, (int64_t)1 << 32 },
     };
@@ -153,10 +227,16 @@ static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config
     if (c->heads % c->kv_heads)
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld attention heads cannot share %lld key-value heads", name,
                          (long long)c->heads, (long long)c->kv_heads);
-    if (c->head_dim % 2)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: head_dim %lld is odd; rope needs an even one", name,
-                         (long long)c->head_dim);
-    if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope.theta > 0) || !isfinite(c->rope.theta))
+    if (c->rot_dim % 2 || c->rot_dim < 2 || c->rot_dim > c->head_dim)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: %lld of %lld values of a head are rotated; rope needs an even number of them", name,
+                         (long long)c->rot_dim, (long long)c->head_dim);
+    if (!(c->query_scalar > 0) || !(c->attention_softcap >= 0) || !(c->logit_softcap >= 0) ||
+        !isfinite(c->query_scalar + c->attention_softcap + c->logit_softcap))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: query_pre_attn_scalar %g or a soft-cap (%g, %g) is not sensible",
+                         name, c->query_scalar, c->attention_softcap, c->logit_softcap);
+    if (!(c->norm_eps >= 0 && c->norm_eps < 1) || !(c->rope.theta > 0) || !isfinite(c->rope.theta) ||
+        (c->arch->local_rope && (!(c->local_rope.theta > 0) || !isfinite(c->local_rope.theta))))
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: rms_norm_eps %g or rope_theta %g is not sensible", name, c->norm_eps,
                          c->rope.theta);
     return USL_OK;
@@ -176,6 +256,11 @@ static usl_status find_arch(fields *f, usli_config *c) {
                      name, known);
 }
 
+/* Here null says that there is none, and silence leaves the family's own. */
+static double soft_cap(fields *f, const char *key, double fallback) {
+    return json_is_null(json_object_get(f->json, key)) ? 0 : get_real(f, key, fallback);
+}
+
 usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                                  usli_config *c) {
     *c = (usli_config){ .bos = -1, .pad = -1 };
@@ -187,19 +272,24 @@ usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *j
                          "model with load_in_4bit, or a GGUF",
                          name);
     USLI_TRY(find_arch(&f, c));
-    c->vocab = get_int(&f, "vocab_size", 0);
+    const usli_arch *a = c->arch;
+    c->vocab = get_int(&f, "vocab_size", a->vocab);
     c->hidden = get_int(&f, "hidden_size", 0);
     c->inter = get_int(&f, "intermediate_size", 0);
     c->layers = get_int(&f, "num_hidden_layers", 0);
-    c->heads = get_int(&f, "num_attention_heads", 0);
-    c->kv_heads = get_int(&f, "num_key_value_heads", c->heads);
-    c->head_dim = get_int(&f, "head_dim", c->heads > 0 ? c->hidden / c->heads : 0);
-    c->context = get_int(&f, "max_position_embeddings", 2048);
-    c->window = c->arch->window ? get_int(&f, "sliding_window", 0) : 0;
+    c->heads = get_int(&f, "num_attention_heads", a->heads);
+    c->kv_heads = get_int(&f, "num_key_value_heads", a->kv_heads ? a->kv_heads : c->heads);
+    c->head_dim = get_int(&f, "head_dim", a->head_dim ? a->head_dim : c->heads > 0 ? c->hidden / c->heads : 0);
+    c->context = get_int(&f, "max_position_embeddings", a->context ? a->context : 2048);
+    c->query_scalar =
+        a->query_scalar > 0 ? get_real(&f, "query_pre_attn_scalar", a->query_scalar) : (double)c->head_dim;
+    c->attention_softcap = soft_cap(&f, "attn_logit_softcapping", a->attention_softcap);
+    c->logit_softcap = soft_cap(&f, "final_logit_softcapping", a->logit_softcap);
     c->norm_eps = get_real(&f, "rms_norm_eps", 1e-6);
     c->init_range = get_real(&f, "initializer_range", 0.02);
-    c->tied = get_bool(&f, "tie_word_embeddings", c->arch->tied);
+    c->tied = get_bool(&f, "tie_word_embeddings", a->tied);
     c->attention_bias = c->output_bias = get_bool(&f, "attention_bias", false);
+    if (a->qkv_bias) c->attention_bias = true, c->output_bias = false;
     c->mlp_bias = get_bool(&f, "mlp_bias", false);
     c->bos = (int32_t)(json_is_integer(get(&f, "bos_token_id")) ? get_int(&f, "bos_token_id", -1) : -1);
     c->pad = (int32_t)(json_is_integer(get(&f, "pad_token_id")) ? get_int(&f, "pad_token_id", -1) : -1);
@@ -208,13 +298,11 @@ usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *j
     const char *dtype = get_text(&f, "dtype");
     if (!dtype) dtype = get_text(&f, "torch_dtype");
     c->dtype = usl_dtype_parse(dtype);
-    c->rope.theta = get_real(&f, "rope_theta", 10000.0);
     USLI_TRY(f.st);
     USLI_TRY(read_act(&f, c));
-    const json_t *scaling = get(&f, "rope_parameters");
-    if (!scaling) scaling = get(&f, "rope_scaling");
-    if (scaling) USLI_TRY(usli_config_set_rope(ctx, name, scaling, c));
+    USLI_TRY(read_rope(&f, c));
     USLI_TRY(check_config(ctx, name, c));
+    USLI_TRY(read_windows(&f, c));
     if (!(c->source = json_deep_copy(json))) return usli_nomem(ctx, 0);
     return USL_OK;
 }
@@ -240,6 +328,27 @@ static double meta_float(const usli_gguf *g, const char *arch, const char *key, 
     return usli_gguf_float(g, full, fallback);
 }
 
+static const char *act_name(usli_act act) {
+    for (size_t i = 0; i < sizeof ACTS / sizeof *ACTS; i++)
+        if (ACTS[i].act == act) return ACTS[i].name;
+    return "silu";
+}
+
+static json_t *rope_as_json(const usli_rope_config *r) {
+    if (r->kind == USLI_ROPE_LINEAR) return json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor);
+    if (r->kind == USLI_ROPE_YARN)
+        return json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor, "original_max_position_embeddings",
+                         (json_int_t)r->original_context);
+    return NULL;
+}
+
+static json_t *windows_as_json(const usli_config *c) {
+    json_t *types = json_array();
+    for (int64_t l = 0; l < c->layers; l++)
+        json_array_append_new(types, json_string(usli_layer_windowed(c, l) ? "sliding_attention" : "full_attention"));
+    return types;
+}
+
 /* The config.json that transformers would want for this file. */
 static json_t *config_as_json(const usli_config *c) {
     json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures",
@@ -248,19 +357,29 @@ static json_t *config_as_json(const usli_config *c) {
                           "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads,
                           "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim,
                           "max_position_embeddings", (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta",
-                          c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->attention_bias,
-                          "mlp_bias", c->mlp_bias, "hidden_act", "silu");
+                          c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->output_bias, "mlp_bias",
+                          c->mlp_bias, "hidden_act", act_name(c->act));
     if (!j) return NULL;
-    if (c->bos >= 0) json_object_set_new(j, "bos_token_id", json_integer(c->bos));
-    if (c->eos_count) json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
-    const usli_rope_config *r = &c->rope;
-    if (r->kind == USLI_ROPE_LINEAR)
-        json_object_set_new(j, "rope_scaling", json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor));
-    else if (r->kind == USLI_ROPE_YARN)
-        json_object_set_new(j, "rope_scaling",
-                            json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor,
-                                      "original_max_position_embeddings", (json_int_t)r->original_context));
-    return j;
+    const usli_arch *a = c->arch;
+    int bad = 0;
+    if (c->bos >= 0) bad |= json_object_set_new(j, "bos_token_id", json_integer(c->bos));
+    if (c->eos_count) bad |= json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
+    if (c->act != USLI_SILU) bad |= json_object_set_new(j, "hidden_activation", json_string(act_name(c->act)));
+    if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(&c->rope));
+    if (a->local_rope) bad |= json_object_set_new(j, "rope_local_base_freq", json_real(c->local_rope.theta));
+    if (a->query_scalar > 0) bad |= json_object_set_new(j, "query_pre_attn_scalar", json_real(c->query_scalar));
+    if (c->rot_dim != c->head_dim)
+        bad |= json_object_set_new(j, "partial_rotary_factor", json_real((double)c->rot_dim / (double)c->head_dim));
+    if (c->attention_softcap > 0)
+        bad |= json_object_set_new(j, "attn_logit_softcapping", json_real(c->attention_softcap));
+    if (c->logit_softcap > 0) bad |= json_object_set_new(j, "final_logit_softcapping", json_real(c->logit_softcap));
+    if (c->window > 0) {
+        bad |= json_object_set_new(j, "sliding_window", json_integer(c->window));
+        if (a->window != USLI_WINDOW_ALL) bad |= json_object_set_new(j, "layer_types", windows_as_json(c));
+    }
+    if (!bad) return j;
+    json_decref(j);
+    return NULL;
 }
 
 static bool str_is(usli_gguf_str s, const char *text) {
@@ -291,6 +410,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     c->heads = meta_int(g, a, "attention.head_count", 0);
     c->kv_heads = meta_int(g, a, "attention.head_count_kv", c->heads);
     c->head_dim = meta_int(g, a, "attention.key_length", c->heads > 0 ? c->hidden / c->heads : 0);
+    c->rot_dim = meta_int(g, a, "rope.dimension_count", c->head_dim);
     c->context = meta_int(g, a, "context_length", 2048);
     c->norm_eps = meta_float(g, a, "attention.layer_norm_rms_epsilon", 1e-5);
     c->tied = usli_gguf_tensor(g, "output.weight") == NULL;
@@ -321,8 +441,12 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
                          (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);
     if (meta_int(g, a, "expert_count", 0) > 0)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", name);
-    if (meta_int(g, a, "rope.dimension_count", c->head_dim) != c->head_dim)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: partial rotary embeddings are not supported", name);
+    c->window = c->arch->window == USLI_NO_WINDOW ? 0 : meta_int(g, a, "attention.sliding_window", 0);
+    if (c->window > 0) mark_windowed(c, 0, c->arch->window_pattern);
+    c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
+    c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
+    c->query_scalar = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+    c->local_rope.theta = meta_float(g, a, "rope.freq_base_swa", 10000.0);
     USLI_TRY(check_config(ctx, name, c));
     USLI_TRY(check_rope(ctx, name, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);

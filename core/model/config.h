@@ -7,6 +7,8 @@
 #include "core/io/gguf.h"
 #include "core/ops/ops.h"
 
+enum { USLI_MOST_LAYERS = 4096 };
+
 typedef enum usli_rope_kind { USLI_ROPE_DEFAULT, USLI_ROPE_LINEAR, USLI_ROPE_LLAMA3, USLI_ROPE_YARN } usli_rope_kind;
 
 typedef struct usli_rope_config {
@@ -20,25 +22,49 @@ typedef struct usli_rope_config {
     int64_t original_context;
 } usli_rope_config;
 
+/* Which layers look back no further than the window, where the config does not list layer_types. */
+typedef enum usli_window_rule {
+    USLI_NO_WINDOW,
+    USLI_WINDOW_ALL,
+    USLI_WINDOW_ABOVE,   /* those from max_window_layers on, when use_sliding_window is set */
+    USLI_WINDOW_PATTERN, /* all but every window_pattern-th */
+} usli_window_rule;
+
 /* A family: a row of data. Nothing else in the engine asks which family it runs. */
 typedef struct usli_arch {
-    const char *name;       /* architectures[0] of config.json */
-    const char *model_type; /* model_type of config.json */
-    const char *gguf;       /* general.architecture */
-    usli_act act;           /* when the config names none */
-    float norm_offset;      /* the norm multiplies by (offset + weight) */
-    bool tied;              /* tie_word_embeddings when the config is silent */
-    bool window;            /* sliding_window applies */
-    bool gguf_permuted;     /* GGUF stores q and k rows for interleaved rope */
+    const char *name;         /* architectures[0] of config.json */
+    const char *model_type;   /* model_type of config.json */
+    const char *gguf;         /* general.architecture */
+    usli_act act;             /* when the config names none */
+    bool gelu_is_tanh;        /* what it calls "gelu" is the approximation by tanh */
+    float norm_offset;        /* the norm multiplies by (offset + weight) */
+    bool post_norms;          /* the outputs of attention and MLP have norms too */
+    bool qk_norm;             /* each head of q and k has one */
+    bool qkv_bias;            /* q, k and v have biases, o has none, whatever the config says */
+    bool scaled_embedding;    /* by the root of hidden_size */
+    bool local_rope;          /* layers with a window have rope frequencies of their own */
+    bool wide_stream;         /* the residual stream overflows float16 */
+    bool gguf_permuted;       /* GGUF stores q and k rows for interleaved rope */
+    int64_t gguf_wide_layers; /* a GGUF says no query_scalar: with so many layers it is hidden / heads, else head_dim */
+    usli_window_rule window;
+    /* When the config is silent; 0: as the general rule says. */
+    bool tied;
+    int64_t vocab, heads, kv_heads, head_dim, context, sliding_window, window_pattern;
+    double theta, query_scalar, attention_softcap, logit_softcap;
 } usli_arch;
 
 typedef struct usli_config {
     const usli_arch *arch;
     int64_t vocab, hidden, inter, layers, heads, kv_heads, head_dim, context, window;
     double norm_eps, init_range;
+    uint8_t windowed[USLI_MOST_LAYERS / 8]; /* a bit a layer: the window applies */
     usli_act act;
     bool tied, attention_bias, output_bias, mlp_bias;
-    usli_rope_config rope;
+    double query_scalar;      /* scores are multiplied by 1 / sqrt(query_scalar) */
+    double attention_softcap; /* 0: none */
+    double logit_softcap;
+    int64_t rot_dim;                   /* of head_dim values, so many are rotated */
+    usli_rope_config rope, local_rope; /* local_rope: of layers with a window, where arch says so */
     int32_t bos, pad;
     int32_t eos[8];
     int eos_count;
@@ -59,9 +85,14 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *file, usli_confi
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *config);
 void usli_config_free(usli_config *config);
 
-/* Fills inv_freq (head_dim / 2) and returns the factor on cos and sin in *attention. As transformers'
- * ROPE_INIT_FUNCTIONS. divisors: NULL, or (head_dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead
+static inline bool usli_layer_windowed(const usli_config *c, int64_t layer) {
+    return c->window > 0 && (c->windowed[layer / 8] >> (layer % 8) & 1);
+}
+
+/* Fills inv_freq (dim / 2) and returns the factor on cos and sin in *attention. As transformers'
+ * ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead
  * of the scaling. */
-void usli_rope_frequencies(const usli_config *config, const float *divisors, double *inv_freq, double *attention);
+void usli_rope_frequencies(const usli_rope_config *rope, int64_t dim, const float *divisors, double *inv_freq,
+                           double *attention);
 
 #endif

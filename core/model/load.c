@@ -66,7 +66,7 @@ static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot sl
     char name[160];
     int64_t rows, cols;
     usli_slot_shape(&m->config, slot, &rows, &cols);
-    usli_slot_name(slot, layer, src->gguf != NULL, name, sizeof name);
+    usli_slot_name(&m->config, slot, layer, src->gguf != NULL, name, sizeof name);
     const usli_file_tensor *t =
         src->gguf ? usli_gguf_tensor(src->gguf, name) : usli_safetensors_find(src->safetensors, name);
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
@@ -154,8 +154,10 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
         USLI_TRY(load_float(m, t, w, rows, cols));
     else
         USLI_TRY(load_mapped(m, t, w, rows, cols));
-    bool rope_row = slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS;
-    if (src->gguf && m->config.arch->gguf_permuted && rope_row && !m->plan_only) {
+    if (!src->gguf || m->plan_only) return USL_OK;
+    for (int64_t i = 0; usli_slot_is_norm(slot) && i < rows; i++)
+        ((float *)w->storage->data)[i] -= m->config.arch->norm_offset;
+    if (m->config.arch->gguf_permuted && usli_slot_turns(slot)) {
         if (!cols) w->m.rows = rows; /* a bias: one value a row */
         USLI_TRY(unpermute(m, w));
         if (!cols) w->m.rows = 1;
@@ -247,7 +249,7 @@ static usl_status make_table(usl_model *m) {
 static usl_status load_divisors(usl_model *m, const usli_gguf *g) {
     const usli_file_tensor *t = usli_gguf_tensor(g, "rope_freqs.weight");
     if (!t) return USL_OK;
-    int64_t half = m->config.head_dim / 2;
+    int64_t half = m->config.rot_dim / 2;
     if (t->dtype != USL_F32 || t->ndim != 1 || t->shape[0] != half)
         return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: rope_freqs.weight does not hold %lld float32 values", m->path,
                          (long long)half);
@@ -304,9 +306,8 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
         USLI_TRY(new_storage(m, (size_t)rows * sizeof(float), &w->storage));
         set_plain(w, USL_F32, 1, rows);
         if (m->plan_only) return USL_OK;
-        bool norm = slot == USLI_ATTN_NORM || slot == USLI_MLP_NORM || slot == USLI_FINAL_NORM;
         for (int64_t i = 0; i < rows; i++)
-            ((float *)w->storage->data)[i] = norm ? 1.0f - m->config.arch->norm_offset : 0.0f;
+            ((float *)w->storage->data)[i] = usli_slot_is_norm(slot) ? 1.0f - m->config.arch->norm_offset : 0.0f;
         return USL_OK;
     }
     USLI_TRY(new_storage(m, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));

@@ -13,37 +13,43 @@
 
 enum { MAX_CONTEXT = 1 << 30 }; /* positions are 32-bit, and a table has a row for each */
 
-static usl_status make_rope(usl_model *m) {
+static usl_status make_rope_table(usl_model *m, const usli_rope_config *rope, const float *divisors,
+                                  usli_rope_table *out) {
     usl_ctx *ctx = m->ctx;
-    int64_t half = m->config.head_dim / 2;
+    int64_t half = m->config.rot_dim / 2;
     size_t bytes = (size_t)m->context * (size_t)half * sizeof(float);
     usl_status st = USL_OK;
-    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->cos));
-    USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->sin));
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &out->cos));
+    USLI_TRY(usli_device_alloc(&m->exec, bytes, &out->sin));
     if (m->plan_only) return USL_OK;
-    double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv);
+    double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv), attention;
     float *sines = usli_malloc(ctx, bytes), *cosines = usli_malloc(ctx, bytes);
     if (!inv || !sines || !cosines) {
         st = usli_nomem(ctx, bytes);
         goto done;
     }
-    usli_rope_frequencies(&m->config, m->rope_divisors, inv, &m->rope_attention);
+    usli_rope_frequencies(rope, m->config.rot_dim, divisors, inv, &attention);
     for (int64_t p = 0; p < m->context; p++) {
         for (int64_t i = 0; i < half; i++) {
             /* The angle is rounded to float32 where transformers rounds it. */
             double angle = (double)((float)p * (float)inv[i]);
-            cosines[p * half + i] = (float)(cos(angle) * m->rope_attention);
-            sines[p * half + i] = (float)(sin(angle) * m->rope_attention);
+            cosines[p * half + i] = (float)(cos(angle) * attention);
+            sines[p * half + i] = (float)(sin(angle) * attention);
         }
     }
-    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, m->cos, cosines, bytes));
-    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, m->sin, sines, bytes));
+    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, out->cos, cosines, bytes));
+    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, out->sin, sines, bytes));
     st = m->exec.backend->sync(&m->exec); /* the host's tables go now */
 done:
     usli_free(ctx, inv);
     usli_free(ctx, sines);
     usli_free(ctx, cosines);
     return st;
+}
+
+static usl_status make_rope(usl_model *m) {
+    USLI_TRY(make_rope_table(m, &m->config.rope, m->rope_divisors, &m->rope));
+    return m->config.arch->local_rope ? make_rope_table(m, &m->config.local_rope, NULL, &m->local_rope) : USL_OK;
 }
 
 /* On a CPU a checkpoint of float32, and full fine-tuning, stay in float32. */
@@ -97,7 +103,7 @@ static usl_status finish(usl_model *m, const usl_model_opts *opts) {
     const usli_config *c = &m->config;
     USLI_TRY(usli_model_place(m));
     m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(m) : opts->dtype;
-    m->res_dtype = m->dtype;
+    m->res_dtype = m->dtype == USL_F16 && c->arch->wide_stream ? USL_F32 : m->dtype;
     m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 2048 ? c->context : 2048;
     return make_rope(m);
 }
@@ -214,8 +220,10 @@ void usli_model_release(usl_model *m) {
     usli_free(ctx, m->weights);
     if (m->exec.backend) {
         usli_model_unplace(m);
-        usli_device_free(&m->exec, m->cos);
-        usli_device_free(&m->exec, m->sin);
+        usli_device_free(&m->exec, m->rope.cos);
+        usli_device_free(&m->exec, m->rope.sin);
+        usli_device_free(&m->exec, m->local_rope.cos);
+        usli_device_free(&m->exec, m->local_rope.sin);
     }
     usli_free(ctx, m->rope_divisors);
     usli_free(ctx, m->path);
@@ -271,7 +279,7 @@ static void weight_param(const usl_model *m, usli_param_ref *out) {
     out->data = m->full ? w->storage->data : NULL;
     out->device = m->full ? (float *)(uintptr_t)w->d.data : NULL;
     out->grad = m->full ? &w->grad : NULL;
-    usli_slot_name(out->slot, out->layer, false, out->name, sizeof out->name);
+    usli_slot_name(&m->config, out->slot, out->layer, false, out->name, sizeof out->name);
 }
 
 static void lora_param(const usl_model *m, usli_param_ref *out) {
@@ -286,7 +294,7 @@ static void lora_param(const usl_model *m, usli_param_ref *out) {
     out->device = usli_twin_at(&m->active->twin, out->data);
     out->grad = out->part == 1 ? &l->da : &l->db;
     char base[128];
-    usli_slot_name(out->slot, out->layer, false, base, sizeof base);
+    usli_slot_name(&m->config, out->slot, out->layer, false, base, sizeof base);
     base[strlen(base) - strlen(".weight")] = 0;
     snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
 }

@@ -20,7 +20,11 @@ typedef enum usli_slot {
     USLI_DOWN, /* linear: adapters attach to these */
     USLI_LINEARS,
     USLI_ATTN_NORM = USLI_LINEARS,
+    USLI_POST_ATTN_NORM,
     USLI_MLP_NORM,
+    USLI_POST_MLP_NORM,
+    USLI_Q_NORM,
+    USLI_K_NORM,
     USLI_Q_BIAS,
     USLI_K_BIAS,
     USLI_V_BIAS,
@@ -45,7 +49,11 @@ extern const usli_slot_info usli_slots[USLI_SLOTS];
 /* Rows and columns (0 columns: a vector) of a slot; false when this config has no such tensor. */
 bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_t *cols);
 /* Writes the published name: layer is ignored for the whole model's. */
-void usli_slot_name(usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size);
+void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size);
+/* Its values multiply normed ones: in a GGUF they stand with the family's norm_offset added. */
+bool usli_slot_is_norm(usli_slot slot);
+/* q and k, whose rows a GGUF of the llama family orders otherwise. */
+bool usli_slot_turns(usli_slot slot);
 /* Row order of q and k in a GGUF of the llama family: hf row r stands at the returned row. */
 int64_t usli_gguf_qk_row(int64_t hf_row, int64_t head_dim);
 
@@ -98,26 +106,30 @@ typedef struct usli_ring {
     int64_t holds[2]; /* numbers; -1: none */
 } usli_ring;
 
+/* Cosines and sines of the angles: (context, rot_dim / 2) each, on the device. */
+typedef struct usli_rope_table {
+    float *cos, *sin;
+} usli_rope_table;
+
 struct usl_model {
     usl_ctx *ctx;
     atomic_int refs;
     usli_config config;
-    char *path;                 /* where it was opened; NULL for a random one */
-    usli_weight *weights;       /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
-    bool full;                  /* weights are trained */
-    bool plan_only;             /* weights and adapters have shapes and no numbers */
-    usl_dtype dtype, res_dtype; /* of activations and of the residual stream */
-    int64_t context;            /* max_seq_length in force */
-    float *cos, *sin;           /* (context, head_dim / 2), on the device */
-    void *placed, *tables;      /* the device's block of the last norm and the head, and of NF4's tables; NULL where d
-                                   is m */
-    void *embed, *host_embed;   /* the embedding table's block, on the device or in host memory */
-    usli_place *places;         /* (layers); NULL where d is m */
-    usli_ring *ring;            /* through which layers in host memory come; NULL: there is none */
-    int placing;                /* counts the changes of where passes find what they read */
-    bool device_newer;          /* trained values on the device have not been pulled yet */
-    float *rope_divisors;       /* (head_dim / 2) from a GGUF, or NULL */
-    double rope_attention;
+    char *path;                       /* where it was opened; NULL for a random one */
+    usli_weight *weights;             /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
+    bool full;                        /* weights are trained */
+    bool plan_only;                   /* weights and adapters have shapes and no numbers */
+    usl_dtype dtype, res_dtype;       /* of activations and of the residual stream */
+    int64_t context;                  /* max_seq_length in force */
+    usli_rope_table rope, local_rope; /* local_rope: of layers with a window, where the family says so */
+    void *placed, *tables;    /* the device's block of the last norm and the head, and of NF4's tables; NULL where d
+                                 is m */
+    void *embed, *host_embed; /* the embedding table's block, on the device or in host memory */
+    usli_place *places;       /* (layers); NULL where d is m */
+    usli_ring *ring;          /* through which layers in host memory come; NULL: there is none */
+    int placing;              /* counts the changes of where passes find what they read */
+    bool device_newer;        /* trained values on the device have not been pulled yet */
+    float *rope_divisors;     /* (rot_dim / 2) from a GGUF, or NULL */
     usli_adapter *adapters, *active;
     usli_exec exec; /* backend and its state; a pass sets the arena */
     char name[160]; /* of the parameter last asked for */
@@ -145,9 +157,14 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
     (void)m;
     return &a->modules[layer * USLI_LINEARS + slot];
 }
+/* The angles of a layer. */
+static inline const usli_rope_table *usli_model_rope(const usl_model *m, int64_t layer) {
+    return m->config.arch->local_rope && usli_layer_windowed(&m->config, layer) ? &m->local_rope : &m->rope;
+}
 /* Of the tables of cosines and sines. */
 static inline uint64_t usli_model_rope_bytes(const usl_model *m) {
-    return (uint64_t)m->context * (uint64_t)m->config.head_dim * sizeof(float);
+    uint64_t table = (uint64_t)m->context * (uint64_t)m->config.rot_dim * sizeof(float);
+    return m->config.arch->local_rope ? 2 * table : table;
 }
 /* place.c: gives every weight its place on the device; releases it. */
 usl_status usli_model_place(usl_model *m);

@@ -11,7 +11,11 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
     [USLI_UP] = { "mlp.up_proj.weight", "ffn_up.weight", "up_proj" },
     [USLI_DOWN] = { "mlp.down_proj.weight", "ffn_down.weight", "down_proj" },
     [USLI_ATTN_NORM] = { "input_layernorm.weight", "attn_norm.weight", NULL },
+    [USLI_POST_ATTN_NORM] = { "post_attention_layernorm.weight", "post_attention_norm.weight", NULL },
     [USLI_MLP_NORM] = { "post_attention_layernorm.weight", "ffn_norm.weight", NULL },
+    [USLI_POST_MLP_NORM] = { "post_feedforward_layernorm.weight", "post_ffw_norm.weight", NULL },
+    [USLI_Q_NORM] = { "self_attn.q_norm.weight", "attn_q_norm.weight", NULL },
+    [USLI_K_NORM] = { "self_attn.k_norm.weight", "attn_k_norm.weight", NULL },
     [USLI_Q_BIAS] = { "self_attn.q_proj.bias", "attn_q.bias", NULL },
     [USLI_K_BIAS] = { "self_attn.k_proj.bias", "attn_k.bias", NULL },
     [USLI_V_BIAS] = { "self_attn.v_proj.bias", "attn_v.bias", NULL },
@@ -38,7 +42,11 @@ bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_
         [USLI_UP] = { f, d, true },
         [USLI_DOWN] = { d, f, true },
         [USLI_ATTN_NORM] = { d, 0, true },
+        [USLI_POST_ATTN_NORM] = { d, 0, c->arch->post_norms },
         [USLI_MLP_NORM] = { d, 0, true },
+        [USLI_POST_MLP_NORM] = { d, 0, c->arch->post_norms },
+        [USLI_Q_NORM] = { c->head_dim, 0, c->arch->qk_norm },
+        [USLI_K_NORM] = { c->head_dim, 0, c->arch->qk_norm },
         [USLI_Q_BIAS] = { q, 0, c->attention_bias },
         [USLI_K_BIAS] = { kv, 0, c->attention_bias },
         [USLI_V_BIAS] = { kv, 0, c->attention_bias },
@@ -55,8 +63,10 @@ bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_
     return shape[slot].present;
 }
 
-void usli_slot_name(usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size) {
+void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size) {
     const char *word = gguf ? usli_slots[slot].gguf : usli_slots[slot].hf;
+    /* Where attention has a norm behind it, that one takes the name which elsewhere is the next one's. */
+    if (!gguf && slot == USLI_MLP_NORM && c->arch->post_norms) word = "pre_feedforward_layernorm.weight";
     if (slot >= USLI_EMBED)
         snprintf(buf, size, "%s", word);
     else
@@ -66,4 +76,12 @@ void usli_slot_name(usli_slot slot, int64_t layer, bool gguf, char *buf, size_t 
 int64_t usli_gguf_qk_row(int64_t hf_row, int64_t head_dim) {
     int64_t head = hf_row / head_dim, r = hf_row % head_dim, half = head_dim / 2;
     return head * head_dim + (r % half) * 2 + r / half;
+}
+
+bool usli_slot_is_norm(usli_slot slot) {
+    return (slot >= USLI_ATTN_NORM && slot <= USLI_K_NORM) || slot == USLI_FINAL_NORM;
+}
+
+bool usli_slot_turns(usli_slot slot) {
+    return slot == USLI_Q || slot == USLI_K || slot == USLI_Q_BIAS || slot == USLI_K_BIAS;
 }

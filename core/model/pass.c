@@ -1,5 +1,7 @@
 #include "core/model/pass.h"
 
+#include <math.h>
+
 #include "core/base/dtype.h"
 #include "core/model/block.h"
 
@@ -39,13 +41,23 @@ static size_t hidden_bytes(const usl_model *m, int64_t tokens) {
     return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype);
 }
 
+/* Rounded as transformers does, whose factor has the weights' type. */
+static float embedding_scale(const usl_model *m) {
+    if (!m->config.arch->scaled_embedding) return 1;
+    float scale = sqrtf((float)m->config.hidden);
+    char rounded[sizeof(float)];
+    usli_from_f32(&scale, rounded, m->dtype, 1);
+    usli_to_f32(rounded, m->dtype, &scale, 1);
+    return scale;
+}
+
 static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, void *out) {
     const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
     usli_embedding_args a = { .tokens = b->tokens,
                               .cols = m->config.hidden,
                               .dtype = m->res_dtype,
                               .table = w->d,
-                              .scale = 1,
+                              .scale = embedding_scale(m),
                               .ids = b->ids,
                               .y = out };
     return usli_op_embedding(x, &a, USLI_FORWARD);
@@ -158,7 +170,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
                                   .cols = m->config.hidden,
                                   .dtype = m->res_dtype,
                                   .table = w->d,
-                                  .scale = 1,
+                                  .scale = embedding_scale(m),
                                   .ids = s->batch->ids,
                                   .dy = dn,
                                   .dtable = dembed };

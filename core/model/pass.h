@@ -6,6 +6,8 @@
  *   block forward: n1 = res + x; y = norm(n1); qkv = y Wqkv; rope; o = attention; x = o Wo
  *                  n2 = n1 + x;  y = norm(n2); gu = y Wgu; h = glu(gu); x = h Wdown            -> (n2, x)
  *   kept:          n1, rstd1, xa_qkv, qkv, o, lse, xa_o, n2, rstd2, xa_gu, gu, xa_down   (recomputed blocks: n1 only)
+ *   Norms behind the branches (x = norm(o Wo), ...), where a family has them, keep their inputs. Norms of q's and k's
+ *   heads keep nothing: qkv is then kept as it was before them, and they and rope are done again in a copy.
  *   backward is its mirror image; y and h are rebuilt, since that is cheaper than keeping them. */
 #ifndef USLI_MODEL_PASS_H
 #define USLI_MODEL_PASS_H
@@ -39,7 +41,8 @@ typedef struct usli_cache {
 /* What forward keeps of one block for backward. */
 typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
-    float *rstd1, *rstd2, *lse;
+    void *attn, *mlp; /* a branch's output before the norm behind it, where the family has one */
+    float *rstd1, *rstd2, *rstd_attn, *rstd_mlp, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
     size_t low;                                 /* the arena's low end before the block */
 } usli_block_saved;

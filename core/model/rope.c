@@ -26,9 +26,8 @@ static double mscale(double scale, double m) {
 }
 
 /* YaRN (Peng et al. 2023): a ramp over dimensions from interpolated to kept frequencies. */
-static double yarn(const usli_config *c, double *inv_freq, int64_t half) {
-    const usli_rope_config *r = &c->rope;
-    double dim = (double)c->head_dim, span = 2 * log(r->theta);
+static double yarn(const usli_rope_config *r, double *inv_freq, int64_t half) {
+    double dim = 2 * (double)half, span = 2 * log(r->theta);
     double low = dim * log((double)r->original_context / (r->beta_fast * TWO_PI)) / span;
     double high = dim * log((double)r->original_context / (r->beta_slow * TWO_PI)) / span;
     if (r->truncate) low = floor(low), high = ceil(high);
@@ -46,20 +45,21 @@ static double yarn(const usli_config *c, double *inv_freq, int64_t half) {
     return mscale(r->factor, 1);
 }
 
-void usli_rope_frequencies(const usli_config *c, const float *divisors, double *inv_freq, double *attention) {
-    int64_t half = c->head_dim / 2;
+void usli_rope_frequencies(const usli_rope_config *r, int64_t dim, const float *divisors, double *inv_freq,
+                           double *attention) {
+    int64_t half = dim / 2;
     *attention = 1;
-    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(c->rope.theta, -2.0 * (double)i / (double)c->head_dim);
+    for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(r->theta, -2.0 * (double)i / (double)dim);
     if (divisors) {
         for (int64_t i = 0; i < half; i++) inv_freq[i] /= (double)divisors[i];
         return;
     }
-    switch (c->rope.kind) {
+    switch (r->kind) {
     case USLI_ROPE_DEFAULT: break;
     case USLI_ROPE_LINEAR:
-        for (int64_t i = 0; i < half; i++) inv_freq[i] /= c->rope.factor;
+        for (int64_t i = 0; i < half; i++) inv_freq[i] /= r->factor;
         break;
-    case USLI_ROPE_LLAMA3: llama3(&c->rope, inv_freq, half); break;
-    case USLI_ROPE_YARN: *attention = yarn(c, inv_freq, half); break;
+    case USLI_ROPE_LLAMA3: llama3(r, inv_freq, half); break;
+    case USLI_ROPE_YARN: *attention = yarn(r, inv_freq, half); break;
     }
 }

@@ -46,6 +46,7 @@ static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_upd
                                    .cols = m->config.vocab,
                                    .dtype = logits_dtype(m),
                                    .logit_scale = 1,
+                                   .softcap = (float)m->config.logit_softcap,
                                    .with_gradient = with_gradient,
                                    .logits = c->logits,
                                    .target = t->target + c->first,
