@@ -25,7 +25,7 @@ static bool more_bits(int64_t layer, int64_t layers) {
 
 static usl_dtype type_of(const usl_model *m, int method, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, &rows, &cols);
+    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     if (!cols) return USL_F32;
     usl_dtype t = METHODS[method].matrix;
     if (METHODS[method].mixed) {
@@ -227,7 +227,7 @@ static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, 
     char name[160];
     for (int64_t i = 0; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        usli_slot_shape(&m->config, slot, &shape[0], &shape[1]);
+        usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
         usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
         usl_dtype t = type_of(m, method, slot, layer);
         *bytes += usli_row_bytes(t, shape[0] * (shape[1] ? shape[1] : 1));

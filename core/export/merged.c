@@ -9,9 +9,9 @@
 
 static const uint64_t SHARD_BYTES = 5000000000u;
 
-static uint64_t tensor_bytes(const usl_model *m, usli_slot slot, usl_dtype dtype) {
+static uint64_t tensor_bytes(const usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype) {
     int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, &rows, &cols);
+    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     return (uint64_t)rows * (uint64_t)(cols ? cols : 1) * usli_dtype_bytes(dtype);
 }
 
@@ -22,7 +22,7 @@ static int64_t shard_end(const usl_model *m, int64_t first, usl_dtype dtype, uin
     *total = 0;
     for (; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        uint64_t bytes = tensor_bytes(m, slot, dtype);
+        uint64_t bytes = tensor_bytes(m, slot, layer, dtype);
         if (*total && *total + bytes > SHARD_BYTES) break;
         *total += bytes;
     }
@@ -46,7 +46,7 @@ static usl_status write_shard(usl_model *m, const char *path, const char *file, 
             int64_t layer, shape[2];
             char name[160];
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
-            usli_slot_shape(&m->config, slot, &shape[0], &shape[1]);
+            usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
             usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
             if (writing) {
                 USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));

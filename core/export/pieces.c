@@ -96,7 +96,7 @@ usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_d
               .permuted = gguf && arch->gguf_permuted && usli_slot_turns(slot),
               .offset = gguf && usli_slot_is_norm(slot) ? arch->norm_offset : 0 };
     int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, &rows, &cols);
+    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     set_shape(&j);
     if (!cols) return vector(&j, sink, ud);
     bool merged = m->active && slot < USLI_LINEARS && usli_adapter_module(m, m->active, slot, layer)->rank;

@@ -26,7 +26,7 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
     size_t numbers = 0;
     int64_t rows, cols;
     for (int64_t i = 0; i < count; i++) {
-        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), &rows, &cols);
+        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), i / USLI_LINEARS, &rows, &cols);
         numbers += (size_t)ranks[i] * (size_t)(rows + cols);
     }
     a->bytes = numbers * sizeof(float);
@@ -43,7 +43,7 @@ static usl_status adapter_new(usl_model *m, const char *name, const int *ranks, 
     if (!m->plan_only) memset(a->storage, 0, a->bytes);
     float *next = a->storage;
     for (int64_t i = 0; i < count; i++) {
-        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), &rows, &cols);
+        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), i / USLI_LINEARS, &rows, &cols);
         usli_lora_module *l = &a->modules[i];
         l->rank = ranks[i];
         l->a = next;
@@ -141,7 +141,7 @@ static usl_status init_values(usl_model *m, usli_adapter *a, const char *init, u
         usli_lora_module *l = &a->modules[i];
         if (!l->rank) continue;
         int64_t rows, cols;
-        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), &rows, &cols);
+        usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), i / USLI_LINEARS, &rows, &cols);
         usli_rng rng;
         usli_rng_seed(&rng, seed + (uint64_t)i * 0x9E3779B97F4A7C15u);
         double bound = 1.0 / sqrt((double)cols);
@@ -185,8 +185,11 @@ usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *given) {
     else
         memset(wanted, true, (size_t)layers * sizeof *wanted);
     bool any = false;
+    int64_t rows, cols;
     for (int64_t i = 0; i < layers * USLI_LINEARS; i++)
-        if (wanted[i / USLI_LINEARS] && targets[i % USLI_LINEARS]) ranks[i] = o.rank, any = true;
+        if (wanted[i / USLI_LINEARS] && targets[i % USLI_LINEARS] &&
+            usli_slot_shape(&m->config, (usli_slot)(i % USLI_LINEARS), i / USLI_LINEARS, &rows, &cols))
+            ranks[i] = o.rank, any = true;
     if (!any) {
         st = usli_fail(ctx, USL_ERR_INVALID, "target_modules and layers_to_transform leave nothing to train");
         goto done;
@@ -284,7 +287,7 @@ static usl_status read_ranks(usl_model *m, const char *path, const usli_safetens
                                *b = find_ab(&m->config, file, slot, i / USLI_LINEARS, 'B');
         if (!a && !b) continue;
         int64_t rows, cols;
-        usli_slot_shape(&m->config, slot, &rows, &cols);
+        usli_slot_shape(&m->config, slot, i / USLI_LINEARS, &rows, &cols);
         if (!a || !b || a->ndim != 2 || b->ndim != 2 || a->shape[1] != cols || b->shape[0] != rows ||
             a->shape[0] != b->shape[1] || a->shape[0] < 1 || a->shape[0] > 65536)
             return usli_fail(m->ctx, USL_ERR_SHAPE,

@@ -65,7 +65,7 @@ static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot sl
                               const usli_file_tensor **out) {
     char name[160];
     int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, &rows, &cols);
+    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     usli_slot_name(&m->config, slot, layer, src->gguf != NULL, name, sizeof name);
     const usli_file_tensor *t =
         src->gguf ? usli_gguf_tensor(src->gguf, name) : usli_safetensors_find(src->safetensors, name);
@@ -91,10 +91,10 @@ usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *
     int64_t rows, cols;
     for (int64_t l = 0; l < config->layers; l++)
         for (int s = 0; s < USLI_LAYER_SLOTS; s++)
-            if (usli_slot_shape(config, (usli_slot)s, &rows, &cols))
+            if (usli_slot_shape(config, (usli_slot)s, l, &rows, &cols))
                 USLI_TRY(find_tensor(&m, src, (usli_slot)s, l, &t));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++)
-        if (usli_slot_shape(config, (usli_slot)s, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, 0, &t));
+        if (usli_slot_shape(config, (usli_slot)s, 0, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, 0, &t));
     return USL_OK;
 }
 
@@ -144,7 +144,7 @@ static usl_status unpermute(usl_model *m, usli_weight *w) {
 
 static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
-    if (!usli_slot_shape(&m->config, slot, &rows, &cols)) return USL_OK;
+    if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
     const usli_file_tensor *t = NULL;
     USLI_TRY(find_tensor(m, src, slot, layer, &t));
     usli_weight *w = usli_model_weight(m, slot, layer);
@@ -185,7 +185,7 @@ static void quantize_task(void *arg, int64_t task, int worker) {
 }
 
 static bool wants_nf4(const usli_weight *w) {
-    return w->m.dtype == USL_F32 || w->m.dtype == USL_F16 || w->m.dtype == USL_BF16;
+    return w->storage && (w->m.dtype == USL_F32 || w->m.dtype == USL_F16 || w->m.dtype == USL_BF16);
 }
 
 /* Layer by layer, so that the 16-bit pages of a big checkpoint come and go. */
@@ -219,8 +219,9 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
 static usl_status quantize(usl_model *m, int64_t layers) {
     usl_ctx *ctx = m->ctx;
     int64_t most = 0, rows, cols;
-    for (int s = 0; s < USLI_LINEARS; s++)
-        if (usli_slot_shape(&m->config, (usli_slot)s, &rows, &cols) && rows * cols > most) most = rows * cols;
+    for (int64_t l = 0; l < layers; l++)
+        for (int s = 0; s < USLI_LINEARS; s++)
+            if (usli_slot_shape(&m->config, (usli_slot)s, l, &rows, &cols) && rows * cols > most) most = rows * cols;
     int workers = usli_pool_threads(ctx->pool);
     size_t each = (size_t)(most + usli_nf4_blocks(most)) * sizeof(float);
     float **scratch = usli_calloc(ctx, (size_t)workers, sizeof *scratch);
@@ -300,7 +301,7 @@ static void random_row(void *arg, int64_t row, int worker) {
 
 static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64_t seed, usl_dtype dtype) {
     int64_t rows, cols;
-    if (!usli_slot_shape(&m->config, slot, &rows, &cols)) return USL_OK;
+    if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
     usli_weight *w = usli_model_weight(m, slot, layer);
     if (!cols) {
         USLI_TRY(new_storage(m, (size_t)rows * sizeof(float), &w->storage));
@@ -341,7 +342,7 @@ usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, u
     /* Frozen random weights serve benchmarks: on a GPU, where each layer gets memory of its own all the same, big
      * layers share the numbers of the first, which takes seconds instead of minutes. */
     int64_t first, distinct = m->config.layers;
-    usli_slot_shape(&m->config, USLI_GATE, &first, &cols);
+    usli_slot_shape(&m->config, USLI_GATE, 0, &first, &cols);
     if (!m->exec.backend->host && !m->full && first * cols > SHARED_FROM) distinct = 1;
     for (int64_t l = 0; l < distinct; l++) {
         USLI_TRY(usli_progress(m->ctx, "making weights", (uint64_t)l, (uint64_t)distinct));

@@ -272,7 +272,7 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
 static void weight_param(const usl_model *m, usli_param_ref *out) {
     usli_weight *w = usli_model_weight(m, out->slot, out->layer);
     int64_t cols;
-    usli_slot_shape(&m->config, out->slot, &out->shape[0], &cols);
+    usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
     out->ndim = cols ? 2 : 1;
     out->shape[1] = cols ? cols : 1;
     out->trainable = m->full;
@@ -285,7 +285,7 @@ static void weight_param(const usl_model *m, usli_param_ref *out) {
 static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
     int64_t rows, cols;
-    usli_slot_shape(&m->config, out->slot, &rows, &cols);
+    usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
     out->ndim = 2;
     out->shape[0] = out->part == 1 ? l->rank : rows;
     out->shape[1] = out->part == 1 ? cols : l->rank;

@@ -46,8 +46,8 @@ typedef struct usli_slot_info {
 } usli_slot_info;
 extern const usli_slot_info usli_slots[USLI_SLOTS];
 
-/* Rows and columns (0 columns: a vector) of a slot; false when this config has no such tensor. */
-bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_t *cols);
+/* Rows and columns (0 columns: a vector) of a slot; false when this layer has no such tensor. */
+bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols);
 /* Writes the published name: layer is ignored for the whole model's. */
 void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size);
 /* Its values multiply normed ones: in a GGUF they stand with the family's norm_offset added. */
@@ -192,8 +192,9 @@ void usli_model_point(usl_model *m, int64_t layer, const char *at);
 usl_status usli_model_fill_place(usl_model *m, int64_t layer, char *at, bool on_host);
 /* The sentence when there is no memory for a layer. */
 usl_status usli_refuse_place(const usl_model *m, int64_t layer, bool on_host);
-/* Bytes of one layer's linear weights decoded to the model's type; 0 when all of them are stored so, or are trained. */
-size_t usli_model_cache_bytes(const usl_model *m);
+/* Bytes of the first so many layers' linear weights decoded to the model's type; 0 when all of them are stored so, or
+ * are trained. */
+size_t usli_model_cache_bytes(const usl_model *m, int64_t layers);
 /* Tells passes that the decoded weights of the first so many layers lie behind one another at base (which a dry run
  * does not touch); NULL: of none. */
 void usli_model_set_cache(usl_model *m, void *base, int64_t layers);

@@ -28,7 +28,8 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
     [USLI_HEAD] = { "lm_head.weight", "output.weight", NULL },
 };
 
-bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t *rows, int64_t *cols) {
+bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols) {
+    (void)layer;
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, d = c->hidden, f = c->inter;
     const struct {
         int64_t rows, cols;

@@ -208,15 +208,16 @@ usl_status usli_model_pull(usl_model *m) {
 /* ---- Decoded copies ------------------------------------------------------------------------------------------------
  */
 
-static size_t decoded_bytes(const usl_model *m, usli_slot slot) {
-    const usli_weight *w = usli_model_weight(m, slot, 0);
-    if (m->full || m->exec.backend->host || w->m.dtype == m->dtype) return 0;
+static size_t decoded_bytes(const usl_model *m, usli_slot slot, int64_t layer) {
+    const usli_weight *w = usli_model_weight(m, slot, layer);
+    if (!w->storage || m->full || m->exec.backend->host || w->m.dtype == m->dtype) return 0;
     return aligned((size_t)(w->m.rows * w->m.cols) * usli_dtype_bytes(m->dtype));
 }
 
-size_t usli_model_cache_bytes(const usl_model *m) {
+size_t usli_model_cache_bytes(const usl_model *m, int64_t layers) {
     size_t bytes = 0;
-    for (int s = 0; s < USLI_LINEARS; s++) bytes += decoded_bytes(m, (usli_slot)s);
+    for (int64_t l = 0; l < layers; l++)
+        for (int s = 0; s < USLI_LINEARS; s++) bytes += decoded_bytes(m, (usli_slot)s, l);
     return bytes;
 }
 
@@ -226,7 +227,7 @@ void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
             usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
-            size_t bytes = decoded_bytes(m, (usli_slot)s);
+            size_t bytes = decoded_bytes(m, (usli_slot)s, l);
             bool there = base && l < layers && bytes;
             w->d.cached = there ? at : NULL;
             if (there) at += bytes;

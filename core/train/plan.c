@@ -125,16 +125,15 @@ static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
 
 /* What is left holds decoded weights. */
 static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_t *bytes) {
-    size_t layer = usli_model_cache_bytes(t->model);
     int64_t layers = t->model->config.layers;
-    if (!layer) return USL_OK;
+    size_t all = usli_model_cache_bytes(t->model, layers);
+    if (!all) return USL_OK;
     c->cached = layers;
     USLI_TRY(arena_with_cache(t, c, bytes));
-    if (*bytes + (size_t)layers * layer <= room) return USL_OK;
+    if (*bytes + all <= room) return USL_OK;
     c->cached = 0;
     USLI_TRY(usli_plan_arena(t, c, bytes));
-    c->cached = (int64_t)((room - *bytes) / layer);
-    if (c->cached >= layers) c->cached = layers - 1;
+    for (c->cached = layers - 1; usli_model_cache_bytes(t->model, c->cached) > room - *bytes;) c->cached--;
     return arena_with_cache(t, c, bytes);
 }
 
@@ -241,7 +240,7 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
         { "optimiser state", states },
         { "rope tables", usli_model_rope_bytes(m) },
         { "activations and workspace", t->arena_bytes },
-        { "decoded weights", (uint64_t)t->capacity.cached * usli_model_cache_bytes(m) },
+        { "decoded weights", usli_model_cache_bytes(m, t->capacity.cached) },
         { "libraries and others", t->beside },
     };
     for (size_t i = 0; i < sizeof items / sizeof *items; i++) {

@@ -135,7 +135,7 @@ static usl_status take_capacity(usl_trainer *t, const usli_capacity *c, size_t a
                          "%.4g GiB of host memory for block inputs could not be pinned; lower max_seq_length",
                          (double)input_bytes / (1 << 30));
     USLI_TRY(usli_device_alloc(x, arena_bytes, &t->arena_base));
-    USLI_TRY(usli_device_alloc(x, (size_t)c->cached * usli_model_cache_bytes(t->model), &t->cache_base));
+    USLI_TRY(usli_device_alloc(x, usli_model_cache_bytes(t->model, c->cached), &t->cache_base));
     usli_model_set_cache(t->model, t->cache_base, c->cached);
     return usli_model_fill_cache(t->model);
 }
