@@ -233,15 +233,16 @@ usl_status usli_model_set_adapter(usl_model *m, const char *name) {
 /* Finds the tensor of one module: PEFT writes "...lora_A.weight"; some tools keep the adapter's name in between. */
 static const usli_file_tensor *find_ab(const usli_config *c, const usli_safetensors *file, usli_slot slot,
                                        int64_t layer, char part) {
-    char base[128], name[224];
-    usli_slot_name(c, slot, layer, false, base, sizeof base);
-    base[strlen(base) - strlen(".weight")] = 0;
+    char plain[128], base[160], name[224];
+    usli_slot_name(c, slot, layer, false, plain, sizeof plain);
+    plain[strlen(plain) - strlen(".weight")] = 0;
     static const char *const FORMS[] = { "base_model.model.%s.lora_%c.weight",
                                          "base_model.model.%s.lora_%c.default.weight", "%s.lora_%c.weight" };
-    for (size_t i = 0; i < sizeof FORMS / sizeof *FORMS; i++) {
+    enum { COUNT = sizeof FORMS / sizeof *FORMS };
+    for (int i = 0; usli_name_spelling(i / COUNT, plain, base, sizeof base); i++) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-        snprintf(name, sizeof name, FORMS[i], base, part);
+        snprintf(name, sizeof name, FORMS[i % COUNT], base, part);
 #pragma GCC diagnostic pop
         const usli_file_tensor *t = usli_safetensors_find(file, name);
         if (t) return t;

@@ -261,11 +261,9 @@ static double soft_cap(fields *f, const char *key, double fallback) {
     return json_is_null(json_object_get(f->json, key)) ? 0 : get_real(f, key, fallback);
 }
 
-usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
-                                 usli_config *c) {
-    *c = (usli_config){ .bos = -1, .pad = -1 };
+static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
+                              usli_config *c) {
     fields f = { ctx, name, json, USL_OK };
-    if (!json_is_object(json)) return usli_fail(ctx, USL_ERR_FORMAT, "%s: is not a JSON object", name);
     if (get(&f, "quantization_config"))
         return usli_fail(ctx, USL_ERR_UNSUPPORTED,
                          "%s: the checkpoint is already quantised (quantization_config); use the 16-bit "
@@ -302,9 +300,39 @@ usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *j
     USLI_TRY(read_act(&f, c));
     USLI_TRY(read_rope(&f, c));
     USLI_TRY(check_config(ctx, name, c));
-    USLI_TRY(read_windows(&f, c));
-    if (!(c->source = json_deep_copy(json))) return usli_nomem(ctx, 0);
-    return USL_OK;
+    return read_windows(&f, c);
+}
+
+/* The config.json of the part that reads text: what the larger model says about tokens and types counts for it. */
+static json_t *unwrap(const json_t *json, const usli_arch *arch) {
+    static const char *const SHARED[] = { "bos_token_id", "eos_token_id",        "pad_token_id",       "dtype",
+                                          "torch_dtype",  "tie_word_embeddings", "quantization_config" };
+    json_t *inner = json_deep_copy(json_object_get(json, "text_config"));
+    if (!inner) return NULL;
+    int bad = json_object_set_new(inner, "architectures", json_pack("[s]", arch->name));
+    bad |= json_object_set_new(inner, "model_type", json_string(arch->model_type));
+    for (size_t i = 0; i < sizeof SHARED / sizeof *SHARED; i++) {
+        json_t *v = json_object_get(json, SHARED[i]), *own = json_object_get(inner, SHARED[i]);
+        if (v && (!own || json_is_null(own))) bad |= json_object_set(inner, SHARED[i], v);
+    }
+    if (!bad) return inner;
+    json_decref(inner);
+    return NULL;
+}
+
+usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
+                                 usli_config *c) {
+    *c = (usli_config){ .bos = -1, .pad = -1 };
+    if (!json_is_object(json)) return usli_fail(ctx, USL_ERR_FORMAT, "%s: is not a JSON object", name);
+    const char *type = json_string_value(json_array_get(json_object_get(json, "architectures"), 0));
+    const usli_arch *arch = type ? usli_arch_by_name(type) : NULL;
+    bool wrapped = arch && arch->wrapper && strcmp(arch->wrapper, type) == 0;
+    if (wrapped && !json_is_object(json_object_get(json, "text_config")))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: is a %s without a text_config", name, type);
+    if (!(c->source = wrapped ? unwrap(json, arch) : json_deep_copy(json))) return usli_nomem(ctx, 0);
+    usl_status st = read_config(ctx, name, c->source, generation, c);
+    if (st != USL_OK) usli_config_free(c);
+    return st;
 }
 
 void usli_config_free(usli_config *c) {

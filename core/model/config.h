@@ -34,6 +34,7 @@ typedef enum usli_window_rule {
 typedef struct usli_arch {
     const char *name;         /* architectures[0] of config.json */
     const char *model_type;   /* model_type of config.json */
+    const char *wrapper;      /* architectures[0] of a larger model whose text_config this is, or NULL */
     const char *gguf;         /* general.architecture */
     usli_act act;             /* when the config names none */
     bool gelu_is_tanh;        /* what it calls "gelu" is the approximation by tanh */
@@ -77,7 +78,8 @@ const usli_arch *usli_arch_by_gguf(const char *name, size_t len);
 /* "LlamaForCausalLM, MistralForCausalLM": for refusals. */
 void usli_arch_list(char *buf, size_t size);
 
-/* name stands in errors. generation: generation_config.json's value or NULL (its eos_token_id wins). */
+/* name stands in errors. Of a larger model the part that reads text is taken. generation: generation_config.json's
+ * value or NULL (its eos_token_id wins). */
 usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                                  usli_config *out);
 usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *file, usli_config *out);

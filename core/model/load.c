@@ -61,16 +61,24 @@ void usli_source_close(usli_source *src) {
 /* ---- One tensor
  * ----------------------------------------------------------------------------------------------------------------- */
 
+static const usli_file_tensor *find_named(const usli_source *src, const char *name) {
+    char spelling[192];
+    const usli_file_tensor *t = NULL;
+    if (src->gguf) return usli_gguf_tensor(src->gguf, name);
+    for (int i = 0; !t && usli_name_spelling(i, name, spelling, sizeof spelling); i++)
+        t = usli_safetensors_find(src->safetensors, spelling);
+    return t;
+}
+
 static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer,
                               const usli_file_tensor **out) {
     char name[160];
     int64_t rows, cols;
     usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     usli_slot_name(&m->config, slot, layer, src->gguf != NULL, name, sizeof name);
-    const usli_file_tensor *t =
-        src->gguf ? usli_gguf_tensor(src->gguf, name) : usli_safetensors_find(src->safetensors, name);
+    const usli_file_tensor *t = find_named(src, name);
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
-        t = usli_safetensors_find(src->safetensors, "model.embed_tokens.weight");
+        t = find_named(src, "model.embed_tokens.weight");
     if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, name);
     bool fits = cols ? t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols : t->ndim == 1 && t->shape[0] == rows;
     if (!fits)

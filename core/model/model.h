@@ -50,6 +50,8 @@ extern const usli_slot_info usli_slots[USLI_SLOTS];
 bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols);
 /* Writes the published name: layer is ignored for the whole model's. */
 void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size);
+/* The i-th spelling of a tensor's name, from 0 on, as larger models that hold this one have it; false: no more. */
+bool usli_name_spelling(int i, const char *name, char *buf, size_t size);
 /* Its values multiply normed ones: in a GGUF they stand with the family's norm_offset added. */
 bool usli_slot_is_norm(usli_slot slot);
 /* q and k, whose rows a GGUF of the llama family orders otherwise. */

@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <string.h>
 
 #include "core/model/model.h"
 
@@ -77,6 +78,16 @@ void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gg
 int64_t usli_gguf_qk_row(int64_t hf_row, int64_t head_dim) {
     int64_t head = hf_row / head_dim, r = hf_row % head_dim, half = head_dim / 2;
     return head * head_dim + (r % half) * 2 + r / half;
+}
+
+bool usli_name_spelling(int i, const char *name, char *buf, size_t size) {
+    static const struct {
+        const char *from, *to;
+    } START[] = { { "", "" }, { "model.", "model.language_model." }, { "", "language_model." } };
+    if (i >= (int)(sizeof START / sizeof *START)) return false;
+    size_t skip = strncmp(name, START[i].from, strlen(START[i].from)) == 0 ? strlen(START[i].from) : 0;
+    snprintf(buf, size, "%s%s", START[i].to, name + skip);
+    return true;
 }
 
 bool usli_slot_is_norm(usli_slot slot) {

@@ -220,5 +220,7 @@ usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden
                            .y_dtype = USL_F32,
                            .x = hidden,
                            .y = logits };
-    return usli_op_linear(x, &a, USLI_FORWARD);
+    USLI_TRY(usli_op_linear(x, &a, USLI_FORWARD));
+    usli_softcap_args cap = { .n = rows * m->config.vocab, .softcap = (float)m->config.logit_softcap, .z = logits };
+    return cap.softcap > 0 ? usli_op_softcap(x, &cap, USLI_FORWARD) : USL_OK;
 }

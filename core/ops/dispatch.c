@@ -130,6 +130,11 @@ static usl_status check_cross_entropy(usli_exec *x, const usli_cross_entropy_arg
     return USL_OK;
 }
 
+static usl_status check_softcap(usli_exec *x, const usli_softcap_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->n >= 0 && a->z && a->softcap > 0, "softcap: bad shape or pointer");
+    return USL_OK;
+}
+
 static usl_status check_grad_norm(usli_exec *x, const usli_grad_norm_args *a, usli_pass pass) {
     (void)pass;
     REQUIRE(a->count >= 0 && a->update, "grad_norm: a pointer is missing");

@@ -300,6 +300,14 @@ typedef struct usli_cross_entropy_args {
     usli_update *update;
 } usli_cross_entropy_args;
 
+/* ---- softcap: z = softcap * tanh(z / softcap), in place: logits that are read, as cross_entropy caps those of a loss.
+ * No backward pass. */
+typedef struct usli_softcap_args {
+    int64_t n;
+    float softcap;
+    float *z; /* (n) */
+} usli_softcap_args;
+
 /* ---- Parameters of an update
  * ---------------------------------------------------------------------------------------------- */
 typedef struct usli_param {

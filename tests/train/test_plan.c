@@ -8,6 +8,11 @@ static const char SMALL[] =
     "\"num_hidden_layers\":5,\"num_attention_heads\":8,\"num_key_value_heads\":4,\"max_position_embeddings\":512,"
     "\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":false}";
 
+static const char GEMMA3[] =
+    "{\"architectures\":[\"Gemma3ForCausalLM\"],\"vocab_size\":331,\"hidden_size\":128,\"intermediate_size\":352,"
+    "\"num_hidden_layers\":5,\"num_attention_heads\":8,\"num_key_value_heads\":4,\"head_dim\":16,"
+    "\"max_position_embeddings\":512,\"sliding_window\":40}";
+
 static const char LLAMA3_70B[] =
     "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":128256,\"hidden_size\":8192,\"intermediate_size\":28672,"
     "\"num_hidden_layers\":80,\"num_attention_heads\":64,\"num_key_value_heads\":8,\"max_position_embeddings\":8192,"
@@ -170,12 +175,12 @@ static void compare_limits(const char *what, setup s) {
     end(&runs[1]);
 }
 
-static void made_shapes(void) {
+static void made_shapes(const char *config) {
     static const usl_dtype DTYPES[] = { USL_F32, USL_BF16, USL_F16 };
     for (int k = 0; k < 3; k++)
         for (int d = 0; d < 3; d++) {
             setup s = {
-                .config = SMALL, .device = "cpu", .method = (method)k, .dtype = DTYPES[d], .seq = 96, .rows = 4
+                .config = config, .device = "cpu", .method = (method)k, .dtype = DTYPES[d], .seq = 96, .rows = 4
             };
             compare_limits(usl_dtype_name(DTYPES[d]), s);
         }
@@ -338,7 +343,8 @@ static void out_of_memory(void) {
 int main(void) {
     big_shape(); /* first: the peak of the process is its own */
     other_card();
-    made_shapes();
+    made_shapes(SMALL);
+    made_shapes(GEMMA3);
     real_files();
     CHECK(refused > 10 && recomputed > 10 && split > 10, "%d refused, %d recomputed, %d split: too easy", refused,
           recomputed, split);

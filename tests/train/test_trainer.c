@@ -8,8 +8,14 @@ static const char CONFIG[] = "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_
                              "\"intermediate_size\":80,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
                              "\"num_key_value_heads\":2,\"max_position_embeddings\":256,\"rms_norm_eps\":1e-5,"
                              "\"tie_word_embeddings\":true,\"initializer_range\":0.05}";
+/* Norms behind the branches, norms of heads, a window that rows are longer than, two rope tables. */
+static const char GEMMA3[] = "{\"architectures\":[\"Gemma3ForCausalLM\"],\"vocab_size\":131,\"hidden_size\":48,"
+                             "\"intermediate_size\":80,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
+                             "\"num_key_value_heads\":2,\"head_dim\":12,\"max_position_embeddings\":256,"
+                             "\"sliding_window\":7,\"sliding_window_pattern\":2,\"initializer_range\":0.05}";
 
 typedef struct setup {
+    const char *config; /* NULL: CONFIG */
     int threads, steps;
     const char *recompute, *optimizer;
     usl_dtype dtype;
@@ -91,7 +97,8 @@ static usl_status train(const setup *s, outcome *o) {
     mo.dtype = s->dtype;
     mo.load_in_4bit = s->four_bit;
     mo.full_finetuning = s->full;
-    CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 7, &mo, &m));
+    const char *config = s->config ? s->config : CONFIG;
+    CHECK_OK(ctx, usl_model_random(ctx, config, 7, &mo, &m));
     usl_lora_opts lo = USL_LORA_OPTS_INIT;
     lo.rank = 4;
     lo.dropout = s->dropout;
@@ -123,7 +130,7 @@ static usl_status train(const setup *s, outcome *o) {
             CHECK_OK(ctx, usl_trainer_save(t, s->dir, "kept"));
             usl_trainer_free(t);
             usl_model_free(m);
-            CHECK_OK(ctx, usl_model_random(ctx, CONFIG, 7, &mo, &m));
+            CHECK_OK(ctx, usl_model_random(ctx, config, 7, &mo, &m));
             if (!s->full) CHECK_OK(ctx, usl_model_add_lora(m, &lo));
             CHECK_OK(ctx, usl_trainer_new(m, rows, NULL, &to, &t));
             CHECK_OK(ctx, usl_trainer_resume(t, s->dir, &extra));
@@ -238,6 +245,9 @@ int main(void) {
     case_of("LoRA on NF4, 8-bit AdamW", (setup){ .optimizer = "adamw_8bit", .dtype = USL_F32, .four_bit = 1 });
     case_of("LoRA with dropout, bfloat16", (setup){ .optimizer = "adamw", .dtype = USL_BF16, .dropout = 0.1 });
     case_of("full fine-tuning", (setup){ .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
+    case_of("Gemma 3, LoRA, float16", (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F16 });
+    case_of("Gemma 3, full fine-tuning",
+            (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
     memory_limits();
     return test_end("trainer");
 }
