@@ -8,13 +8,14 @@
 #include "kernels/cuda.h"
 
 /* A GPU's driver hands out memory in pieces of 2 MiB, and its libraries take some when they are first called: there a
- * layer must be larger than that. The emulation counts every byte. */
+ * layer must be larger than that. The emulation counts every byte. And its library multiplies fewer tokens by another
+ * algorithm, so where MLPs run piece by piece (the checkpoint says so, and resuming repeats it) bits are others. */
 #ifdef USL_REAL_GPU
 #define SIZES "\"vocab_size\":4096,\"hidden_size\":2048,\"intermediate_size\":5632,\"num_attention_heads\":16"
-enum { LENGTH = 256, SLACK = 100 << 20, MARGIN = 8 << 20, MOST_STREAMED = 3 };
+enum { LENGTH = 256, SLACK = 100 << 20, MARGIN = 8 << 20, MOST_STREAMED = 3, PIECES_DIFFER = 1 };
 #else
 #define SIZES "\"vocab_size\":67,\"hidden_size\":64,\"intermediate_size\":128,\"num_attention_heads\":4"
-enum { LENGTH = 16, SLACK = 64 << 10, MARGIN = 0, MOST_STREAMED = 7 };
+enum { LENGTH = 16, SLACK = 64 << 10, MARGIN = 0, MOST_STREAMED = 7, PIECES_DIFFER = 0 };
 #endif
 
 static const char CONFIG[] = "{\"architectures\":[\"LlamaForCausalLM\"]," SIZES ",\"num_hidden_layers\":7,"
@@ -120,12 +121,17 @@ static uint64_t limits(usl_ctx *ctx, usl_model *m, usl_rows *rows) {
         agrees(&o);
         CHECK(o.plan.total <= limit, "%llu bytes planned of %llu", (unsigned long long)o.plan.total,
               (unsigned long long)limit);
-        same_bits(&free_run, &o);
+        bool pieces = PIECES_DIFFER && o.plan.piece_tokens;
+        if (pieces)
+            CHECK(o.loss[0] == free_run.loss[0] && fabs(o.norm[0] / free_run.norm[0] - 1) < 0.01, "in pieces: norm %g of %g",
+                  o.norm[0], free_run.norm[0]);
+        else
+            same_bits(&free_run, &o);
         CHECK(o.plan.host_total > 0 || !(o.plan.offloaded_inputs || o.plan.streamed_layers), "nothing on the host");
         offloaded += o.plan.offloaded_inputs;
         levels += o.plan.streamed_layers > streamed;
         if (o.plan.streamed_layers > streamed) streamed = o.plan.streamed_layers;
-        tightest = o.plan.total;
+        if (!pieces) tightest = o.plan.total;
     }
     CHECK(offloaded > 0 && streamed >= MOST_STREAMED && levels > 1,
           "%lld plans offload; %lld layers streamed at most, %lld levels", (long long)offloaded, (long long)streamed,
