@@ -66,7 +66,7 @@ static usli_attention_args attention_args(const usli_pass_state *s, int64_t laye
 }
 
 /* Keys and values of the new tokens go into the cache; attention then reads the cache. */
-static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a) {
+usl_status usli_attention_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a) {
     size_t cells = (size_t)layer * (size_t)cache->slots * (size_t)cache->length, e = usli_dtype_bytes(cache->dtype);
     void *k = (char *)cache->k + cells * (size_t)cache->width * e,
          *v = (char *)cache->v + cells * (size_t)cache->v_width * e;
@@ -95,7 +95,7 @@ static usl_status use_cache(usli_pass_state *s, int64_t layer, const usli_cache 
 }
 
 /* Where heads have norms, backward wants them as they were before: those that are kept are turned in a copy. */
-static usl_status copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, void **out) {
+usl_status usli_copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, void **out) {
     const usl_model *m = s->model;
     USLI_TAKE(*out, s->exec, false, bytes);
     usli_cast_args copy = {
@@ -106,8 +106,8 @@ static usl_status copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, 
     return usli_op_cast(s->exec, &copy, USLI_FORWARD);
 }
 
-usl_status usli_attention_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
-                                  const void *x, bool keep, usli_block_saved *saved) {
+static usl_status plain_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
+                                const void *x, bool keep, usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
@@ -137,13 +137,20 @@ usl_status usli_attention_forward(usli_pass_state *s, int64_t layer, const usli_
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
     void *turned = saved->qkv;
-    if (keep && c->arch->qk_norm) USLI_TRY(copy_heads(s, saved->qkv, t * width * e, &turned));
+    if (keep && c->arch->qk_norm) USLI_TRY(usli_copy_heads(s, saved->qkv, t * width * e, &turned));
     usli_rope_args rope = rope_args(s, layer, turned);
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_FORWARD));
     usli_attention_args attn = attention_args(s, layer, turned, saved);
-    if (cache) USLI_TRY(use_cache(s, layer, cache, &attn));
+    if (cache) USLI_TRY(usli_attention_cache(s, layer, cache, &attn));
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_FORWARD));
     s->exec->arena->high = mark;
+    return USL_OK;
+}
+
+/* x = o Wo, and the norm behind it where there is one. */
+static usl_status attention_out(usli_pass_state *s, int64_t layer, bool keep, usli_block_saved *saved) {
+    const usli_config *c = &s->model->config;
+    usli_group g;
     usli_group_make(s, layer, USLI_GROUP_OUT, &g);
     if (s->training) USLI_TAKE(saved->xa_o, s->exec, keep, usli_group_xa_bytes(&g));
     if (c->arch->post_norms) USLI_TRY(usli_branch_take(s, keep, &saved->attn, &saved->rstd_attn));
@@ -155,8 +162,26 @@ usl_status usli_attention_forward(usli_pass_state *s, int64_t layer, const usli_
     return usli_branch_norm(s, USLI_POST_ATTN_NORM, layer, saved->attn, saved->rstd_attn);
 }
 
-usl_status usli_attention_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn,
-                                   bool wants_input) {
+usl_status usli_attention_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
+                                  const void *x, bool keep, usli_block_saved *saved) {
+    bool latent = s->model->config.arch->latent;
+    USLI_TRY((latent ? usli_latent_forward : plain_forward)(s, layer, cache, res, x, keep, saved));
+    return attention_out(s, layer, keep, saved);
+}
+
+usl_status usli_attention_out_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *dx,
+                                       void *d_o) {
+    usli_group g;
+    usli_group_make(s, layer, USLI_GROUP_OUT, &g);
+    g.args.x = saved->o;
+    g.args.xa = saved->xa_o;
+    g.args.dy = dx;
+    g.args.dx = d_o;
+    return usli_op_linear(s->exec, &g.args, USLI_BACKWARD);
+}
+
+static usl_status plain_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn,
+                                 bool wants_input) {
     const usli_config *c = &s->model->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;
@@ -170,14 +195,9 @@ usl_status usli_attention_backward(usli_pass_state *s, int64_t layer, usli_block
     if (c->arch->qk_norm) USLI_TAKE(rstd, s->exec, false, t * (size_t)(c->heads + c->kv_heads) * sizeof(float));
     size_t inner = s->exec->arena->high;
     USLI_TAKE(d_o, s->exec, false, t * q * e);
-    usli_group_make(s, layer, USLI_GROUP_OUT, &g);
-    g.args.x = saved->o;
-    g.args.xa = saved->xa_o;
-    g.args.dy = dx;
-    g.args.dx = d_o;
-    USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
+    USLI_TRY(usli_attention_out_backward(s, layer, saved, dx, d_o));
     if (c->arch->qk_norm) {
-        USLI_TRY(copy_heads(s, saved->qkv, t * width * e, &turned));
+        USLI_TRY(usli_copy_heads(s, saved->qkv, t * width * e, &turned));
         usli_rope_args again = rope_args(s, layer, turned);
         again.q_rstd = rstd;
         again.k_rstd = rstd + t * (size_t)c->heads;
@@ -217,4 +237,10 @@ usl_status usli_attention_backward(usli_pass_state *s, int64_t layer, usli_block
     if (wants_input) USLI_TRY(usli_norm_backward(s, USLI_ATTN_NORM, layer, saved->n1, saved->rstd1, dy, dn));
     s->exec->arena->high = mark;
     return USL_OK;
+}
+
+usl_status usli_attention_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn,
+                                   bool wants_input) {
+    bool latent = s->model->config.arch->latent;
+    return (latent ? usli_latent_backward : plain_backward)(s, layer, saved, dn, wants_input);
 }

@@ -57,10 +57,14 @@ usl_status usli_mixture_out_backward(usli_pass_state *s, int64_t layer, usli_blo
 usl_status usli_mixture_in_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *y,
                                     const float *dlogits, float *dshared, void *dy);
 bool usli_mixture_trains(usli_pass_state *s, int64_t layer);
-/* latent.c: attention whose keys and values come from a narrow vector. */
-usl_status usli_latent_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *y, bool keep,
-                               usli_block_saved *saved);
-usl_status usli_latent_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *d_o, void *dn,
-                                bool wants_input);
+/* attention.c, for latent.c too. */
+usl_status usli_attention_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a);
+usl_status usli_copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, void **out);
+usl_status usli_attention_out_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *dx,
+                                       void *d_o);
+/* latent.c: attention whose keys and values come from a narrow vector, up to saved->o. */
+usl_status usli_latent_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,
+                               const void *x, bool keep, usli_block_saved *saved);
+usl_status usli_latent_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, void *dn, bool wants_input);
 
 #endif

@@ -320,7 +320,6 @@ static double latent_scalar(const usli_config *c) {
 
 static usl_status check_latent(usl_ctx *ctx, const char *name, const usli_config *c) {
     if (!c->arch->latent) return USL_OK;
-    if (c->experts >= 0) return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: latent attention is not supported yet", name);
     if (c->q_lora < 0 || c->q_lora > 4096 || c->kv_lora < 1 || c->kv_lora > 4096 || c->v_dim < 1 ||
         c->v_dim > 1 << 12 || c->rot_dim >= c->head_dim)
         return usli_fail(

@@ -8,6 +8,7 @@
  *   kept:          n1, rstd1, xa_qkv, qkv, o, lse, xa_o, n2, rstd2, xa_gu, gu, xa_down   (recomputed blocks: n1 only)
  *   Norms behind the branches (x = norm(o Wo), ...), where a family has them, keep their inputs. Norms of q's and k's
  *   heads keep nothing: qkv is then kept as it was before them, and they and rope are done again in a copy.
+ *   Latent attention keeps q, k, v and, in place of qkv, what they were made of (latent.c).
  *   A mixture keeps its routing and the experts' gu in place of gu (mixture.c).
  *   backward is its mirror image; y and h are rebuilt, since that is cheaper than keeping them. */
 #ifndef USLI_MODEL_PASS_H
@@ -51,6 +52,8 @@ typedef struct usli_block_saved {
     void *attn, *mlp; /* a branch's output before the norm behind it, where the family has one */
     float *rstd1, *rstd2, *rstd_attn, *rstd_mlp, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
+    void *q, *k, *v; /* of latent attention, after rope; qkv is then the narrow vectors before their norms */
+    void *xa_query, *xa_keys;
     usli_routing route, shared;                 /* of a mixture; shared: of the expert that sees every token */
     void *experts;                              /* gate_up of the chosen experts */
     void *xa_router, *xa_shared, *xa_in, *xa_out;
