@@ -345,6 +345,14 @@ static pair pair_at(const usli_config *c, const usli_safetensors *file, usli_slo
     return (pair){ find_at(file, place, 'A'), find_at(file, place, 'B') };
 }
 
+/* The rank of a pair that fits a (rows, cols) weight, of `stack` experts; 0: it does not. */
+static int rank_of(pair p, int64_t rows, int64_t cols, int64_t stack) {
+    if (!p.a || !p.b || p.a->ndim != 2 || p.b->ndim != 2 || p.a->shape[1] != cols || p.b->shape[0] != rows ||
+        p.a->shape[0] != p.b->shape[1] || p.a->shape[0] < 1 || p.a->shape[0] % stack || p.a->shape[0] / stack > 65536)
+        return 0;
+    return (int)(p.a->shape[0] / stack);
+}
+
 static pair find_pair(const usli_config *c, const usli_safetensors *file, usli_slot slot, int64_t layer) {
     int64_t rows, cols, experts = usli_slot_experts(c, slot);
     pair p = { NULL, NULL };
@@ -353,7 +361,7 @@ static pair find_pair(const usli_config *c, const usli_safetensors *file, usli_s
     if (p.a || p.b) return p;
     p = pair_at(c, file, slot, layer, false);
     /* Alone, it may be the other's. */
-    if (experts && p.b && p.b->ndim == 2 && p.b->shape[0] != rows / experts) p = (pair){ NULL, NULL };
+    if (experts && !rank_of(p, rows / experts, cols, experts)) p = (pair){ NULL, NULL };
     return p;
 }
 
@@ -418,14 +426,6 @@ static usl_status refuse_shape(usl_model *m, const char *path, int64_t i, int64_
     return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: the adapter of %s in layer %lld does not fit a %lldx%lld weight", path,
                      usli_slots[i % USLI_LINEARS].peft, (long long)(i / USLI_LINEARS), (long long)rows,
                      (long long)cols);
-}
-
-/* The rank of a pair that fits a (rows, cols) weight, of `stack` experts; 0: it does not. */
-static int rank_of(pair p, int64_t rows, int64_t cols, int64_t stack) {
-    if (!p.a || !p.b || p.a->ndim != 2 || p.b->ndim != 2 || p.a->shape[1] != cols || p.b->shape[0] != rows ||
-        p.a->shape[0] != p.b->shape[1] || p.a->shape[0] < 1 || p.a->shape[0] % stack || p.a->shape[0] / stack > 65536)
-        return 0;
-    return (int)(p.a->shape[0] / stack);
 }
 
 /* Adapters of single experts, as older versions of PEFT wrote them: *rank is what they come to when stacked. */

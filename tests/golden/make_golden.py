@@ -33,6 +33,9 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # Mixtures are kept smaller: they have many tensors.
 SMALL = dict(vocab_size=67, hidden_size=24, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=12)
 
+LATENT = dict({k: v for k, v in SMALL.items() if k != "head_dim"}, num_key_value_heads=2, kv_lora_rank=12,
+              qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=8, moe_intermediate_size=12)
+
 # kind, changes to the config, and to the adapter where it is not on all seven
 CASES = {
     "llama_yarn": ("llama", dict(rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32))),
@@ -49,6 +52,16 @@ CASES = {
     "mixtral_window": ("mixtral", dict(SMALL, num_local_experts=3, num_experts_per_tok=2, sliding_window=7,
                                        **rope(rope_type="default")),
                        dict(target_modules=["k_proj", "o_proj"], target_parameters=EXPERTS)),
+    "deepseek_v2_groups": ("deepseek_v2", dict(LATENT, q_lora_rank=10, n_routed_experts=6, n_group=3, topk_group=2,
+                                               topk_method="group_limited_greedy", num_experts_per_tok=3, n_shared_experts=2,
+                                               first_k_dense_replace=0, routed_scaling_factor=1.7, **rope(rope_type="default")),
+                           dict(target_modules=["q_a_proj", "q_b_proj", "kv_b_proj", "down_proj"])),
+    "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=10, n_routed_experts=8, n_group=4, topk_group=2,
+                                        num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1,
+                                        routed_scaling_factor=2.5, norm_topk_prob=True,
+                                        **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.9,
+                                               mscale_all_dim=0.7)),
+                    dict(target_modules="all-linear")),
     "mistral_window": ("mistral", dict(sliding_window=9, **rope(rope_type="default"))),
 }
 
@@ -56,6 +69,8 @@ CASES = {
 def build(kind, extra):
     config_class, model_class = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
                                  "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+                                 "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
+                                 "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
                                  "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
                                  "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
                                  "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM)}[kind]
@@ -69,6 +84,9 @@ def build(kind, extra):
                 p.add_(0.1 * torch.randn_like(p))
             elif name.endswith("bias"):
                 p.add_(0.05 * torch.randn_like(p))
+        for name, p in model.named_buffers():
+            if "correction_bias" in name:
+                p.add_(0.1 * torch.randn_like(p))
     return model
 
 
