@@ -43,7 +43,7 @@ void usl_model_get_info(const usl_model *m, usl_model_info *info) {
                          .tied = m->config.tied };
     usli_param_ref p;
     for (int64_t k = 0; usli_model_param(m, k, &p); k++) {
-        int64_t n = p.shape[0] * p.shape[1];
+        int64_t n = p.count;
         i.parameters += n;
         if (p.trainable) i.trainable += n;
     }
@@ -95,7 +95,7 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
     USLI_TRY(usl_tensor_new(m->ctx, USL_F32, p.ndim, p.shape, out));
     float *dst = usl_tensor_data(*out);
     if (p.data)
-        memcpy(dst, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof *dst);
+        usli_param_publish(&p, p.data, dst);
     else
         usli_model_rows(m, p.slot, p.layer, false, 0, usli_model_weight(m, p.slot, p.layer)->m.rows, dst);
     return USL_OK;
@@ -108,16 +108,15 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
     if (!p.trainable)
         return usli_fail(m->ctx, USL_ERR_INVALID, "parameter \"%s\" is frozen; only trained ones can be set", name);
-    if (usl_tensor_elements(value) != p.shape[0] * p.shape[1])
+    if (usl_tensor_elements(value) != p.count)
         return usli_fail(m->ctx, USL_ERR_SHAPE, "parameter \"%s\" has %lld numbers; the tensor has %lld", name,
-                         (long long)(p.shape[0] * p.shape[1]), (long long)usl_tensor_elements(value));
+                         (long long)p.count, (long long)usl_tensor_elements(value));
     usl_tensor *copy;
     USLI_TRY(usl_tensor_to(m->ctx, value, USL_F32, &copy));
-    size_t bytes = (size_t)(p.shape[0] * p.shape[1]) * sizeof(float);
     usl_status st = usli_model_pull(m);
+    if (st == USL_OK) usli_param_take(&p, usl_tensor_data(copy), p.data);
     if (st == USL_OK && p.device != p.data)
-        st = m->exec.backend->copy_in(&m->exec, p.device, usl_tensor_data(copy), bytes);
-    if (st == USL_OK) memcpy(p.data, usl_tensor_data(copy), bytes);
+        st = m->exec.backend->copy_in(&m->exec, p.device, p.data, (size_t)p.count * sizeof(float));
     usl_tensor_free(copy);
     return st;
 }

@@ -223,15 +223,16 @@ static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
 
 static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, uint64_t *bytes) {
     usli_slot slot;
-    int64_t layer, shape[2];
-    char name[160];
+    int64_t layer;
+    usli_piece p;
     for (int64_t i = 0; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-        usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
         usl_dtype t = type_of(m, method, slot, layer);
-        *bytes += usli_row_bytes(t, shape[0] * (shape[1] ? shape[1] : 1));
-        USLI_TRY(usli_gguf_add(w, name, t, shape[1] ? 2 : 1, shape));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            *bytes += usli_row_bytes(t, p.rows * (p.ndim > 1 ? p.shape[p.ndim - 1] : 1));
+            USLI_TRY(usli_gguf_add(w, p.name, t, p.ndim, p.shape));
+        }
     }
     int64_t half = m->config.rot_dim / 2;
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
@@ -239,11 +240,15 @@ static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, 
 
 static usl_status write_tensors(usl_model *m, int method, usli_gguf_writer *w) {
     usli_slot slot;
+    usli_piece p;
     int64_t layer, count = usli_export_slots(m);
     for (int64_t i = 0; i < count; i++) {
         USLI_TRY(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)count));
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        USLI_TRY(usli_export_tensor(m, slot, layer, type_of(m, method, slot, layer), true, sink, w));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            USLI_TRY(usli_export_tensor(m, slot, layer, &p, type_of(m, method, slot, layer), true, sink, w));
+        }
     }
     return has_divisors(m) ? write_divisors(m, w) : USL_OK;
 }

@@ -255,11 +255,12 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
     decode_rows(&w->m, first, count, dst);
     if (!merge || !m->active || slot >= USLI_LINEARS) return USL_OK;
     const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
+    int64_t experts = usli_slot_experts(&m->config, slot), each = w->m.rows / (experts ? experts : 1);
     for (int64_t r = 0; r < count; r++) {
         float *row = dst + r * w->m.cols;
         for (int k = 0; k < l->rank; k++) {
-            float b = m->active->scale * l->b[(first + r) * l->rank + k];
-            const float *a = l->a + (int64_t)k * w->m.cols;
+            float b = l->scale * l->b[(first + r) * l->rank + k];
+            const float *a = l->a + ((first + r) / each * l->rank + k) * w->m.cols;
             for (int64_t c = 0; c < w->m.cols; c++) row[c] += b * a[c];
         }
     }
@@ -271,32 +272,53 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
 
 static void weight_param(const usl_model *m, usli_param_ref *out) {
     usli_weight *w = usli_model_weight(m, out->slot, out->layer);
-    int64_t cols;
-    usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
-    out->ndim = cols ? 2 : 1;
-    out->shape[1] = cols ? cols : 1;
-    out->trainable = m->full;
-    out->data = m->full ? w->storage->data : NULL;
-    out->device = m->full ? (float *)(uintptr_t)w->d.data : NULL;
-    out->grad = m->full ? &w->grad : NULL;
+    int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot);
+    usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
+    out->ndim = experts ? 3 : cols ? 2 : 1;
+    out->count = rows * (cols ? cols : 1);
+    out->experts = 0;
+    out->shape[0] = experts ? experts : rows;
+    out->shape[1] = experts ? rows / experts : cols ? cols : 1;
+    out->shape[2] = experts ? cols : 1;
+    out->trainable = m->full && out->slot != USLI_ROUTER_BIAS;
+    out->data = out->trainable ? w->storage->data : NULL;
+    out->device = out->trainable ? (float *)(uintptr_t)w->d.data : NULL;
+    out->grad = out->trainable ? &w->grad : NULL;
     usli_slot_name(&m->config, out->slot, out->layer, false, out->name, sizeof out->name);
 }
 
 static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
-    int64_t rows, cols;
+    int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot), stack = experts ? experts : 1;
     usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
     out->ndim = 2;
-    out->shape[0] = out->part == 1 ? l->rank : rows;
-    out->shape[1] = out->part == 1 ? cols : l->rank;
+    out->experts = experts && out->part == 2 ? experts : 0;
+    out->shape[0] = out->part == 1 ? stack * l->rank : rows / stack;
+    out->shape[1] = out->part == 1 ? cols : stack * l->rank;
+    out->count = out->shape[0] * out->shape[1];
     out->trainable = true;
     out->data = out->part == 1 ? l->a : l->b;
     out->device = usli_twin_at(&m->active->twin, out->data);
     out->grad = out->part == 1 ? &l->da : &l->db;
     char base[128];
-    usli_slot_name(&m->config, out->slot, out->layer, false, base, sizeof base);
-    base[strlen(base) - strlen(".weight")] = 0;
+    usli_adapter_place(m, m->active, out->slot, out->layer, base, sizeof base);
     snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
+}
+
+/* B of a stack lies expert by expert, (experts, out, rank); PEFT has it as (out, rank, experts). */
+static int64_t published_at(const usli_param_ref *p, int64_t i) {
+    int64_t rank = p->shape[1] / p->experts, out = p->shape[0], e = i / (out * rank), o = i / rank % out, r = i % rank;
+    return (o * rank + r) * p->experts + e;
+}
+
+void usli_param_publish(const usli_param_ref *p, const float *from, float *to) {
+    if (!p->experts) memcpy(to, from, (size_t)p->count * sizeof *to);
+    for (int64_t i = 0; p->experts && i < p->count; i++) to[published_at(p, i)] = from[i];
+}
+
+void usli_param_take(const usli_param_ref *p, const float *from, float *to) {
+    if (!p->experts) memcpy(to, from, (size_t)p->count * sizeof *to);
+    for (int64_t i = 0; p->experts && i < p->count; i++) to[i] = from[published_at(p, i)];
 }
 
 /* The published order: embedding, layers, final norm, head; then the adapter's. Sets slot, layer and part of place i;
