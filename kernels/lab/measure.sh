@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Checks and times everything on a machine with a GPU: logs to a folder, a short table last. Builds nothing.
 #
-#     kernels/lab/measure.sh BUILD LOGS [ops | golden | attention | speed | profile | sanitize ...]      default: all but sanitize
+#     kernels/lab/measure.sh BUILD LOGS [PART ...]
+#
+# Parts: ops golden memory attention speed more peer profile decode sanitize; default: the first five.
 #
 # Each part is bounded; what did not end in time says so.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 build=$1 logs=$2
 shift 2
-parts=" ${*:-ops golden attention speed profile} "
+parts=" ${*:-ops golden memory attention speed} "
 program=$build/unsloth-lua
 table=$logs/table.txt
 mkdir -p "$logs/more"
@@ -28,7 +30,7 @@ bounded() {
 if wants ops; then
     export -f bounded
     export logs table
-    ls "$build"/tests/test_*_gpu | xargs -P 6 -I{} bash -c 'bounded 100 "$(basename {})" {}'
+    ls "$build"/tests/test_*_gpu | grep -v memory | xargs -P 6 -I{} bash -c 'bounded 100 "$(basename {})" {}'
     USL_ATTENTION=cudnn bounded 60 attention_cudnn "$build/tests/test_attention_gpu"
 fi
 
@@ -55,6 +57,9 @@ if wants golden; then
     rm -f "$logs"/more/golden_*.safetensors
 fi
 
+# By itself: what others use of the GPU would be counted.
+if wants memory; then bounded 90 test_memory_gpu "$build/tests/test_memory_gpu" || true; fi
+
 if wants attention; then bounded 90 time_attention "$build/tests/time_attention" && cat "$logs/more/time_attention.log" >>"$table"; fi
 
 # bench NAME ARGUMENTS...
@@ -66,20 +71,29 @@ bench() {
 }
 if wants speed; then
     bench qlora_2x2048 --method qlora --batch 2 --seq 2048 --steps 20
-    bench qlora_alpaca --method qlora --batch 8 --rows alpaca --steps 20
+    bench qlora_alpaca --method qlora --batch 2 --accumulation 4 --rows alpaca --steps 20
     bench decode --method qlora --decode 128 --batch 1
     bench qlora_1x8192 --method qlora --batch 1 --seq 8192 --steps 6
     bench qlora_lean --method qlora --batch 2 --seq 2048 --steps 6 --memory 6.5GiB
     bench lora_2x4096 --method lora --batch 2 --seq 4096 --steps 6
 fi
+if wants more; then
+    bench qlora_2x2048_any --method qlora --batch 2 --seq 2048 --steps 10 --order any
+    USL_ATTENTION=own bench qlora_2x2048_own --method qlora --batch 2 --seq 2048 --steps 10
+    bench qlora_1x8192_any --method qlora --batch 1 --seq 8192 --steps 5 --order any
+fi
+if wants peer; then
+    bounded 150 peer_2x2048 python3 examples/bench/peer_hf.py --program "$program"
+    cat "$logs/more/peer_2x2048.log" >>"$table"
+fi
 
-if wants profile; then
+if wants profile || wants decode; then
     # Every kernel of one update, by its time: name, launches, milliseconds.
     profile() {
         local name=$1
         shift
-        bounded 110 "profile_$name" ncu --metrics gpu__time_duration.sum --clock-control none --csv --log-file "$logs/more/profile_$name.csv" \
-            "$program" bench --shape llama3-8b --rank 16 --device cuda --steps 1 --warmup 0 "$@"
+        USL_NO_GRAPHS=1 bounded 110 "profile_$name" ncu --metrics gpu__time_duration.sum --clock-control none --csv \
+            --log-file "$logs/more/profile_$name.csv" "$program" bench --shape llama3-8b --rank 16 --device cuda "$@"
         python3 - "$logs/more/profile_$name.csv" >"$logs/profile_$name.txt" <<'PY'
 import csv, sys, collections
 total, calls = collections.Counter(), collections.Counter()
@@ -94,7 +108,8 @@ for key, ms in total.most_common(70):
 PY
         head -n 45 "$logs/profile_$name.txt" >>"$table"
     }
-    profile 2x2048 --method qlora --batch 2 --seq 2048
+    wants profile && profile 2x2048 --method qlora --batch 2 --seq 2048 --steps 1 --warmup 0
+    wants decode && profile decode --method qlora --decode 2 --batch 1
 fi
 
 if wants sanitize; then
