@@ -226,7 +226,8 @@ usl_status usli_latent_forward(usli_pass_state *s, int64_t layer, const usli_cac
     return USL_OK;
 }
 
-/* ---- Backward ------------------------------------------------------------------------------------------------------ */
+/* ---- Backward ------------------------------------------------------------------------------------------------------
+ */
 
 /* From the gradient of o to those of q, in dq, and of c and p, in drow. row: a|c|p normed. */
 static usl_status keys_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *dx, char *row,

@@ -54,8 +54,8 @@ typedef struct usli_block_saved {
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
     void *q, *k, *v; /* of latent attention, after rope; qkv is then the narrow vectors before their norms */
     void *xa_query, *xa_keys;
-    usli_routing route, shared;                 /* of a mixture; shared: of the expert that sees every token */
-    void *experts;                              /* gate_up of the chosen experts */
+    usli_routing route, shared; /* of a mixture; shared: of the expert that sees every token */
+    void *experts;              /* gate_up of the chosen experts */
     void *xa_router, *xa_shared, *xa_in, *xa_out;
     size_t low; /* the arena's low end before the block */
 } usli_block_saved;
