@@ -6,10 +6,10 @@
 local core = require "unsloth.core"
 
 local tokenizer = core.tokenizer_open "examples/tiny-llama"
-local base = { vocab_size = 1024, hidden_size = 64, intermediate_size = 96, num_hidden_layers = 2, num_attention_heads = 4,
+local base = { vocab_size = 1024, hidden_size = 64, intermediate_size = 96, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 4,
   max_position_embeddings = 256, rms_norm_eps = 1e-6, initializer_range = 0.1, bos_token_id = 1, eos_token_id = 2 }
-local latent = { q_lora_rank = 32, kv_lora_rank = 64, qk_nope_head_dim = 32, qk_rope_head_dim = 16, v_head_dim = 32,
-  moe_intermediate_size = 32, first_k_dense_replace = 1 }
+local latent = { q_lora_rank = 32, kv_lora_rank = 64, qk_nope_head_dim = 32, qk_rope_head_dim = 16,
+  v_head_dim = 32, moe_intermediate_size = 32, first_k_dense_replace = 1 }
 local families = {
   mixtral = { { num_key_value_heads = 2, num_local_experts = 4, num_experts_per_tok = 2 } },
   qwen2_moe = { { num_experts = 4, num_experts_per_tok = 2, moe_intermediate_size = 32, shared_expert_intermediate_size = 64 } },
