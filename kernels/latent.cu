@@ -10,7 +10,8 @@ enum { THREADS = 128 };
 template <typename T> __global__ void __launch_bounds__(THREADS) join(usli_latent_args a) {
     int64_t t = blockIdx.x;
     int both = a.narrow + a.v_dim, key = a.narrow + a.rotated, own = a.heads * both, all = own + a.heads * a.rotated;
-    const T *kv = static_cast<const T *>(a.kv) + t * own, *shared = static_cast<const T *>(a.shared) + t * a.shared_stride;
+    const T *kv = static_cast<const T *>(a.kv) + t * own,
+            *shared = static_cast<const T *>(a.shared) + t * a.shared_stride;
     T *k = static_cast<T *>(a.k) + t * a.heads * key, *v = static_cast<T *>(a.v) + t * a.heads * a.v_dim;
     for (int i = (int)threadIdx.x; i < all; i += THREADS) {
         if (i >= own) {

@@ -171,9 +171,9 @@ template <typename T> void norm_gradient(usli_exec *x, const usli_rope_args *a, 
 
 template <typename T> bool whole_packs(const usli_rope_args *a, const side &q, const side &k) {
     constexpr int V = 16 / sizeof(T);
-    return !a->interleaved && !q.norm && !k.norm && a->rot_dim / 2 % V == 0 && a->head_dim % V == 0 && a->head_stride % V == 0 &&
-           q.stride % V == 0 && (!k.x || k.stride % V == 0) && usli_aligned16(q.x) && usli_aligned16(k.x) &&
-           usli_aligned16(a->cos) && usli_aligned16(a->sin) && a->rot_dim > 0;
+    return !a->interleaved && !q.norm && !k.norm && a->rot_dim / 2 % V == 0 && a->head_dim % V == 0 &&
+           a->head_stride % V == 0 && q.stride % V == 0 && (!k.x || k.stride % V == 0) && usli_aligned16(q.x) &&
+           usli_aligned16(k.x) && usli_aligned16(a->cos) && usli_aligned16(a->sin) && a->rot_dim > 0;
 }
 
 template <typename T>

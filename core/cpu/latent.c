@@ -62,7 +62,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_latent_args *a = args;
     (void)ws;
     job j = { a, usli_dtype_bytes(a->dtype) };
-    usli_pool_run(x->ctx->pool, (a->tokens + TOKENS - 1) / TOKENS, pass == USLI_FORWARD ? join_tokens : part_tokens, &j);
+    usli_pool_run(x->ctx->pool, (a->tokens + TOKENS - 1) / TOKENS, pass == USLI_FORWARD ? join_tokens : part_tokens,
+                  &j);
     return USL_OK;
 }
 

@@ -496,8 +496,9 @@ static const char *act_name(usli_act act) {
 static json_t *rope_as_json(const usli_rope_config *r) {
     if (r->kind == USLI_ROPE_LINEAR) return json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor);
     if (r->kind == USLI_ROPE_YARN)
-        return json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor, "original_max_position_embeddings",
-                         (json_int_t)r->original_context);
+        return json_pack("{s:s,s:f,s:I,s:f,s:f}", "rope_type", "yarn", "factor", r->factor,
+                         "original_max_position_embeddings", (json_int_t)r->original_context, "mscale", r->mscale,
+                         "mscale_all_dim", r->mscale_all_dim);
     return NULL;
 }
 
@@ -558,7 +559,8 @@ static json_t *config_as_json(const usli_config *c) {
                           c->arch->name, "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab,
                           "hidden_size", (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter,
                           "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads,
-                          "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim,
+                          "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim",
+                          (json_int_t)(c->arch->latent ? c->rot_dim : c->head_dim),
                           "max_position_embeddings", (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta",
                           c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->output_bias, "mlp_bias",
                           c->mlp_bias, "hidden_act", act_name(c->act));

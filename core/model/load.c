@@ -94,6 +94,24 @@ static void write_shape(int ndim, const int64_t *shape, char *buf, size_t size) 
     }
 }
 
+/* Newer GGUFs hold kv_b_proj as two tensors, head by head: k's part transposed, and v's. */
+typedef struct split_keys {
+    const usli_file_tensor *k, *v; /* (heads, kv_lora, narrow), (heads, v_dim, kv_lora) */
+} split_keys;
+
+static bool find_split(const usli_config *c, const usli_source *src, usli_slot slot, int64_t layer, split_keys *s) {
+    char name[64];
+    if (slot != USLI_KV_B || !src->gguf) return false;
+    snprintf(name, sizeof name, "blk.%lld.attn_k_b.weight", (long long)layer);
+    s->k = usli_gguf_tensor(src->gguf, name);
+    snprintf(name, sizeof name, "blk.%lld.attn_v_b.weight", (long long)layer);
+    s->v = usli_gguf_tensor(src->gguf, name);
+    const int64_t k[] = { c->heads, c->kv_lora, c->head_dim - c->rot_dim }, v[] = { c->heads, c->v_dim, c->kv_lora };
+    if (!s->k || !s->v || s->k->ndim != 3 || s->v->ndim != 3) return false;
+    return memcmp(s->k->shape, k, sizeof k) == 0 && memcmp(s->v->shape, v, sizeof v) == 0 &&
+           usli_traits_of(s->k->dtype)->decode && usli_traits_of(s->v->dtype)->decode;
+}
+
 static usl_status find_piece(const usl_model *m, const usli_source *src, usli_slot slot, int64_t layer, int64_t i,
                              usli_piece *p, const usli_file_tensor **out) {
     usli_slot_piece(&m->config, slot, layer, form_of(&m->config, src, slot, layer), i, p);
@@ -120,7 +138,9 @@ static usl_status check_slot(const usl_model *m, const usli_source *src, usli_sl
     int64_t rows, cols;
     const usli_file_tensor *t;
     usli_piece p;
-    if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
+    split_keys split;
+    if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols) || find_split(&m->config, src, slot, layer, &split))
+        return USL_OK;
     int64_t count = usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer));
     for (int64_t i = 0; i < count; i++) USLI_TRY(find_piece(m, src, slot, layer, i, &p, &t));
     return USL_OK;
@@ -211,12 +231,38 @@ static usl_status load_stack(usl_model *m, const usli_source *src, usli_slot slo
     return USL_OK;
 }
 
+/* In float32, since what is transposed cannot stay in its blocks. */
+static usl_status load_split(usl_model *m, const split_keys *s, usli_weight *w) {
+    const usli_config *c = &m->config;
+    int64_t narrow = c->head_dim - c->rot_dim, each = narrow + c->v_dim, cols = c->kv_lora, rows = c->heads * each;
+    USLI_TRY(new_storage(m, (size_t)(rows * cols) * sizeof(float), &w->storage));
+    set_plain(w, USL_F32, rows, cols);
+    if (m->plan_only) return USL_OK;
+    float *values = usli_malloc(m->ctx, (size_t)narrow * sizeof *values), *out = w->storage->data;
+    if (!values) return usli_nomem(m->ctx, (size_t)narrow * sizeof *values);
+    size_t k_row = usli_row_bytes(s->k->dtype, narrow), v_row = usli_row_bytes(s->v->dtype, cols);
+    for (int64_t h = 0; h < c->heads; h++) {
+        float *head = out + h * each * cols;
+        for (int64_t i = 0; i < cols; i++) {
+            usli_traits_of(s->k->dtype)->decode((const char *)s->k->data + (size_t)(h * cols + i) * k_row, values, narrow);
+            for (int64_t r = 0; r < narrow; r++) head[r * cols + i] = values[r];
+        }
+        for (int64_t r = 0; r < c->v_dim; r++)
+            usli_traits_of(s->v->dtype)->decode((const char *)s->v->data + (size_t)(h * c->v_dim + r) * v_row,
+                                                head + (narrow + r) * cols, cols);
+    }
+    usli_free(m->ctx, values);
+    return USL_OK;
+}
+
 static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
     const usli_file_tensor *t = NULL;
     usli_piece p;
     usli_weight *w = usli_model_weight(m, slot, layer);
+    split_keys split;
+    if (find_split(&m->config, src, slot, layer, &split)) return load_split(m, &split, w);
     if (usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer)) > 1)
         return load_stack(m, src, slot, layer, w);
     USLI_TRY(find_piece(m, src, slot, layer, 0, &p, &t));

@@ -138,6 +138,8 @@ void usli_slot_piece(const usli_config *c, usli_slot slot, int64_t layer, usli_f
     if (form != USLI_FORM_GGUF && (slot == USLI_ROUTER || slot == USLI_ROUTER_BIAS))
         snprintf(p->name, sizeof p->name, "model.layers.%lld.%s.%s", (long long)layer, mix->folder,
                  usli_slots[slot].hf + strlen("mlp."));
+    if (form == USLI_FORM_GGUF && slot == USLI_SHARED_GATE) /* a vector there */
+        p->ndim = 1, p->shape[0] = cols;
     if (!has_stacks(slot)) return;
     int64_t each = rows / c->experts, part = each / parts;
     if (form == USLI_FORM_STACKED) {

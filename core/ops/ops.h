@@ -162,7 +162,7 @@ typedef struct usli_rope_args {
     int64_t positions;
     void *q, *k; /* token t's heads begin at t * q_stride, t * k_stride elements */
     int64_t q_stride, k_stride;
-    int64_t head_stride; /* from a token's head to its next; 0: head_dim */
+    int64_t head_stride;         /* from a token's head to its next; 0: head_dim */
     const void *q_norm, *k_norm; /* (head_dim) or NULL */
     usl_dtype norm_dtype;
     float norm_eps, norm_offset;

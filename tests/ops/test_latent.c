@@ -23,9 +23,9 @@ static void check(const spec *s, int threads) {
             rows = t * s->heads;
     size_t e = usli_dtype_bytes(s->dtype);
     float *kvf, *sharedf, *dkf, *dvf, *dsf;
-    void *kv = rig_random(&rng, s->dtype, rows * both, &kvf), *shared = rig_random(&rng, s->dtype, t * stride, &sharedf),
-         *dk = rig_random(&rng, s->dtype, rows * key, &dkf), *dv = rig_random(&rng, s->dtype, rows * s->v_dim, &dvf),
-         *ds = rig_random(&rng, s->dtype, t * stride, &dsf);
+    void *kv = rig_random(&rng, s->dtype, rows * both, &kvf),
+         *shared = rig_random(&rng, s->dtype, t * stride, &sharedf), *dk = rig_random(&rng, s->dtype, rows * key, &dkf),
+         *dv = rig_random(&rng, s->dtype, rows * s->v_dim, &dvf), *ds = rig_random(&rng, s->dtype, t * stride, &dsf);
     char *k = malloc((size_t)(rows * key) * e), *v = malloc((size_t)(rows * s->v_dim) * e),
          *dkv = malloc((size_t)(rows * both) * e);
     usli_latent_args a = { .tokens = t,
@@ -53,8 +53,8 @@ static void check(const spec *s, int threads) {
     int64_t wrong = 0, foreign = 0;
     for (int64_t i = 0; i < rows; i++) {
         for (int64_t c = 0; c < key; c++)
-            wrong += kf[i * key + c] !=
-                     (c < s->narrow ? kvf[i * both + c] : sharedf[i / s->heads * stride + c - s->narrow]);
+            wrong +=
+                kf[i * key + c] != (c < s->narrow ? kvf[i * both + c] : sharedf[i / s->heads * stride + c - s->narrow]);
         for (int64_t c = 0; c < s->v_dim; c++) wrong += vf[i * s->v_dim + c] != kvf[i * both + s->narrow + c];
         for (int64_t c = 0; c < both; c++)
             wrong += dkvf[i * both + c] != (c < s->narrow ? dkf[i * key + c] : dvf[i * s->v_dim + c - s->narrow]);
@@ -68,8 +68,8 @@ static void check(const spec *s, int threads) {
     }
     double error = test_rel_error(got, want, (size_t)(t * stride)),
            limit = s->dtype == USL_F32 ? 1e-6 : rig_epsilon(s->dtype);
-    CHECK(!wrong && !foreign && error < limit, "%d heads of %d: %lld wrong, %lld beside written, dshared %.2e", s->heads,
-          s->narrow, (long long)wrong, (long long)foreign, error);
+    CHECK(!wrong && !foreign && error < limit, "%d heads of %d: %lld wrong, %lld beside written, dshared %.2e",
+          s->heads, s->narrow, (long long)wrong, (long long)foreign, error);
     free(kv), free(shared), free(dk), free(dv), free(ds), free(k), free(v), free(dkv);
     free(kvf), free(sharedf), free(dkf), free(dvf), free(dsf), free(kf), free(vf), free(dkvf), free(got), free(want);
     rig_close(&r);

@@ -147,7 +147,8 @@ static void compare(const spec *s, const char *what, const side *w, const void *
     for (int64_t i = 0; i < n; i++) {
         v[i] = (float)want[i];
         int64_t in = i % w->stride;
-        if (in >= w->heads * step_of(s) || in % step_of(s) >= s->head_dim) foreign += g[i] != before[i], g[i] = v[i] = 0;
+        if (in >= w->heads * step_of(s) || in % step_of(s) >= s->head_dim)
+            foreign += g[i] != before[i], g[i] = v[i] = 0;
     }
     double error = test_rel_error(g, v, (size_t)n), limit = s->dtype == USL_F32 ? 1e-6 : rig_epsilon(s->dtype);
     CHECK(error < limit && !foreign, "%s, head %d: %.2e, allowed %.2e; %lld values beside written", what, s->head_dim,
