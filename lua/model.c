@@ -43,6 +43,17 @@ static int model_open(lua_State *L) {
     return 1;
 }
 
+int unsloth_lua_push_model(lua_State *L, usl_model *model) {
+    ulua_handle *h = ulua_new(L, &ulua_model);
+    ULUA_TRY(L, usl_model_share(unsloth_lua_ctx(L), model, (usl_model **)&h->ptr));
+    return 1;
+}
+
+/* share(model) -> another one with the same frozen weights, and adapters of its own */
+static int model_share(lua_State *L) {
+    return unsloth_lua_push_model(L, check_model(L, 1));
+}
+
 /* model_random(config_json, seed, opts) */
 static int model_random(lua_State *L) {
     const char *config = luaL_checkstring(L, 1);
@@ -280,6 +291,7 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Generator");
     static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
                                           { "model_random", model_random },
+                                          { "model_share", model_share },
                                           { "inspect", inspect },
                                           { "gemm_rate", gemm_rate },
                                           { "memory", memory },
