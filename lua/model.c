@@ -289,13 +289,9 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Model");
     ulua_define(L, &ulua_generator);
     lua_setfield(L, -2, "Generator");
-    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
-                                          { "model_random", model_random },
-                                          { "model_share", model_share },
-                                          { "inspect", inspect },
-                                          { "gemm_rate", gemm_rate },
-                                          { "memory", memory },
-                                          { "decode_rate", decode_rate },
-                                          { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },   { "model_random", model_random },
+                                          { "model_share", model_share }, { "inspect", inspect },
+                                          { "gemm_rate", gemm_rate },     { "memory", memory },
+                                          { "decode_rate", decode_rate }, { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

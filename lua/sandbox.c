@@ -26,24 +26,21 @@ void usandbox_stop(unsloth_sandbox *box, usandbox_reason reason) {
     atomic_compare_exchange_strong(&box->reason, &none, (int)reason);
 }
 
-static bool is_stopped(unsloth_sandbox *box) {
-    return atomic_load(&box->reason) != USANDBOX_RUNS;
-}
-
 /* Once a limit is passed every instruction raises, so that whoever catches the error gets no further than to the next
  * one. A coroutine inherits the hook, and main code meets it again when the coroutine has died. */
 static void on_count(lua_State *L, lua_Debug *ar) {
     unsloth_sandbox *box = usandbox_of(L);
     (void)ar;
-    if (!is_stopped(box)) usandbox_charge(box, EVERY);
-    if (!is_stopped(box)) return;
-    lua_sethook(L, on_count, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
-    luaL_error(L, "stopped");
+    if (!usandbox_is_stopped(box)) box->used += EVERY;
+    usandbox_check(L);
 }
 
-void usandbox_charge(unsloth_sandbox *box, uint64_t instructions) {
-    box->used += instructions;
+void usandbox_check(lua_State *L) {
+    unsloth_sandbox *box = usandbox_of(L);
     if (box->used > box->opts.instructions) usandbox_stop(box, USANDBOX_INSTRUCTIONS);
+    if (!usandbox_is_stopped(box)) return;
+    lua_sethook(L, on_count, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    luaL_error(L, "stopped");
 }
 
 /* ---- Memory ---- */
@@ -58,6 +55,9 @@ static void give(unsloth_sandbox *box, size_t bytes) {
     atomic_fetch_sub(&box->held, bytes);
 }
 
+/* What may be refused before it is the end: by catching the error a script could go on for ever. */
+enum { REFUSALS = 32 };
+
 /* Lua asks again for the same after it has collected all garbage: the second refusal is the end. */
 static void *lua_memory(void *ud, void *ptr, size_t old, size_t size) {
     unsloth_sandbox *box = ud;
@@ -68,7 +68,7 @@ static void *lua_memory(void *ud, void *ptr, size_t old, size_t size) {
         return NULL;
     }
     if (size > old && !take(box, size - old)) {
-        if (box->refused == size) usandbox_stop(box, USANDBOX_MEMORY);
+        if (box->refused == size || ++box->lua_refusals > REFUSALS) usandbox_stop(box, USANDBOX_MEMORY);
         box->refused = size;
         return NULL;
     }
@@ -122,7 +122,7 @@ static void *watch(void *arg) {
     pthread_mutex_lock(&box->lock);
     while (box->running) {
         if (usl_clock() > until) usandbox_stop(box, USANDBOX_SECONDS);
-        if (is_stopped(box)) usl_ctx_cancel(box->ctx);
+        if (usandbox_is_stopped(box)) usl_ctx_cancel(box->ctx);
         clock_gettime(CLOCK_REALTIME, &t);
         t.tv_nsec += 2 * 1000 * 1000;
         if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
@@ -215,9 +215,9 @@ static int require_unsloth(lua_State *L) {
 }
 
 static void open_libraries(lua_State *L) {
-    static const luaL_Reg LIBRARIES[] = { { LUA_GNAME, luaopen_base },         { LUA_STRLIBNAME, luaopen_string },
-                                          { LUA_TABLIBNAME, luaopen_table },   { LUA_MATHLIBNAME, luaopen_math },
-                                          { LUA_UTF8LIBNAME, luaopen_utf8 },   { LUA_COLIBNAME, luaopen_coroutine } };
+    static const luaL_Reg LIBRARIES[] = { { LUA_GNAME, luaopen_base },       { LUA_STRLIBNAME, luaopen_string },
+                                          { LUA_TABLIBNAME, luaopen_table }, { LUA_MATHLIBNAME, luaopen_math },
+                                          { LUA_UTF8LIBNAME, luaopen_utf8 }, { LUA_COLIBNAME, luaopen_coroutine } };
     for (size_t i = 0; i < sizeof LIBRARIES / sizeof *LIBRARIES; i++) {
         luaL_requiref(L, LIBRARIES[i].name, LIBRARIES[i].func, 1);
         lua_pop(L, 1);
@@ -226,9 +226,9 @@ static void open_libraries(lua_State *L) {
 
 /* Copies names from the global tables, so that what a script changes there changes nothing for the modules. */
 static void add_globals(lua_State *L, int globals) {
-    static const char *const NAMES[] = { "assert", "error",  "ipairs",   "next",     "pairs", "pcall",        "rawequal",
-                                         "rawget", "rawlen", "rawset",   "select",
-                                         "type",   "xpcall", "tonumber", "tostring", "_VERSION" };
+    static const char *const NAMES[] = { "assert",   "error",    "ipairs",   "next",    "pairs",  "pcall",
+                                         "rawequal", "rawget",   "rawlen",   "rawset",  "select", "type",
+                                         "xpcall",   "tonumber", "tostring", "_VERSION" };
     static const char *const TABLES[] = { "string", "table", "math", "utf8", "coroutine" };
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         lua_getglobal(L, NAMES[i]);
@@ -323,7 +323,7 @@ static int run_script(lua_State *L) {
 usl_status unsloth_sandbox_run(unsloth_sandbox *box, const char *name, const char *text, size_t len) {
     script s = { name ? name : "script", text ? text : "", text ? len : 0 };
     box->message[0] = '\0';
-    if (is_stopped(box)) {
+    if (usandbox_is_stopped(box)) {
         say_why_stopped(box);
         return USL_ERR_CANCELLED;
     }
@@ -337,7 +337,7 @@ usl_status unsloth_sandbox_run(unsloth_sandbox *box, const char *name, const cha
     bool ok = lua_pcall(box->L, 1, 0, 0) == LUA_OK;
     if (!ok) keep_message(box);
     end_watch(box);
-    if (is_stopped(box)) {
+    if (usandbox_is_stopped(box)) {
         say_why_stopped(box);
         return USL_ERR_CANCELLED;
     }

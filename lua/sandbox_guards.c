@@ -15,11 +15,13 @@ static const double SECONDS_PER_INSTRUCTION = 1e-9;
 /* Calls Lua's own function, upvalue 1, with all arguments; its time is charged, since no hook counts there. */
 static int call_own(lua_State *L) {
     unsloth_sandbox *box = usandbox_of(L);
+    usandbox_check(L);
     double started = usl_clock();
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_insert(L, 1);
     lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
-    usandbox_charge(box, (uint64_t)((usl_clock() - started) / SECONDS_PER_INSTRUCTION));
+    box->used += (uint64_t)((usl_clock() - started) / SECONDS_PER_INSTRUCTION);
+    usandbox_check(L);
     return lua_gettop(L);
 }
 
@@ -80,14 +82,80 @@ static int get_metatable(lua_State *L) {
 /* ---- Coroutines: each counts for itself, up to a count that is not told ---- */
 
 static int make_coroutine(lua_State *L) {
-    usandbox_charge(usandbox_of(L), 1000);
+    usandbox_of(L)->used += 1000;
     return call_own(L);
+}
+
+/* A coroutine that the hook has ended is never closed: what it would close runs where no hook counts. */
+static int close_coroutine(lua_State *L) {
+    usandbox_check(L);
+    return call_own(L);
+}
+
+static int fail_wrapped(lua_State *L, lua_State *co, int status) {
+    usandbox_check(L);
+    if (status != LUA_OK && status != LUA_YIELD) lua_resetthread(co);
+    lua_xmove(co, L, 1);
+    return lua_error(L);
+}
+
+/* What coroutine.wrap returns. Upvalue: the coroutine. */
+static int resume_wrapped(lua_State *L) {
+    lua_State *co = lua_tothread(L, lua_upvalueindex(1));
+    int given = lua_gettop(L), results, status;
+    usandbox_check(L);
+    if (lua_status(co) == LUA_OK && lua_gettop(co) == 0) return luaL_error(L, "cannot resume dead coroutine");
+    if (!lua_checkstack(co, given)) return luaL_error(L, "too many arguments to resume");
+    lua_xmove(L, co, given);
+    status = lua_resume(co, L, given, &results);
+    if (status != LUA_OK && status != LUA_YIELD) return fail_wrapped(L, co, status);
+    if (!lua_checkstack(L, results)) return luaL_error(L, "too many results to resume");
+    lua_xmove(co, L, results);
+    return results;
+}
+
+static int wrap_coroutine(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    make_coroutine(L);
+    lua_settop(L, 1);
+    lua_pushcclosure(L, resume_wrapped, 1);
+    return 1;
+}
+
+/* ---- Error handlers: one that the hook's error calls runs where no hook counts ---- */
+
+/* Upvalue: the script's own. */
+static int handle(lua_State *L) {
+    if (usandbox_is_stopped(usandbox_of(L))) return 1;
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+/* xpcall(f, handler, ...). Upvalue: Lua's own, with which it may be yielded across. */
+static int handled_again(lua_State *L, int status, lua_KContext base) {
+    (void)status;
+    return lua_gettop(L) - (int)base;
+}
+
+static int call_handled(lua_State *L) {
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    usandbox_check(L);
+    lua_pushvalue(L, 2);
+    lua_pushcclosure(L, handle, 1);
+    lua_replace(L, 2);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_callk(L, lua_gettop(L) - 1, LUA_MULTRET, 0, handled_again);
+    return handled_again(L, LUA_OK, 0);
 }
 
 /* ---- Strings ---- */
 
 static int repeat(lua_State *L) {
-    if (luaL_checkinteger(L, 2) > MOST) return luaL_error(L, "string.rep repeats %I times at most in a sandbox", (LUAI_UACINT)MOST);
+    if (luaL_checkinteger(L, 2) > MOST)
+        return luaL_error(L, "string.rep repeats %I times at most in a sandbox", (LUAI_UACINT)MOST);
     return call_own(L);
 }
 
@@ -116,10 +184,11 @@ static void check_pattern(lua_State *L, bool anchors) {
     luaL_checklstring(L, 1, &text);
     const char *pattern = luaL_checklstring(L, 2, &len);
     if (!is_trusted(L) && worst_steps(pattern, len, text, anchors) > MOST_STEPS)
-        luaL_error(L,
-                   "the pattern could take too long over %I bytes for a sandbox; anchor it with ^, repeat less in it, or "
-                   "take shorter texts",
-                   (LUAI_UACINT)text);
+        luaL_error(
+            L,
+            "the pattern could take too long over %I bytes for a sandbox; anchor it with ^, repeat less in it, or "
+            "take shorter texts",
+            (LUAI_UACINT)text);
 }
 
 static int match(lua_State *L) {
@@ -145,7 +214,8 @@ static int match_all(lua_State *L) {
 
 static void check_length(lua_State *L) {
     luaL_checkany(L, 1);
-    if (luaL_getmetafield(L, 1, "__len") != LUA_TNIL) luaL_error(L, "tables with __len are not taken here in a sandbox");
+    if (luaL_getmetafield(L, 1, "__len") != LUA_TNIL)
+        luaL_error(L, "tables with __len are not taken here in a sandbox");
 }
 
 static int change_table(lua_State *L) {
@@ -179,6 +249,7 @@ typedef struct replacement {
 
 static const replacement GUARDS[] = {
     { NULL, "setmetatable", set_metatable },
+    { NULL, "xpcall", call_handled },
     { NULL, "dofile", NULL },
     { NULL, "loadfile", NULL },
     { NULL, "collectgarbage", NULL },
@@ -195,7 +266,7 @@ static const replacement GUARDS[] = {
     { "table", "concat", join },
     { "table", "move", move },
     { "coroutine", "create", make_coroutine },
-    { "coroutine", "wrap", make_coroutine },
+    { "coroutine", "close", close_coroutine },
 };
 
 static void push_library(lua_State *L, const char *library) {
@@ -226,6 +297,11 @@ void usandbox_guard(lua_State *L, int globals) {
         lua_setfield(L, -2, g->name);
         lua_pop(L, 1);
     }
+    lua_getglobal(L, "coroutine"); /* over the guarded create */
+    lua_getfield(L, -1, "create");
+    lua_getupvalue(L, -1, 1);
+    lua_pushcclosure(L, wrap_coroutine, 1);
+    lua_setfield(L, -3, "wrap");
     lua_newtable(L);
     int set_here = lua_gettop(L);
     lua_newtable(L);

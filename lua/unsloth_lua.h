@@ -30,7 +30,8 @@ USL_API int unsloth_lua_open(lua_State *L, usl_ctx *ctx, const char *modules);
 /* The context of this state; borrowed; made when there is none. usl_ctx_cancel on it stops what runs. */
 USL_API usl_ctx *unsloth_lua_ctx(lua_State *L);
 
-/* For `require` and luaL_requiref: the whole module found through package.path, and its C part alone, `unsloth.core`. */
+/* For `require` and luaL_requiref: the whole module found through package.path, and its C part alone, `unsloth.core`.
+ */
 USL_API int luaopen_unsloth(lua_State *L);
 USL_API int luaopen_unsloth_core(lua_State *L);
 
@@ -38,10 +39,12 @@ USL_API int luaopen_unsloth_core(lua_State *L);
  * host holds: many states, one base. Not while another thread uses the model. Returns 1. */
 USL_API int unsloth_lua_push_model(lua_State *L, usl_model *model);
 
-/* ---- Recipes from strangers ---------------------------------------------------------------------------------------- */
+/* ---- Recipes from strangers ----------------------------------------------------------------------------------------
+ */
 
 /* A state of its own in which a script reaches nothing but `unsloth`, safe parts of Lua's libraries and what the host
- * adds; no io, os, package, debug; text chunks only. Whoever passes a limit is stopped: pcall, coroutines, finalizers and
+ * adds; no io, os, package, debug; text chunks only. Whoever passes a limit is stopped: pcall, coroutines, finalizers
+ * and
  * __close do not help. One thread at a time. */
 typedef struct unsloth_sandbox unsloth_sandbox;
 
@@ -69,8 +72,8 @@ USL_API usl_status unsloth_sandbox_run(unsloth_sandbox *box, const char *name, c
 USL_API const char *unsloth_sandbox_errmsg(const unsloth_sandbox *box);
 /* Ends what runs. Any thread. */
 USL_API void unsloth_sandbox_stop(unsloth_sandbox *box);
-/* The state, for adding functions of the host to the scripts' globals, which unsloth_sandbox_globals pushes. What is put
- * there is trusted. */
+/* The state, for adding functions of the host to the scripts' globals, which unsloth_sandbox_globals pushes. What is
+ * put there is trusted. */
 USL_API lua_State *unsloth_sandbox_state(unsloth_sandbox *box);
 USL_API void unsloth_sandbox_globals(unsloth_sandbox *box);
 

@@ -10,7 +10,8 @@
 #include <time.h>
 #include <unsloth.h>
 
-static const char *const TEXTS[] = { "The sky is blue.", "The sea is blue.", "The grass is green.", "The sun is yellow." };
+static const char *const TEXTS[] = { "The sky is blue.", "The sea is blue.", "The grass is green.",
+                                     "The sun is yellow." };
 enum { TEXT_COUNT = sizeof TEXTS / sizeof *TEXTS };
 
 /* Every call that can fail goes through here: the context knows the sentence. */

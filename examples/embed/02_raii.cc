@@ -5,7 +5,8 @@
 
 #include <cstdio>
 
-static const char *const TEXTS[] = { "The sky is blue.", "The sea is blue.", "The grass is green.", "The sun is yellow." };
+static const char *const TEXTS[] = { "The sky is blue.", "The sea is blue.", "The grass is green.",
+                                     "The sun is yellow." };
 
 static void run(const std::string &path) {
     usl::context ctx;

@@ -1,5 +1,5 @@
-/* A service that fine-tunes on request and serves the result: one frozen base, held once, under a model that answers and
- * under models that train beside it, each with a context and a thread of its own.
+/* A service that fine-tunes on request and serves the result: one frozen base, held once, under a model that answers
+ * and under models that train beside it, each with a context and a thread of its own.
  *
  *     06_service MODEL FOLDER        reads requests from standard input, a line each:
  *
