@@ -43,13 +43,22 @@ static int model_open(lua_State *L) {
     return 1;
 }
 
+/* With the fields that from_pretrained sets. */
 int unsloth_lua_push_model(lua_State *L, usl_model *model) {
+    usl_model_info info = { .size = sizeof info };
     ulua_handle *h = ulua_new(L, &ulua_model);
     ULUA_TRY(L, usl_model_share(unsloth_lua_ctx(L), model, (usl_model **)&h->ptr));
+    usl_model_get_info(h->ptr, &info);
+    lua_pushinteger(L, info.context);
+    lua_setfield(L, -2, "max_seq_length");
+    lua_pushstring(L, info.device);
+    lua_setfield(L, -2, "device");
+    lua_pushstring(L, usl_dtype_name(info.dtype));
+    lua_setfield(L, -2, "dtype");
     return 1;
 }
 
-/* share(model) -> another one with the same frozen weights, and adapters of its own */
+/* model_share(model) -> another one with the same frozen weights, and adapters of its own */
 static int model_share(lua_State *L) {
     return unsloth_lua_push_model(L, check_model(L, 1));
 }
@@ -127,7 +136,8 @@ static int model_info(lua_State *L) {
                     { "context", m.context },
                     { "parameters", m.parameters },
                     { "trainable", m.trainable },
-                    { "weight_bytes", (int64_t)m.weight_bytes } };
+                    { "weight_bytes", (int64_t)m.weight_bytes },
+                    { "shared", m.shared } };
     lua_createtable(L, 0, 16);
     for (size_t i = 0; i < COUNT(numbers); i++) {
         lua_pushinteger(L, numbers[i].value);

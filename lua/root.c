@@ -28,7 +28,10 @@ static bool is_root(lua_State *L, const char *folder) {
     return is;
 }
 
-static bool is_inside(const char *path, const char *folder) {
+/* Made by this build and not installed. */
+static bool is_built(const char *path) {
+    char folder[PATH_MAX];
+    if (!realpath(USL_BUILD_DIR, folder)) return false;
     size_t n = strlen(folder);
     return strncmp(path, folder, n) == 0 && path[n] == '/';
 }
@@ -37,7 +40,7 @@ void ulua_push_root(lua_State *L) {
     /* From where a program, a library and a Lua C module are installed. */
     static const char *const WAYS[] = { USL_MODULES_FROM_BIN, USL_MODULES_FROM_LIB, USL_MODULES_FROM_CMOD };
     char own[PATH_MAX];
-    if (own_path(own) && !is_inside(own, USL_BUILD_DIR)) {
+    if (own_path(own) && !is_built(own)) {
         *strrchr(own, '/') = '\0';
         for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++) {
             char resolved[PATH_MAX];

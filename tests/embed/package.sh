@@ -46,11 +46,12 @@ bare=$root/bare
 debootstrap --variant=minbase "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$bare" "$mirror" >"$root/debootstrap.log" 2>&1 ||
     { tail -n 20 "$root/debootstrap.log" && exit 1; }
 cp "$deb" "$bare/tmp/"
-trap 'umount "$bare/proc" 2>/dev/null; rm -rf "$bare"' EXIT
-mount -t proc proc "$bare/proc" || true
-chroot "$bare" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "/tmp/${deb##*/}" >"$root/apt.log" 2>&1 ||
+trap 'rm -rf "$bare"' EXIT
+# /proc is there inside alone, and goes with the command.
+inside() { unshare -m sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"' "$bare" "$@"; }
+inside env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "/tmp/${deb##*/}" >"$root/apt.log" 2>&1 ||
     { tail -n 20 "$root/apt.log" && exit 1; }
-use /usr chroot "$bare" >"$root/log.txt" 2>&1 || { cat "$root/log.txt" && exit 1; }
-chroot "$bare" dpkg -r unsloth-lua >>"$root/apt.log" 2>&1
+use /usr inside >"$root/log.txt" 2>&1 || { cat "$root/log.txt" && exit 1; }
+inside dpkg -r unsloth-lua >>"$root/apt.log" 2>&1
 [[ ! -e $bare/usr/bin/unsloth-lua && ! -e $bare/usr/share/unsloth-lua ]] || { echo "something is left after removal" && exit 1; }
-echo "installed, run and removed on $(cat "$bare/etc/debian_version"), which had $(chroot "$bare" dpkg-query -f '.\n' -W | wc -l) packages"
+echo "installed, run and removed on $(cat "$bare/etc/debian_version"), which had $(inside dpkg-query -f '.\n' -W | wc -l) packages"
