@@ -39,13 +39,12 @@ USL_API int luaopen_unsloth_core(lua_State *L);
  * host holds: many states, one base. Not while another thread uses the model. Returns 1. */
 USL_API int unsloth_lua_push_model(lua_State *L, usl_model *model);
 
-/* ---- Recipes from strangers ----------------------------------------------------------------------------------------
- */
+/* ---- Recipes from strangers ---- */
 
 /* A state of its own in which a script reaches nothing but `unsloth`, safe parts of Lua's libraries and what the host
  * adds; no io, os, package, debug; text chunks only. Whoever passes a limit is stopped: pcall, coroutines, finalizers
- * and
- * __close do not help. One thread at a time. */
+ * and __close do not help. What runs inside C at that moment, an update or a pattern, first comes to its end or to its
+ * next safe point. One thread at a time. */
 typedef struct unsloth_sandbox unsloth_sandbox;
 
 typedef struct unsloth_sandbox_opts {

@@ -79,6 +79,14 @@ if ldd "$by_cmake/01_train_static" | grep libunsloth; then exit 1; fi
     $(PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config --static --cflags --libs unsloth | sed 's/-lunsloth/-l:libunsloth.a/')
 want "blue" ./static "$model" out
 
+# ---- Other things that hosts do ----
+
+"${CC:-cc}" -std=c11 -Wall -Wextra -Werror -o hosts "$OLDPWD/tests/embed/hosts.c" \
+    $(PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config --cflags --libs unsloth-lua lua5.4) -Wl,-rpath,"$prefix/lib"
+want " 0 failed" ./hosts "$model"
+# Not a word on standard output beside their own.
+[[ $(./hosts "$model" 2>/dev/null | wc -l) == 1 ]]
+
 # ---- The sandbox ----
 
 lua5.4 "$OLDPWD/tests/embed/attacks.lua" "$by_make/04_sandbox" "$model" "$tmp/box" || exit 1
