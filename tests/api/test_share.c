@@ -54,22 +54,26 @@ static usl_model_info info_of(const usl_model *m) {
     return info;
 }
 
-/* The loss of the last of some updates on one row, in a trainer of its own. */
-static double train(usl_ctx *ctx, usl_model *m, int updates) {
-    usl_rows *rows;
-    usl_trainer *t;
+/* Trains an adapter on one row; runs on any thread, so it counts no checks. */
+static usl_status train(usl_ctx *ctx, usl_model *m, int updates, double *loss) {
+    usl_rows *rows = NULL;
+    usl_trainer *t = NULL;
+    usl_lora_opts lora = USL_LORA_OPTS_INIT;
     usl_train_opts o = USL_TRAIN_OPTS_INIT;
     usl_step_stats stats = { .size = sizeof stats };
+    lora.rank = 4;
     o.batch = o.accumulation = 1;
     o.max_steps = updates;
     o.learning_rate = 1e-2;
-    CHECK_OK(ctx, usl_rows_new(ctx, 0, &rows));
-    CHECK_OK(ctx, usl_rows_add(rows, IDS, NULL, COUNT));
-    CHECK_OK(ctx, usl_trainer_new(m, rows, NULL, &o, &t));
-    for (int i = 0; i < updates; i++) CHECK_OK(ctx, usl_trainer_step(t, &stats));
+    usl_status st = usl_model_add_lora(m, &lora);
+    if (st == USL_OK) st = usl_rows_new(ctx, 0, &rows);
+    if (st == USL_OK) st = usl_rows_add(rows, IDS, NULL, COUNT);
+    if (st == USL_OK) st = usl_trainer_new(m, rows, NULL, &o, &t);
+    for (int i = 0; i < updates && st == USL_OK; i++) st = usl_trainer_step(t, &stats);
     usl_trainer_free(t);
     usl_rows_free(rows);
-    return stats.loss;
+    *loss = stats.loss;
+    return st;
 }
 
 static usl_tensor *logits(usl_ctx *ctx, usl_model *m) {
@@ -86,14 +90,12 @@ typedef struct job {
     usl_model *model;
     usl_ctx *ctx;
     double loss;
+    usl_status st;
 } job;
 
 static void *train_there(void *arg) {
     job *j = arg;
-    usl_lora_opts lora = USL_LORA_OPTS_INIT;
-    lora.rank = 4;
-    CHECK_OK(j->ctx, usl_model_add_lora(j->model, &lora));
-    j->loss = train(j->ctx, j->model, 6);
+    j->st = train(j->ctx, j->model, 6, &j->loss);
     usl_model_free(j->model);
     usl_ctx_free(j->ctx);
     return NULL;
@@ -120,11 +122,14 @@ static void test_share(int load_in_4bit) {
     CHECK(info_of(second).weight_bytes == weights, "other weights");
 
     /* Both train at once; the base, an adapter on it or not, says what it said. */
-    job jobs[2] = { { second, two, 0 }, { third, three, 0 } };
+    job jobs[2] = { { second, two, 0, USL_OK }, { third, three, 0, USL_OK } };
     pthread_t threads[2];
     for (int i = 0; i < 2; i++) CHECK(pthread_create(&threads[i], NULL, train_there, &jobs[i]) == 0, "no thread");
     usl_tensor *during = logits(one, base);
-    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK(jobs[i].st == USL_OK, "thread %d: %s", i, usl_status_name(jobs[i].st));
+    }
     usl_tensor *after = logits(one, base);
     CHECK(difference(during, before) == 0 && difference(after, before) == 0, "the base changed");
     CHECK(jobs[0].loss == jobs[1].loss && jobs[0].loss > 0, "losses %.9g and %.9g", jobs[0].loss, jobs[1].loss);
@@ -133,13 +138,14 @@ static void test_share(int load_in_4bit) {
     CHECK(load_in_4bit || b.peak < weights, "%zu bytes at the most beside %llu", b.peak, (unsigned long long)weights);
 
     /* The same work on the base itself gives the same loss: what is shared is what was there. */
-    job alone = { base, one, 0 };
+    job alone = { base, one, 0, USL_OK };
     usl_ctx *four = new_ctx(&b);
     CHECK_OK(four, usl_model_share(four, base, &second));
     usl_tensor_free(before);
     usl_tensor_free(during);
     usl_tensor_free(after);
     train_there(&alone); /* frees the base and drops its context first */
+    CHECK(alone.st == USL_OK, "%s", usl_status_name(alone.st));
     CHECK(alone.loss == jobs[0].loss, "%.9g alone, %.9g beside", alone.loss, jobs[0].loss);
     CHECK(a.held > weights, "the weights went with the base's handle: %zu bytes", a.held);
     usl_tensor *still = logits(four, second);
