@@ -132,7 +132,7 @@ export USL_SMOLLM2
 
 lua_files() { find . \( -path './build*' -o -path './outputs' \) -prune -o -name '*.lua' -print; }
 
-step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so
+step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so build/libunsloth-lua.so
 step "format" tests/format.sh --check
 step "luacheck" luacheck --no-color -q $(lua_files)
 
@@ -218,6 +218,12 @@ if [[ -f recipes/llama3_alpaca.lua ]]; then
 else
     skip "recipe llama3_alpaca.lua" "it is not there yet"
 fi
+
+# ---- Inside other programs, and as a package ----
+
+step "embedding" tests/embed/run.sh build
+step "Debian package" tests/embed/package.sh build
+((all)) && step "Debian package on a bare machine" tests/embed/package.sh build bare
 
 # ---- Real consumers: programs of others read what we write ----
 

@@ -104,7 +104,7 @@ static json_t *describe(const found *f) {
 }
 
 usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud) {
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_READ);
     found f = { { NULL, NULL }, { 0 }, false, "" };
     char *text = NULL;
     size_t len = 0;

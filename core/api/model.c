@@ -6,7 +6,7 @@
 
 usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out) {
     *out = NULL;
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_READ);
     return usli_model_open(ctx, path, opts, out);
 }
 
@@ -15,6 +15,12 @@ usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed
     *out = NULL;
     USLI_NEED(ctx, config_json);
     return usli_model_random(ctx, config_json, seed, opts, out);
+}
+
+usl_status usl_model_share(usl_ctx *ctx, usl_model *base, usl_model **out) {
+    *out = NULL;
+    USLI_NEED(ctx, base);
+    return usli_model_share(ctx, base, out);
 }
 
 uint64_t usl_model_memory(usl_model *m) {
@@ -40,7 +46,8 @@ void usl_model_get_info(const usl_model *m, usl_model_info *info) {
                          .vocab = m->config.vocab,
                          .context = m->context,
                          .weight_bytes = usli_model_weight_bytes(m),
-                         .tied = m->config.tied };
+                         .tied = m->config.tied,
+                         .shared = usli_model_sharers(m) };
     usli_param_ref p;
     for (int64_t k = 0; usli_model_param(m, k, &p); k++) {
         int64_t n = p.count;
@@ -57,7 +64,7 @@ usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts) {
 }
 
 usl_status usl_model_load_adapter(usl_model *model, const char *dir, const char *name) {
-    USLI_NEED(model->ctx, dir);
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_READ);
     return usli_model_load_adapter(model, dir, name);
 }
 
@@ -70,7 +77,7 @@ const char *usl_model_adapter(const usl_model *model) {
 }
 
 usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
-    USLI_NEED(model->ctx, dir);
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
     return usli_model_save_adapter(model, dir, base);
 }
 

@@ -57,13 +57,13 @@ int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total) {
 }
 
 usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const char *extra) {
-    USLI_NEED(trainer->ctx, dir);
+    USLI_NEED_PATH(trainer->ctx, dir, USL_ACCESS_WRITE);
     return usli_checkpoint_save(trainer, dir, extra);
 }
 
 usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra) {
     if (extra) *extra = NULL;
-    USLI_NEED(trainer->ctx, dir);
+    USLI_NEED_PATH(trainer->ctx, dir, USL_ACCESS_READ);
     return usli_checkpoint_load(trainer, dir, extra);
 }
 

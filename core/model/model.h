@@ -144,6 +144,8 @@ typedef struct usli_rope_table {
 struct usl_model {
     usl_ctx *ctx;
     atomic_int refs;
+    struct usl_model *base; /* whose frozen weights these are, kept alive; NULL: its own */
+    atomic_int sharers;     /* models whose base this is: what they read may not move */
     usli_config config;
     char *path;                       /* where it was opened; NULL for a random one */
     usli_weight *weights;             /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
@@ -161,15 +163,22 @@ struct usl_model {
     bool device_newer;        /* trained values on the device have not been pulled yet */
     float *rope_divisors;     /* (rot_dim / 2) from a GGUF, or NULL */
     usli_adapter *adapters, *active;
-    usli_exec exec; /* backend and its state; a pass sets the arena */
-    char name[160]; /* of the parameter last asked for */
-    int trainers;   /* handles that hold gradients: adapters may not change meanwhile */
+    usli_exec exec;  /* backend and its state; a pass sets the arena */
+    char device[16]; /* "cpu", "cuda:1" */
+    char name[160];  /* of the parameter last asked for */
+    int trainers;    /* handles that hold gradients: adapters may not change meanwhile */
 };
 
 /* path is recorded; opts as in unsloth.h (NULL: defaults). */
 usl_status usli_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);
 usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
                              usl_model **out);
+/* Another model with base's frozen weights, as unsloth.h says. */
+usl_status usli_model_share(usl_ctx *ctx, usl_model *base, usl_model **out);
+/* Models beside one that hold the same frozen weights. */
+static inline int usli_model_sharers(const usl_model *m) {
+    return atomic_load(m->base ? &m->base->sharers : &m->sharers);
+}
 usl_model *usli_model_retain(usl_model *m);
 void usli_model_release(usl_model *m);
 
