@@ -144,16 +144,6 @@ static void copy_rows(const job *j, const void *base, int64_t stride, int64_t to
     }
 }
 
-/* (rows, cols) of 32 bits -> (cols, rows), ld apart. */
-static void transpose(const float *src, int64_t rows, int64_t cols, float *dst, int64_t ld) {
-    enum { STRIP = 16 };
-    for (int64_t from = 0; from < rows; from += STRIP) {
-        int64_t to = min64(rows, from + STRIP);
-        for (int64_t c = 0; c < cols; c++)
-            for (int64_t i = from; i < to; i++) dst[c * ld + i] = src[i * cols + c];
-    }
-}
-
 /* The tile's queries (or do, or o) as float32 rows, one a column of the tile, zeros for the padding. */
 static void load_columns(const job *j, const tile *t, const void *base, int64_t stride, int64_t dim, float *rows) {
     for (int g = 0; g < j->group; g++)
@@ -169,7 +159,7 @@ static void load_sides(const job *j, const tile *t, const void *base, int64_t st
     if (!j->pairs) {
         float *at = straight ? straight : rows;
         load_columns(j, t, base, stride, dim, at);
-        transpose(at, t->width, dim, transposed, t->width);
+        j->v->transpose(at, t->width, dim, dim, transposed, t->width);
         return;
     }
     uint16_t *at = halves_of(rows);
@@ -178,14 +168,14 @@ static void load_sides(const job *j, const tile *t, const void *base, int64_t st
         copy_rows(j, base, stride, t->w.q0 + t->first, t->count, (t->kv * j->group + g) * dim, dim,
                   at + g * t->count * whole);
     memset(at + used * whole, 0, (size_t)((t->width - used) * whole) * sizeof *at);
-    transpose(rows, t->width, whole / 2, transposed, t->width);
+    j->v->transpose(rows, t->width, whole / 2, whole / 2, transposed, t->width);
     if (straight) j->v->pair_rows(at, t->width, dim, whole, words_of(straight));
 }
 
 /* Transposed sums (dim, width), each column times its factor, become rows of the tile's heads. */
 static void store_columns(const job *j, const tile *t, const float *sums, float *rows, void *base, int64_t stride,
                           int64_t dim) {
-    transpose(sums, dim, t->width, rows, dim);
+    j->v->transpose(sums, dim, t->width, t->width, rows, dim);
     for (int g = 0; g < j->group; g++)
         store_rows(j, rows + g * t->count * dim, base, stride, t->w.q0 + t->first, t->count,
                    (t->kv * j->group + g) * dim, dim);
@@ -202,7 +192,7 @@ static void load_block(const job *j, const void *base, int64_t stride, int64_t t
     copy_rows(j, base, stride, token, count, column, dim, at);
     if (!transposed) return;
     j->v->pair_rows(at, count, dim, even(dim), words_of(m->words));
-    transpose(m->words, (count + 1) / 2, dim, transposed, KEYS / 2);
+    j->v->transpose(m->words, (count + 1) / 2, dim, dim, transposed, KEYS / 2);
 }
 
 /* ---- Products -------------------------------------------------------------------------------------------------------

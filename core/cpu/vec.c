@@ -398,6 +398,45 @@ static void mul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int
     }
 }
 
+/* 32 bits each. Blocks of 8 by 8 in registers; else strips, so that lines of either side are used while they are there.
+ */
+#if defined(__AVX2__)
+static void transpose_block(const float *src, int64_t ld, float *dst, int64_t ldd) {
+    enum { SIDES = 8 };
+    __m256 row[SIDES], pair[SIDES], four[SIDES];
+    for (int i = 0; i < SIDES; i++) row[i] = _mm256_loadu_ps(src + i * ld);
+    for (int i = 0; i < SIDES; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < SIDES; i += 4)
+        for (int k = 0; k < 2; k++) {
+            four[i + 2 * k] = _mm256_shuffle_ps(pair[i + k], pair[i + 2 + k], 0x44);
+            four[i + 2 * k + 1] = _mm256_shuffle_ps(pair[i + k], pair[i + 2 + k], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+}
+#endif
+
+static void transpose_strip(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd) {
+    for (int64_t c = 0; c < cols; c++)
+        for (int64_t i = 0; i < rows; i++) dst[c * ldd + i] = src[i * ld + c];
+}
+
+static void transpose(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd) {
+    enum { STRIP = 8 };
+    for (int64_t r = 0; r < rows; r += STRIP, src += STRIP * ld, dst += STRIP) {
+        int64_t c = 0;
+#if defined(__AVX2__)
+        for (; rows - r >= STRIP && c + STRIP <= cols; c += STRIP) transpose_block(src + c, ld, dst + c * ldd, ldd);
+#endif
+        transpose_strip(src + c, rows - r < STRIP ? rows - r : STRIP, cols - c, ld, dst + c * ldd, ldd);
+    }
+}
+
 /* ---- Pairs: products of bfloat16 numbers, two of a sum in one word --------------------------------------------------
  */
 
@@ -648,6 +687,7 @@ const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .column_exp = column_exp,
     .column_softmax_backward = column_softmax_backward,
     .mul = mul,
+    .transpose = transpose,
     .pair_rows = pair_rows,
     .round_pairs = round_pairs,
     .mul_pairs = BEST_MUL_PAIRS,

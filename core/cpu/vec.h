@@ -60,6 +60,8 @@ typedef struct usli_vec {
      * apart. For tiles in cache; quickest where n is a multiple of lanes. */
     void (*mul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
                 float *c, int64_t ldc, int accumulate);
+    /* dst (cols, rows) = src (rows, cols) transposed, rows ld and ldd apart: 32 bits each, whatever they are. */
+    void (*transpose)(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd);
     /* Products of bfloat16 numbers, two of a sum in one word: row p of b in pairs holds rows 2 p (low half) and 2 p + 1
      * of b, where an odd number of rows ends with zeros. pair_rows makes it of bfloat16 rows ld apart, round_pairs of
      * packed float32 ones. mul_pairs: c (m, n) = or += a (m, 2 k) b (k, n words), rows of a lda values apart. */

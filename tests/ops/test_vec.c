@@ -159,6 +159,21 @@ static void check_mul(const char *isa, const usli_vec *v) {
             }
 }
 
+static void check_transpose(const char *isa, const usli_vec *v) {
+    enum { ROWS = 29, COLS = 27, LD = COLS + 3, LDD = ROWS + 2 };
+    static float src[ROWS * LD], dst[COLS * LDD];
+    for (int i = 0; i < ROWS * LD; i++) src[i] = (float)i;
+    for (int rows = 1; rows <= ROWS; rows += 4)
+        for (int cols = 1; cols <= COLS; cols += 2) {
+            int wrong = 0;
+            memset(dst, 0, sizeof dst);
+            v->transpose(src, rows, cols, LD, dst, LDD);
+            for (int c = 0; c < COLS; c++)
+                for (int r = 0; r < LDD; r++) wrong += dst[c * LDD + r] != (r < rows && c < cols ? src[r * LD + c] : 0);
+            CHECK(!wrong, "%s: transpose of %d by %d", isa, rows, cols);
+        }
+}
+
 /* Every remainder of tiles, odd and even sums, both modes: against double. */
 static void check_pairs(const char *isa, const usli_vec *v) {
     enum { M = 70, WIDTH = 71, K = 75, EVEN = K + 1, LD = WIDTH + 2 };
@@ -208,6 +223,7 @@ static void check_table(const char *isa, const usli_vec *v) {
     check_tanh(isa, v);
     check_rows(isa, v);
     check_mul(isa, v);
+    check_transpose(isa, v);
     check_pairs(isa, v);
 }
 
