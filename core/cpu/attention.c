@@ -35,6 +35,7 @@ typedef struct job {
     int64_t tiles; /* of a forward task */
     int64_t tasks; /* forward: of the longest row */
     int64_t width; /* columns of a whole tile, padded to a register */
+    int64_t keys;  /* of a block, even: KEYS, or all where there are fewer */
     int64_t span;  /* queries of a span */
     int64_t spans; /* of the longest row: queries or keys, whichever has more */
     int64_t phase;
@@ -192,7 +193,7 @@ static void load_block(const job *j, const void *base, int64_t stride, int64_t t
     copy_rows(j, base, stride, token, count, column, dim, at);
     if (!transposed) return;
     j->v->pair_rows(at, count, dim, even(dim), words_of(m->words));
-    j->v->transpose(m->words, (count + 1) / 2, dim, dim, transposed, KEYS / 2);
+    j->v->transpose(m->words, (count + 1) / 2, dim, dim, transposed, j->keys / 2);
 }
 
 /* ---- Products -------------------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ static void product(const job *j, int64_t m, int64_t n, int64_t k, float *a, flo
 /* c (m, n) += a^T b, a a block of k keys, transposed, and b (k, n). */
 static void add_transposed(const job *j, int64_t m, int64_t n, int64_t k, float *a, float *b, float *c) {
     if (j->pairs)
-        j->v->mul_pairs(m, n, even(k) / 2, halves_of(a), KEYS, words_of(b), n, c, n, true);
+        j->v->mul_pairs(m, n, even(k) / 2, halves_of(a), j->keys, words_of(b), n, c, n, true);
     else
         j->v->mul(m, n, k, a, 1, m, b, n, c, n, true);
 }
@@ -254,7 +255,7 @@ static float factor_of(const job *j) {
 
 /* Floats of a block of keys. */
 static size_t block_floats(const job *j, int64_t dim) {
-    return (size_t)(KEYS * even(dim)) / (j->pairs ? 2 : 1);
+    return (size_t)(j->keys * even(dim)) / (j->pairs ? 2 : 1);
 }
 
 /* Lays a worker's tiles out from `at`, or only counts where that is NULL; returns how many floats they take. */
@@ -262,7 +263,8 @@ static size_t lay_out(const job *j, usli_pass pass, float *at, room *m) {
     const usli_attention_args *a = j->a;
     bool back = pass == USLI_BACKWARD, pairs = j->pairs;
     size_t n = (size_t)j->width, dq = (size_t)a->qk_dim, dv = (size_t)a->v_dim, dim = dq > dv ? dq : dv, used = 0;
-    size_t tiles = back ? 1 : (size_t)j->tiles, blocks = back ? SPAN / KEYS : 1, most = n > KEYS ? n : KEYS;
+    size_t tiles = back ? 1 : (size_t)j->tiles, keys = (size_t)j->keys, most = n > keys ? n : keys;
+    size_t blocks = back ? (size_t)ceil_div(min64(SPAN, a->max_k), KEYS) : 1;
     size_t k = blocks * block_floats(j, a->qk_dim), v = blocks * block_floats(j, a->v_dim);
     const struct {
         float **part;
@@ -276,12 +278,12 @@ static size_t lay_out(const job *j, usli_pass pass, float *at, room *m) {
                   { &m->dot, back ? (dv + 1) * n : 0 },
                   { &m->d_o, back ? dv * n : 0 },
                   { &m->rows, most * (dim + 1) },
-                  { &m->words, pairs ? KEYS / 2 * dim : 0 },
-                  { &m->s, KEYS * n },
-                  { &m->dp, back ? KEYS * n : 0 },
-                  { &m->slope, back && a->softcap > 0 ? KEYS * n : 0 },
-                  { &m->left, back && pairs ? KEYS / 2 * n : 0 },
-                  { &m->right, pairs ? KEYS / 2 * n : 0 },
+                  { &m->words, pairs ? keys / 2 * dim : 0 },
+                  { &m->s, keys * n },
+                  { &m->dp, back ? keys * n : 0 },
+                  { &m->slope, back && a->softcap > 0 ? keys * n : 0 },
+                  { &m->left, back && pairs ? keys / 2 * n : 0 },
+                  { &m->right, pairs ? keys / 2 * n : 0 },
                   { &m->o, back ? 0 : tiles * dv * n },
                   { &m->top, back ? 0 : tiles * n },
                   { &m->sum, back ? 0 : tiles * n },
@@ -547,6 +549,7 @@ static job job_of(const usli_attention_args *a) {
     j.width = padded(&j, j.tile * j.group);
     /* A few columns do not repay the transposing of values. */
     j.pairs = a->dtype == USL_BF16 && j.v->pairs && j.width >= FEW;
+    j.keys = even(min64(KEYS, a->max_k));
     j.span = (SPAN / j.tile > 1 ? SPAN / j.tile : 1) * j.tile;
     j.spans = ceil_div(a->max_q, j.span);
     if (j.spans < ceil_div(a->max_k, SPAN)) j.spans = ceil_div(a->max_k, SPAN);
