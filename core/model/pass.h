@@ -80,14 +80,10 @@ typedef struct usli_pass_state {
                       over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
-<<<<<<< HEAD
-    bool training;
-    bool any_order;           /* attention's gradients need not repeat bit for bit */
-=======
     usli_balance balance;     /* micros 0: not wanted */
     int64_t first;            /* number of the first token in the pass: where MLPs run piece by piece */
     bool training, again;     /* again: backward repeats a forward */
->>>>>>> experts
+    bool any_order;           /* attention's gradients need not repeat bit for bit */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
     void *final_n;            /* (tokens, hidden) */

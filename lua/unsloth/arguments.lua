@@ -257,11 +257,8 @@ function M.core_options(o, recompute)
     schedule = IN_CORE[o.lr_scheduler_type] and o.lr_scheduler_type or nil, warmup_steps = o.warmup_steps,
     warmup_ratio = o.warmup_ratio, weight_decay = o.weight_decay, beta1 = o.adam_beta1, beta2 = o.adam_beta2,
     epsilon = o.adam_epsilon, max_grad_norm = o.max_grad_norm, optimizer = OPTIM[o.optim], seed = o.data_seed or o.seed,
-<<<<<<< HEAD
-    recompute = recompute, deterministic = o.deterministic, memory_limit = o.memory_limit and math.tointeger(o.memory_limit // 1),
-=======
-    router_aux_loss_coef = o.router_aux_loss_coef, recompute = recompute, memory_limit = o.memory_limit and math.tointeger(o.memory_limit // 1),
->>>>>>> experts
+    router_aux_loss_coef = o.router_aux_loss_coef, recompute = recompute, deterministic = o.deterministic,
+    memory_limit = o.memory_limit and math.tointeger(o.memory_limit // 1),
   }, rate_function(o)
 end
 
