@@ -9,8 +9,10 @@ local progress = require "unsloth.progress"
 local M = {}
 local json = core.json
 
+---@class unsloth.Trainer
 local Trainer = { __name = "unsloth.SFTTrainer" }
 Trainer.__index = Trainer
+M.Trainer = Trainer
 
 -- ---- Rows -----------------------------------------------------------------------------------------------------------
 
@@ -466,5 +468,9 @@ function Trainer:close()
   self.handle = nil
 end
 Trainer.__close = Trainer.close
+
+function Trainer:__tostring()
+  return require("unsloth.show").trainer(self)
+end
 
 return M
