@@ -488,6 +488,11 @@ USL_API usl_status usl_trainer_gradients(usl_trainer *trainer, int64_t first, in
 USL_API usl_status usl_trainer_get_grad(usl_trainer *trainer, const char *name, usl_tensor **out);
 /* From the next update on, in place of the schedule; negative: the schedule again. */
 USL_API void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate);
+/* Other rows from the next update on, from their beginning: the memory plan is made anew, weights, optimiser and
+ * position stay. On failure the old rows stay too. */
+USL_API usl_status usl_trainer_set_rows(usl_trainer *trainer, usl_rows *rows);
+/* So many updates count as done: their rows pass by and the schedule goes on; weights and optimiser stay. */
+USL_API usl_status usl_trainer_skip(usl_trainer *trainer, int64_t updates);
 /* Updates done so far and in all. */
 USL_API int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total);
 /* A checkpoint folder: adapter or weights, optimiser, position, plan. extra: any JSON text the host wants back. */

@@ -2,9 +2,12 @@
  * what may complete a word and what an error means is Lua: unsloth.show, unsloth.complete, unsloth.explain. */
 #include <errno.h>
 #include <locale.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/select.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -31,12 +34,30 @@ static int take_keys(void) {
     return 0;
 }
 
+/* Waits for input or Ctrl-C: the signal is let in only while this waits, so none falls between look and wait. */
+static bool await_key(void) {
+    sigset_t interrupt, before;
+    fd_set in;
+    int ready = -1;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+    while (!program_interrupted && ready < 0) {
+        FD_ZERO(&in);
+        FD_SET(STDIN_FILENO, &in);
+        ready = pselect(STDIN_FILENO + 1, &in, NULL, NULL, NULL, &before);
+        if (ready < 0 && errno != EINTR) break;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return ready > 0;
+}
+
 /* A character; -1 at the end of input and at Ctrl-C. */
 static int read_key(FILE *in) {
     (void)in;
     mbstate_t state;
     memset(&state, 0, sizeof state);
-    while (!program_interrupted) {
+    while (await_key()) {
         char byte;
         wchar_t key;
         ssize_t n = read(STDIN_FILENO, &byte, 1);
@@ -220,25 +241,6 @@ static bool is_incomplete(lua_State *L, int status) {
     return text && len >= sizeof MARK - 1 && strcmp(text + len - (sizeof MARK - 1), MARK) == 0;
 }
 
-/* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
-static int load_statement(lua_State *L) {
-    for (;;) {
-        size_t len;
-        const char *text = lua_tolstring(L, 1, &len);
-        int status = luaL_loadbuffer(L, text, len, "=stdin");
-        if (!is_incomplete(L, status)) {
-            remember(L, text);
-            return status;
-        }
-        lua_settop(L, 1);
-        if (!read_line(L, false))
-            return program_interrupted ? PROGRAM_INTERRUPTED : luaL_loadbuffer(L, text, len, "=stdin");
-        lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
-        lua_replace(L, 1);
-        lua_settop(L, 1);
-    }
-}
-
 /* Calls a function of a Lua module with what is above `base` and leaves its one result; false when that fails. */
 static bool ask(lua_State *L, const char *module, const char *name, int base) {
     lua_getglobal(L, "require");
@@ -252,12 +254,33 @@ static bool ask(lua_State *L, const char *module, const char *name, int base) {
 
 /* unsloth.explain looks lines up in what was typed. */
 static void keep_chunk(lua_State *L) {
+    int top = lua_gettop(L);
     if (luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE) &&
         lua_getfield(L, -1, "unsloth.explain") == LUA_TTABLE) {
         lua_pushvalue(L, 1);
         lua_setfield(L, -2, "chunk");
     }
-    lua_settop(L, 1);
+    lua_settop(L, top);
+}
+
+/* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
+static int load_statement(lua_State *L) {
+    for (;;) {
+        size_t len;
+        const char *text = lua_tolstring(L, 1, &len);
+        int status = luaL_loadbuffer(L, text, len, "=stdin");
+        if (!is_incomplete(L, status)) {
+            remember(L, text);
+            keep_chunk(L);
+            return status;
+        }
+        lua_settop(L, 1);
+        if (!read_line(L, false))
+            return program_interrupted ? PROGRAM_INTERRUPTED : luaL_loadbuffer(L, text, len, "=stdin");
+        lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
+        lua_replace(L, 1);
+        lua_settop(L, 1);
+    }
 }
 
 /* -1 at the end of input, PROGRAM_INTERRUPTED when the line was left. An expression is tried first. */

@@ -3,7 +3,8 @@ local core = require "unsloth.core"
 local doc = require "unsloth.doc"
 local inside = require "unsloth.inside"
 
-local M = {}
+--- globals: where names are looked up.
+local M = { globals = _G }
 
 local KEYWORDS = { "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "goto", "if", "in", "local", "nil", "not",
   "or", "repeat", "return", "then", "true", "until", "while" }
@@ -76,10 +77,16 @@ local SAFE_CALLS = { layer = true, tree = true, info = true }
 local function field(value, name)
   local class = class_of(value)
   if class and core[class.name][name] then return core[class.name][name] end
-  local kind = type(value)
-  if kind ~= "table" and kind ~= "userdata" and kind ~= "string" then return nil end
-  local ok, found = pcall(function() return value[name] end)
-  return ok and found or nil
+  if class or type(value) == "string" or type(value) == "table" and inside.names(value) then
+    local ok, found = pcall(function() return value[name] end)
+    return ok and found or nil
+  end
+  while type(value) == "table" do -- an __index that is a function may do anything
+    local found = rawget(value, name)
+    if found ~= nil then return found end
+    local meta = debug.getmetatable(value)
+    value = type(meta) == "table" and rawget(meta, "__index") or nil
+  end
 end
 
 --- The value of a chain such as "model:layer(0).q_proj" as the globals and extra names have it; nil when it cannot be told without
@@ -88,7 +95,7 @@ function M.value_of(chain, extra)
   local name, rest = chain:match "^([%a_][%w_]*)(.*)$"
   if not name then return nil end
   local value = extra and extra[name]
-  if value == nil then value = rawget(_G, name) end
+  if value == nil then value = rawget(M.globals, name) end
   while rest ~= "" and value ~= nil do
     local sep, word, more = rest:match "^([.:])([%a_][%w_]*)(.*)$"
     if not sep then
@@ -145,6 +152,26 @@ local function option_names(line, open, prefix, out)
   return #out > 0
 end
 
+-- What stands before the last dot or colon: names, dots and whole brackets, as in "model:layer(0).q_proj".
+local function chain_before(text)
+  local sep = text:match "[.:]$"
+  if not sep then return nil end
+  local i, depth = #text - 1, 0
+  while i > 0 do
+    local c = text:sub(i, i)
+    if c == ")" or c == "]" then
+      depth = depth + 1
+    elseif c == "(" or c == "[" then
+      if depth == 0 then break end
+      depth = depth - 1
+    elseif depth == 0 and not c:find "[%w_.:]" then
+      break
+    end
+    i = i - 1
+  end
+  return text:sub(i + 1, -2), sep
+end
+
 --- The whole words that may stand where the line ends, and where that word begins: candidates, first byte.
 ---@param line string all before the cursor
 ---@return string[] candidates, integer first
@@ -163,7 +190,7 @@ function M.complete(line)
     return out, #line - #text + 1
   end
   local prefix = line:match "[%a_][%w_]*$" or ""
-  local object, sep = line:sub(1, #line - #prefix):match "([%a_][%w_.:()%[%]]*)([.:])$"
+  local object, sep = chain_before(line:sub(1, #line - #prefix))
   local first = #line - #prefix + 1
   if object then
     local value = M.value_of(object)
@@ -178,7 +205,7 @@ function M.complete(line)
       pick(out, names, prefix, "", method and function() return "(" end or nil)
     end
   elseif not (#open > 0 and open[#open][1] == "{" and option_names(line, open, prefix, out)) then
-    pick(out, members(_G), prefix, "")
+    pick(out, members(M.globals), prefix, "")
     for _, word in ipairs(KEYWORDS) do
       if prefix ~= "" and word:sub(1, #prefix) == prefix then out[#out + 1] = word end
     end

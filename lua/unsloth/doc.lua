@@ -151,14 +151,21 @@ local function build()
   for _, name in ipairs(core.path_kind(root .. "/meta") and core.list_dir(root .. "/meta") or {}) do
     if name:find "%.lua$" then read(root .. "/meta/" .. name, "meta") end
   end
+  local in_core = {} -- what lua/meta/core.lua calls it
+  for key, value in pairs(core) do in_core[value] = "core." .. key end
+  for key, value in pairs(core.json) do in_core[value] = "core.json." .. key end
   for _, pair in ipairs(public_tables()) do
     for key, value in pairs(pair[2]) do
       if type(value) == "function" and type(key) == "string" and key:sub(1, 2) ~= "__" then
         local name = pair[1] .. "." .. key
         local real = M.behind[value] or value
         local info = debug.getinfo(real, "S")
-        local entry = info.what == "C" and meta[name:gsub("^unsloth%.", "core."):gsub("^core%.(json)%.", "%1.")] or
-          info.what ~= "C" and at[source_key(info.source, info.linedefined)] or nil
+        local entry
+        if info.what == "C" then
+          entry = meta[in_core[value] or name]
+        else
+          entry = at[source_key(info.source, info.linedefined)]
+        end
         if not HIDDEN[name] then
           index.names[#index.names + 1] = name
           index.by_name[name] = { name = name, entry = entry, value = real }
@@ -344,7 +351,9 @@ end
 --- Every word that help knows, sorted: for completion and for what is near.
 function M.topics()
   local set = { Trainer = true }
-  for _, name in ipairs(get_index().names) do set[name] = true end
+  for _, name in ipairs(get_index().names) do
+    set[name], set[name:match "[^.]+$"] = true, true
+  end
   for name in pairs(M.modules()) do set[name] = true end
   for _, class in pairs(M.classes) do set[class.name] = true end
   for _, known in ipairs(M.all()) do

@@ -6,7 +6,7 @@ local options = require "unsloth.options"
 local M = {}
 
 local SPEC = {
-  eps = { "number", default = 1e-3, check = options.at_least(0) },
+  eps = { "number", default = 1e-2, check = options.at_least(0) },
   samples = { "integer", default = 16, check = options.at_least(1) },
   rows = { "integer", default = 1, check = options.at_least(1) },
   seed = { "integer", default = 3407 },
@@ -24,9 +24,11 @@ local function positions(count, o)
   return list
 end
 
--- Compares a flat array of gradients with central differences of loss(values); returns the report.
+-- Compares a flat array of gradients with central differences of loss(values); returns the report. Errors are relative, but a
+-- gradient far below the largest drowns in the rounding of the loss: it is measured by a tenth of that one.
 local function compare(values, gradients, loss, o)
-  local worst, at = 0, nil
+  local worst, at, largest = 0, nil, 0
+  for _, g in ipairs(gradients) do largest = math.max(largest, math.abs(g)) end
   for _, i in ipairs(positions(#values, o)) do
     local kept = values[i]
     local eps = o.eps * math.max(1, math.abs(kept))
@@ -36,7 +38,7 @@ local function compare(values, gradients, loss, o)
     local below = loss(values)
     values[i] = kept
     local wanted = (above - below) / (2 * eps)
-    local err = math.abs(gradients[i] - wanted) / math.max(1e-3, math.abs(wanted), math.abs(gradients[i]))
+    local err = math.abs(gradients[i] - wanted) / math.max(largest / 10, math.abs(wanted), math.abs(gradients[i]), 1e-12)
     if err > worst or err ~= err or not at then worst, at = err, { position = i, gradient = gradients[i], difference = wanted } end
   end
   return { error = worst, worst = at, ok = worst < 2e-2 }
@@ -77,7 +79,7 @@ local function check_trainer(trainer, name, o)
 end
 
 --- Compares gradients with central differences. Returns { error, ok, worst = { position, gradient, difference } }; error is
---- the largest relative one.
+--- the largest relative one; ok: it is below 2%.
 ---
 ---     local square = { forward = function(x) return x * x end, backward = function(x, dy) return 2 * x * dy end }
 ---     print(unsloth.gradcheck(square, unsloth.randn(3)).ok)

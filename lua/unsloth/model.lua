@@ -206,8 +206,10 @@ function FastLanguageModel.get_peft_model(model, opts)
   return model
 end
 
---- Nothing to do here: a model answers and is trained as it is. They return the model.
+--- Nothing to do here: a model answers as it is. Returns the model.
 function FastLanguageModel.for_inference(model) return model end
+
+--- Nothing to do here: a model is trained as it is. Returns the model.
 function FastLanguageModel.for_training(model) return model end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
@@ -224,6 +226,12 @@ function M.check_adapter(dir)
 end
 
 local load_adapter = Model.load_adapter
+
+--- Reads a PEFT folder as an adapter and makes it active.
+---
+---     model:load_adapter("outputs/adapter", "mine")
+---@param dir string
+---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
   M.check_adapter(dir)
   self:release_trainer()
@@ -245,6 +253,7 @@ function Model:disable_adapter()
   return name
 end
 
+--- Prints how many parameters are trained, in PEFT's words.
 function Model:print_trainable_parameters()
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,

@@ -173,7 +173,7 @@ function M.SFTTrainer(opts)
     if o[name] ~= nil then given[name] = o[name] end
   end
   local self = setmetatable({ model = o.model, tokenizer = tokenizer, args = arguments.new(given), callbacks = callback_list(o.callbacks),
-    with_eos = 0, log_history = {}, history = {} }, Trainer)
+    with_eos = 0, log_history = {}, history = {}, formatting_func = o.formatting_func }, Trainer)
   self.max_seq_length = math.min(self.args.max_seq_length or math.maxinteger, o.model:info().context)
   self.rows = tokenized(self, o.train_dataset, o.formatting_func)
   if #o.train_dataset > 0 and self.with_eos == 0 and tokenizer.eos_token then
@@ -310,9 +310,49 @@ function Trainer:save_checkpoint()
   return dir
 end
 
+local one_update
+
 --- The rate from the next update on; nil is the schedule again.
 function Trainer:set_learning_rate(rate)
   self:core():set_learning_rate(rate)
+end
+
+--- Other training rows from the next update on, from their beginning; weights, optimiser and schedule go on.
+---
+---     trainer:set_train_dataset(unsloth.load_dataset("json", { data_files = "more.jsonl" }))
+---@param dataset unsloth.Dataset
+---@param formatting_func function|nil as in SFTTrainer
+function Trainer:set_train_dataset(dataset, formatting_func)
+  require_class("train_dataset", dataset, "unsloth.Dataset")
+  local rows = tokenized(self, dataset, formatting_func or self.formatting_func)
+  if self.handle then self.handle:set_rows(rows) end
+  self.rows = rows
+end
+
+--- Trains another adapter of the model from the next update on: the schedule and the rows go on, the optimiser begins anew.
+---
+---     trainer:set_adapter "second"
+---@param name string an adapter that get_peft_model or load_adapter has added
+function Trainer:set_adapter(name)
+  local done, before = self.state.global_step, self.model:active_adapter()
+  if self.handle then self.handle:close() end
+  self.handle = nil
+  if self.model.trainer == self then self.model.trainer = nil end
+  local ok, err = pcall(self.model.set_adapter, self.model, name)
+  if not ok then self.model:activate(before) end
+  self:core():skip(done)
+  self.state.global_step = self.handle:position()
+  if not ok then error(err, 0) end
+end
+
+--- One update by hand. Returns its statistics; nil when all are done.
+---
+---     local stats = trainer:step()
+---     print(stats.step, stats.loss)
+---@return table|nil stats step, total, loss, learning_rate, grad_norm, tokens, seconds, ...
+function Trainer:step()
+  self.stopping = false
+  return one_update(self)
 end
 
 --- Ends the loop after this update.
@@ -320,12 +360,12 @@ function Trainer:stop()
   self.stopping = true
 end
 
-local function one_update(self)
+function one_update(self)
   if self.stopping then return nil end
   local args, stats = self.args, self:core():step()
   if not stats then return nil end
   local new_epoch = crossed_epoch(self, stats)
-  self.state.global_step, self.state.epoch = stats.step, stats.epoch
+  self.state.global_step, self.state.epoch, self.state.learning_rate = stats.step, stats.epoch, stats.learning_rate
   if stats.skipped then errors.note("update %d had a gradient that is not finite and was skipped", stats.step) end
   if self.bar then self.bar:add(stats) end
   log_update(self, stats)

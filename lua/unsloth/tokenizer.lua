@@ -36,6 +36,7 @@ function Tokenizer:convert_tokens_to_ids(tokens)
   return ids
 end
 
+--- The spelling of one id or of several, as in transformers.
 function Tokenizer:convert_ids_to_tokens(ids)
   if type(ids) == "number" then return self:id_to_token(ids) end
   local tokens = {}
