@@ -2,6 +2,7 @@
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
+local progress = require "unsloth.progress"
 
 local M = {}
 local Dataset = core.Dataset
@@ -107,7 +108,7 @@ end
 function Dataset:map(fn, opts)
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
-  for i = 1, #self do
+  for i in progress.count("mapping rows", #self) do
     local row = self[i]
     local result = core.call(fn, row, i)
     if result ~= nil and type(result) ~= "table" then

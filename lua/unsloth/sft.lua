@@ -82,7 +82,7 @@ end
 local function tokenized(self, ds, formatting_func)
   local rows = core.rows_new(self.max_seq_length)
   local field = self.args.dataset_text_field
-  for i = 1, #ds do
+  for i in progress.count("tokenising", #ds) do
     local row = ds[i]
     if formatting_func then
       local text = core.call(formatting_func, row)
@@ -264,7 +264,13 @@ end
 function Trainer:evaluate()
   if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
   local start = core.clock()
-  local stats = self:core():evaluate()
+  local handle = self:core()
+  local stats
+  do
+    local task <close> = progress.task "evaluating"
+    stats = handle:evaluate()
+    task:update(stats.rows, stats.rows)
+  end
   local entry = { step = self.state.global_step, epoch = self.state.epoch, eval_loss = stats.loss, eval_runtime = core.clock() - start }
   log(self, entry, stats)
   call_back(self, "on_evaluate", entry)
@@ -441,7 +447,7 @@ local function resume(self, from)
   else
     errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
   end
-  print(("going on from %s: step %d of %d is done"):format(self.saved, self.state.global_step, self.state.max_steps))
+  progress.say("going on from %s: step %d of %d is done", self.saved, self.state.global_step, self.state.max_steps)
 end
 
 -- ---- train ----------------------------------------------------------------------------------------------------------
@@ -449,11 +455,11 @@ end
 local function introduce(self)
   local s, info, plan = self.rows:stats(), self.model:info(), self:core():plan()
   local args = self.args
-  print(("%d rows, %d tokens, %d counted, longest %d; %d cut to max_seq_length %d, %d left out since no label counts"):format(
-    s.rows, s.tokens, s.counted, s.longest, s.truncated, self.max_seq_length, s.dropped))
-  print(("%d updates of %d x %d rows; %d of %d parameters trained; memory planned %s of %s; %d of %d layers computed again"):format(
+  progress.say("%d rows, %d tokens, %d counted, longest %d; %d cut to max_seq_length %d, %d left out since no label counts",
+    s.rows, s.tokens, s.counted, s.longest, s.truncated, self.max_seq_length, s.dropped)
+  progress.say("%d updates of %d x %d rows; %d of %d parameters trained; memory planned %s of %s; %d of %d layers computed again",
     self.state.max_steps, args.per_device_train_batch_size, args.gradient_accumulation_steps, info.trainable, info.parameters,
-    progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers))
+    progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers)
 end
 
 local function summary(self, losses, count, start, rows, tokens)
