@@ -14,6 +14,7 @@ local tensor = require "unsloth.tensor"
 local tokenizer = require "unsloth.tokenizer"
 require "unsloth.inside"
 require "unsloth.show"
+require("unsloth.report").listen()
 
 local M = { _VERSION = core.version }
 

@@ -202,6 +202,7 @@ function FastLanguageModel.get_peft_model(model, opts)
     target_modules = type(o.target_modules) == "table" and table.concat(o.target_modules, ",") or o.target_modules,
     layers = layer_list(o, model:info().layers), init = INIT[o.init_lora_weights], seed = o.random_state,
   }
+  model.adapter_options = o -- for the report
   if opts and opts.use_gradient_checkpointing ~= nil then model.recompute = RECOMPUTE[o.use_gradient_checkpointing] end
   return model
 end

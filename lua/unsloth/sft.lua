@@ -5,6 +5,8 @@ local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 local progress = require "unsloth.progress"
+local report = require "unsloth.report"
+local reporters = require "unsloth.reporters"
 
 local M = {}
 local json = core.json
@@ -157,6 +159,21 @@ local function require_class(what, value, name)
   if not meta or meta.__name ~= name then errors.invalid("SFTTrainer: %s is no %s", what, name) end
 end
 
+-- Numbers of each update, for the report: arrays of one length.
+local SERIES = { "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds" }
+
+local function new_series()
+  local series = { memory = {} }
+  for _, name in ipairs(SERIES) do series[name] = {} end
+  return series
+end
+
+local function add_to_series(self, stats)
+  local n = #self.series.step + 1
+  for _, name in ipairs(SERIES) do self.series[name][n] = stats[name] end
+  self.series.memory[n] = core.memory(self.model)
+end
+
 --- Makes a trainer; rows are tokenised here.
 ---
 ---     local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = dataset,
@@ -173,7 +190,7 @@ function M.SFTTrainer(opts)
     if o[name] ~= nil then given[name] = o[name] end
   end
   local self = setmetatable({ model = o.model, tokenizer = tokenizer, args = arguments.new(given), callbacks = callback_list(o.callbacks),
-    with_eos = 0, log_history = {}, history = {}, formatting_func = o.formatting_func }, Trainer)
+    with_eos = 0, log_history = {}, history = {}, series = new_series(), formatting_func = o.formatting_func }, Trainer)
   self.max_seq_length = math.min(self.args.max_seq_length or math.maxinteger, o.model:info().context)
   self.rows = tokenized(self, o.train_dataset, o.formatting_func)
   if #o.train_dataset > 0 and self.with_eos == 0 and tokenizer.eos_token then
@@ -230,7 +247,9 @@ function Trainer:core()
     local o, rate = arguments.core_options(self.args, recompute)
     self.handle = core.trainer_new(self.model, self.rows, self.eval_rows, o, rate)
     self.state.global_step, self.state.max_steps = self.handle:position()
-    self.model.trainer = self
+    self.model.trainer, self.plan = self, self.handle:plan()
+    self.report = self.report or report.new(self)
+    self.model.trainer_report = self.report
   end
   return self.handle
 end
@@ -244,6 +263,8 @@ end
 local function log(self, entry, stats)
   self.log_history[#self.log_history + 1] = entry
   if self.bar then self.bar:log(entry, stats) end
+  self.reporters = self.reporters or reporters.open(self.args)
+  for _, sink in ipairs(self.reporters) do sink:log(entry) end
   call_back(self, "on_log", entry)
 end
 
@@ -299,12 +320,24 @@ local function checkpoint_dir(dir, step)
   return ("%s/checkpoint-%d"):format(dir, step)
 end
 
+-- JSON has no word for what is not finite: null, which is NaN again when it is read.
+local function series_to_json(series)
+  local out = {}
+  for name, values in pairs(series) do
+    local list = json.array {}
+    for i, v in ipairs(values) do list[i] = v - v == 0 and v or json.null end
+    out[name] = list
+  end
+  return out
+end
+
 --- Writes output_dir/checkpoint-N and removes the oldest ones beyond save_total_limit.
 function Trainer:save_checkpoint()
   local args, step = self.args, self.state.global_step
   local dir = checkpoint_dir(args.output_dir, step)
   core.make_dir(args.output_dir)
-  self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history })
+  self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history,
+    series = series_to_json(self.series) })
   self.saved = dir
   if args.save_total_limit then
     local steps = checkpoint_steps(args.output_dir)
@@ -374,6 +407,7 @@ function one_update(self)
   self.state.global_step, self.state.epoch, self.state.learning_rate = stats.step, stats.epoch, stats.learning_rate
   if stats.skipped then errors.note("update %d had a gradient that is not finite and was skipped", stats.step) end
   if self.bar then self.bar:add(stats) end
+  add_to_series(self, stats)
   log_update(self, stats)
   local last = stats.step == stats.total
   if is_due(args.eval_strategy, args.eval_steps or args.logging_steps, stats, new_epoch or last) and stats.step > args.eval_delay then
@@ -382,6 +416,7 @@ function one_update(self)
   if is_due(args.save_strategy, args.save_steps, stats, new_epoch or last) or (args.save_strategy == "steps" and last) then
     self:save_checkpoint()
   end
+  if last and self.report then self.report:write() end
   call_back(self, "on_step", stats)
   return stats
 end
@@ -417,6 +452,10 @@ local function resume_from(self, dir)
   self.state.epoch, self.history = kept.epoch or 0, kept.history or {}
   for i in ipairs(self.log_history) do self.log_history[i] = nil end
   for i, entry in ipairs(kept.log_history or {}) do self.log_history[i] = entry end
+  self.series = new_series()
+  for name, values in pairs(kept.series or {}) do
+    for i, v in ipairs(self.series[name] and values or {}) do self.series[name][i] = v == json.null and 0 / 0 or v end
+  end
 end
 
 -- What a damaged folder raises. Other settings, want of memory and Ctrl-C are no damage: an older checkpoint would not help.
@@ -482,6 +521,10 @@ function Trainer:train(opts)
     __close = function(held, err)
       self.bar, self.failed = nil, err ~= nil
       held.bar:close()
+      if err ~= nil and self.report then
+        self.report.failure = tostring(err)
+        self.report:write()
+      end
     end })
   self.bar = bar.bar
   call_back(self, "on_train_begin")
@@ -491,8 +534,25 @@ function Trainer:train(opts)
     losses, count, rows, tokens = losses + stats.loss, count + 1, rows + stats.rows, tokens + stats.tokens
   end
   local result = summary(self, losses, count, start, rows, tokens)
+  if self.report then
+    self.report.metrics, self.report.failure = result.metrics, nil
+    self.report:write()
+  end
   call_back(self, "on_train_end", result)
   return result
+end
+
+--- Puts a prompt with what the model answered before and after training into the report.
+---
+---     trainer:add_sample("Name three colors.", before, after)
+---@param prompt string
+---@param before string|nil
+---@param after string|nil
+function Trainer:add_sample(prompt, before, after)
+  if not self.report then return end
+  local samples = self.report.samples
+  samples[#samples + 1] = { prompt = prompt, before = before, after = after }
+  if self.report.written then self.report:write() end
 end
 
 --- Writes the model's adapter, or its weights, and the tokenizer.
