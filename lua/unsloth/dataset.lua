@@ -5,6 +5,7 @@ local options = require "unsloth.options"
 local progress = require "unsloth.progress"
 
 local M = {}
+---@class unsloth.Dataset
 local Dataset = core.Dataset
 
 local LOAD = {
@@ -50,7 +51,8 @@ end
 ---
 ---     local ds = unsloth.load_dataset("json", { data_files = "alpaca.json", split = "train" })
 ---@param kind string "json" (an array or JSON lines), "text", "csv"; or the path of a file
----@param opts table|nil data_files, split
+---@param opts unsloth.LoadDatasetOptions|nil
+---@return unsloth.Dataset
 function M.load_dataset(kind, opts)
   if type(kind) ~= "string" then errors.invalid('load_dataset wants "json", "text" or "csv", or a file\'s path') end
   local o = options.check("load_dataset", opts, LOAD)
@@ -105,6 +107,11 @@ end
 
 --- A new data set whose rows are the old ones updated with what fn(row, i) returns, as in Hugging Face datasets: a column that the
 --- returned table names is replaced or added, the others stay. false in it removes a column. nil keeps the row.
+---
+---     local texts = ds:map(function(row) return { text = row.instruction .. tokenizer.eos_token } end)
+---@param fn fun(row: table, position: integer): table|nil
+---@param opts unsloth.MapOptions|nil
+---@return unsloth.Dataset
 function Dataset:map(fn, opts)
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()

@@ -4,6 +4,7 @@ local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 
 local SPEC = {
@@ -91,6 +92,9 @@ end
 --- Iterates over pieces of the answer as they come; leaving the loop early frees everything.
 ---
 ---     for piece in model:stream("Once upon a time", { max_new_tokens = 32 }) do io.write(piece) end
+---@param prompt string|table a text, messages, or token ids
+---@param opts unsloth.GenerateOptions|nil
+---@return fun(): string|nil
 function Model:stream(prompt, opts)
   local o = options.check("generate", opts, SPEC)
   local tokenizer = o.tokenizer or self.tokenizer
@@ -125,6 +129,9 @@ end
 --- temperature or do_sample says otherwise.
 ---
 ---     print(model:generate("### Instruction:\nName a colour.\n\n### Response:\n", { max_new_tokens = 16 }))
+---@param prompt string|table a text, messages, or token ids
+---@param opts unsloth.GenerateOptions|nil
+---@return string
 function Model:generate(prompt, opts)
   local pieces = {}
   for piece in self:stream(prompt, opts) do pieces[#pieces + 1] = piece end

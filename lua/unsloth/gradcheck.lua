@@ -85,7 +85,7 @@ end
 ---     print(unsloth.gradcheck(square, unsloth.randn(3)).ok)
 ---@param op table { forward, backward }, or a trainer
 ---@param x unsloth.Tensor|string the input; for a trainer a parameter's name
----@param opts table|nil eps, samples (positions that are tried), rows (of the trainer), seed
+---@param opts unsloth.GradcheckOptions|nil eps, samples (positions that are tried), rows (of the trainer), seed
 ---@return { error: number, ok: boolean, worst: table }
 function M.gradcheck(op, x, opts)
   local o = options.check("gradcheck", opts, SPEC)

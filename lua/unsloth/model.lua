@@ -5,6 +5,7 @@ local options = require "unsloth.options"
 require "unsloth.generate"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 local json = core.json
 
@@ -90,7 +91,10 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
----@return userdata model, userdata|nil tokenizer
+---@param opts unsloth.LoadOptions|string options, or a path
+---@param more unsloth.LoadOptions|nil behind a path
+---@return unsloth.Model model
+---@return unsloth.Tokenizer|nil tokenizer
 function FastLanguageModel.from_pretrained(opts, more)
   if type(opts) == "string" then
     local name = opts
@@ -192,6 +196,11 @@ local function layer_list(o, layers)
 end
 
 --- Adds a LoRA adapter. Returns the same model.
+---
+---     model = FastLanguageModel.get_peft_model(model, { r = 16, lora_alpha = 16 })
+---@param model unsloth.Model
+---@param opts unsloth.PeftOptions|nil
+---@return unsloth.Model
 function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end

@@ -76,7 +76,7 @@ end
 ---
 ---     print(unsloth.plot({ loss = { 3, 2, 1.5 }, eval_loss = { 3.1, 2.3, 2 } }, { title = "two lines" }))
 ---@param values table|unsloth.Tensor numbers, named arrays of them, a training history, a vector, or a matrix (a heat map)
----@param opts table|nil title, x, width and height in characters, style "braille" or "blocks"
+---@param opts unsloth.PlotOptions|nil title, x, width and height in characters, style "braille" or "blocks"
 ---@return table
 function M.plot(values, opts)
   local o = options.check("plot", opts, SPEC)

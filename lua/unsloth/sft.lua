@@ -178,6 +178,8 @@ end
 ---
 ---     local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = dataset,
 ---       args = unsloth.TrainingArguments { max_steps = 60, learning_rate = 2e-4, output_dir = "outputs" } }
+---@param opts unsloth.SFTTrainerOptions
+---@return unsloth.Trainer
 function M.SFTTrainer(opts)
   local o = options.check("SFTTrainer", opts, SPEC)
   require_class("model", o.model, "unsloth.Model")

@@ -4,6 +4,7 @@ local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 
 local M = {}
+---@class unsloth.Tokenizer
 local Tokenizer = core.Tokenizer
 
 local OPEN = {
