@@ -145,12 +145,12 @@ static void open_lines(lua_State *L) {
     is_open = true;
     setlocale(LC_CTYPE, ""); /* for the editor: what is typed may be any text */
     rl_readline_name = PROGRAM;
-    using_history();
-    stifle_history(HISTORY);
     rl_attempted_completion_function = complete_word;
     rl_basic_word_break_characters = " \t\n\"\\'`@$><=;|&{}()[]+-*/^%#~,.:!?";
     rl_pre_input_hook = take_keys;
-    rl_getc_function = read_key;
+    rl_getc_function = read_key; /* looked at when libedit begins, which the next line makes it do */
+    using_history();
+    stifle_history(HISTORY);
     const char *path = usl_is_terminal(0) ? history_path(L) : NULL;
     if (path) read_history(path);
     lua_settop(L, top);

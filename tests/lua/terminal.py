@@ -49,6 +49,8 @@ def main():
         shown, seen = shown + data, seen + data
     sys.stdout.write(shown)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if dialogue:
+        print(f"\n[{dialogue[0][0]!r} never came; exit status {status}]")
     sys.exit(99 if dialogue or data is None else status if status >= 0 else 128 - status)
 
 
