@@ -50,7 +50,7 @@ function M.event(name, keys, values)
   io.stdout:flush()
 end
 
-local print_plain = print
+local print_before
 
 -- What a script prints is an event too, or its lines would stand among the JSON.
 local function print_event(...)
@@ -63,7 +63,13 @@ end
 ---@param mode string|nil
 function M.set_mode(mode)
   M.mode = mode
-  _G.print = mode == "json" and print_event or print_plain -- luacheck: ignore
+  -- luacheck: push ignore
+  if mode == "json" and _G.print ~= print_event then
+    print_before, _G.print = _G.print, print_event
+  elseif mode ~= "json" and _G.print == print_event then
+    _G.print = print_before
+  end
+  -- luacheck: pop
 end
 
 --- Says something about the run itself, as introductions do; not in the mode "quiet".
