@@ -42,7 +42,7 @@ typedef struct usli_cache {
 typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
     void *y_attn, *y_mlp, *h; /* NULL: backward makes them again */
-    void *attn, *mlp; /* a branch's output before the norm behind it, where the family has one */
+    void *attn, *mlp;         /* a branch's output before the norm behind it, where the family has one */
     float *rstd1, *rstd2, *rstd_attn, *rstd_mlp, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
     size_t low;                                 /* the arena's low end before the block */

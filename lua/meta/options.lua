@@ -92,6 +92,7 @@
 ---@field ddp_find_unused_parameters? boolean boolean; nothing to do: one process trains
 ---@field ddp_timeout? integer integer; nothing to do: one process trains
 ---@field deepspeed? table|string table or string; not here: several machines or devices are not built in yet; leave it out
+---@field deterministic? boolean boolean, default true
 ---@field disable_tqdm? boolean boolean, default false
 ---@field do_eval? boolean boolean; nothing to do: evaluate() evaluates
 ---@field do_predict? boolean boolean; nothing to do: model:generate answers
@@ -110,7 +111,7 @@
 ---@field fp16_opt_level? string string; nothing to do: from_pretrained's dtype decides
 ---@field fsdp? string|table string or table, default ""; not here: several machines or devices are not built in yet; leave it out
 ---@field fsdp_config? table|string table or string; not here: several machines or devices are not built in yet; leave it out
----@field full_determinism? boolean boolean; nothing to do: the same run gives the same numbers
+---@field full_determinism? boolean boolean; nothing to do: the same run gives the same numbers, unless deterministic = false
 ---@field gradient_accumulation_steps? integer integer, default 2
 ---@field gradient_checkpointing? boolean|string "auto", "unsloth", false, true
 ---@field gradient_checkpointing_kwargs? table table; nothing to do: the memory plan decides what is computed again
