@@ -411,6 +411,8 @@ function Tensor:softmax(dim) end
 function Tensor:log_softmax(dim) end
 
 --- Frees its memory now; the collector would do it later.
+---
+---     t:close()
 function Tensor:close() end
 
 -- ---- JSON -----------------------------------------------------------------------------------------------------------
@@ -504,26 +506,36 @@ function Tokenizer:token_to_id(token) end
 function Tokenizer:id_to_token(id) end
 
 --- Ids to text as they come, in whole characters: an object with push(id) and finish(), which give pieces.
+---
+---     print(tokenizer:text_stream({}, true):push(5))
 ---@param before integer[]|nil the ids in front
 ---@param skip_special_tokens boolean|nil
 ---@return userdata
 function Tokenizer:text_stream(before, skip_special_tokens) end
 
 --- Sets the chat template, which goes with what is saved; get_chat_template does more.
+---
+---     tokenizer:set_chat_template "{{ messages[0].content }}"
 ---@param template string Jinja
 function Tokenizer:set_chat_template(template) end
 
 --- Makes an id the "bos", "eos", "pad" or "unk" token.
+---
+---     tokenizer:set_special("pad", tokenizer.eos_token_id)
 ---@param which string
 ---@param id integer|nil nil: there is none
 function Tokenizer:set_special(which, id) end
 
 --- Gives a token another spelling, which no other token may have.
+---
+---     tokenizer:rename(5, "<|mine|>")
 ---@param id integer
 ---@param token string
 function Tokenizer:rename(id, token) end
 
 --- Renders a chat template over JSON texts: what apply_chat_template is made of.
+---
+---     print(tokenizer:render_chat(unsloth.json.encode { { role = "user", content = "Hi" } }))
 ---@param messages string a JSON array
 ---@param opts table|nil
 ---@return string text
@@ -537,6 +549,8 @@ function Tokenizer:render_chat(messages, opts) end
 function Tokenizer:save_pretrained(dir) end
 
 --- Frees its memory now; the collector would do it later.
+---
+---     tokenizer:close()
 function Tokenizer:close() end
 
 -- ---- Data sets ------------------------------------------------------------------------------------------------------
@@ -548,29 +562,41 @@ local Dataset = {}
 core.Dataset = Dataset
 
 --- Adds a row to a data set that dataset_from_list has made.
+---
+---     unsloth.dataset_from_list({}):append { text = "a row" }
 ---@param row table|string a table, or the text of a JSON object
 function Dataset:append(row) end
 
 --- "FILE: line 12" or "row 3": where a row came from, for messages.
+---
+---     print(ds:where(1))
 ---@param position integer
 ---@return string|nil
 function Dataset:where(position) end
 
 --- The rows with these numbers: what select is made of.
+---
+---     print(#ds:pick { 1, 3 })
 ---@param positions integer[]
 ---@return unsloth.Dataset
 function Dataset:pick(positions) end
 
 --- The rows in the order that a seed gives: what shuffle is made of.
+---
+---     print(ds:permute(3407)[1])
 ---@param seed integer
 ---@return unsloth.Dataset
 function Dataset:permute(seed) end
 
 --- alpaca, ShareGPT, OpenAI, DPO and KTO rows to `messages`: what standardize_data_formats is made of.
+---
+---     print(ds:standardize()[1].messages[1].content)
 ---@return unsloth.Dataset
 function Dataset:standardize() end
 
 --- Frees its memory now; the collector would do it later.
+---
+---     ds:close()
 function Dataset:close() end
 
 --- Tokenised rows, as a trainer takes them.
@@ -580,21 +606,29 @@ local Rows = {}
 core.Rows = Rows
 
 --- Adds a row of ids; labels of -100 do not count, without labels all ids do.
+---
+---     rows:add({ 1, 5, 7 }, { -100, 5, 7 })
 ---@param ids integer[]
 ---@param labels integer[]|nil
 function Rows:add(ids, labels) end
 
 --- Counts: rows, tokens, counted labels, longest, truncated, dropped.
+---
+---     print(trainer.rows:stats().tokens)
 ---@return table<string, integer>
 function Rows:stats() end
 
 --- The ids and labels of a row.
+---
+---     print(#trainer.rows:get(1))
 ---@param position integer
 ---@return integer[] ids
 ---@return integer[] labels
 function Rows:get(position) end
 
 --- New rows whose labels count only behind a response marker: what train_on_responses_only is made of.
+---
+---     local masked = rows:mask_responses(tokenizer:encode "Q:", tokenizer:encode "A:")
 ---@param instruction integer[]
 ---@param response integer[]
 ---@param last_only boolean|nil
@@ -602,6 +636,8 @@ function Rows:get(position) end
 function Rows:mask_responses(instruction, response, last_only) end
 
 --- Frees its memory now; the collector would do it later.
+---
+---     rows:close()
 function Rows:close() end
 
 -- ---- Models ---------------------------------------------------------------------------------------------------------
@@ -623,10 +659,14 @@ core.Model = Model
 function Model:info() end
 
 --- Adds an adapter: what get_peft_model is made of.
+---
+---     model:add_lora { rank = 8, alpha = 8 }
 ---@param opts table
 function Model:add_lora(opts) end
 
 --- Makes an adapter active, or none: what set_adapter and disable_adapter are made of.
+---
+---     model:activate(nil)
 ---@param name string|nil
 function Model:activate(name) end
 
@@ -637,6 +677,8 @@ function Model:activate(name) end
 function Model:active_adapter() end
 
 --- Writes the active adapter as a PEFT folder: what save_pretrained is made of.
+---
+---     model:save_adapter "outputs/adapter"
 ---@param dir string
 ---@param base string|nil
 function Model:save_adapter(dir, base) end
@@ -662,6 +704,8 @@ function Model:param_list() end
 function Model:get_param(name) end
 
 --- Gives a trained parameter other numbers.
+---
+---     model:set_param(name, model:get_param(name) * 0)
 ---@param name string
 ---@param value unsloth.Tensor
 function Model:set_param(name, value) end
@@ -681,12 +725,16 @@ function Model:logits(ids) end
 function Model:unembed(states) end
 
 --- An object whose next() gives ids: what stream is made of.
+---
+---     local generator = model:generator(tokenizer:encode("Once"), { max_new_tokens = 8 })
 ---@param ids integer[]
 ---@param opts table|nil
 ---@return unsloth.Generator
 function Model:generator(ids, opts) end
 
 --- Frees the model now; the collector would do it later.
+---
+---     model:close()
 function Model:close() end
 
 --- Ids as they come.
@@ -695,10 +743,14 @@ local Generator = {}
 core.Generator = Generator
 
 --- The next id, nil at the end.
+---
+---     for id in generator.next, generator do print(id) end
 ---@return integer|nil
 function Generator:next() end
 
 --- Frees its memory now; leaving a loop over model:stream does it too.
+---
+---     generator:close()
 function Generator:close() end
 
 return core

@@ -68,6 +68,8 @@ function M.load_dataset(kind, opts)
 end
 
 --- A data set from an array of rows.
+---
+---     local ds = unsloth.dataset_from_list { { text = "a row" } }
 function M.from_list(rows)
   local ds = core.dataset_new()
   for _, row in ipairs(rows) do ds:append(row) end
@@ -75,6 +77,8 @@ function M.from_list(rows)
 end
 
 --- Iterates over the rows in order: `for row in ds:rows() do`.
+---
+---     for row in ds:rows() do print(row.instruction) end
 function Dataset:rows()
   local i, n = 0, #self
   return function()
@@ -84,6 +88,8 @@ function Dataset:rows()
 end
 
 --- The keys of the first row, in file order.
+---
+---     print(table.concat(ds:column_names(), ", "))
 function Dataset:column_names()
   local names = {}
   for name in pairs(self[1] or {}) do names[#names + 1] = name end
@@ -129,6 +135,8 @@ function Dataset:map(fn, opts)
 end
 
 --- The rows for which fn(row, i) is true.
+---
+---     print(#ds:filter(function(row) return #row.output < 60 end))
 function Dataset:filter(fn, opts)
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
@@ -139,11 +147,15 @@ function Dataset:filter(fn, opts)
 end
 
 --- The rows in another order: shuffle { seed = 3407 }.
+---
+---     ds = ds:shuffle { seed = 1 }
 function Dataset:shuffle(opts)
   return self:permute(options.check("shuffle", opts, { seed = { "integer", default = 3407, check = options.at_least(0) } }).seed)
 end
 
 --- The rows with these numbers, counted from 1.
+---
+---     print(#ds:select { 1, 2, 3 })
 function Dataset:select(index)
   return self:pick(index)
 end
@@ -155,6 +167,8 @@ local SPLIT = {
 }
 
 --- Returns { train = , test = }. test_size below 1 is a share, else a number of rows.
+---
+---     local parts = ds:train_test_split { test_size = 0.1 }
 function Dataset:train_test_split(opts)
   if type(opts) == "number" then opts = { test_size = opts } end
   local o = options.check("train_test_split", opts, SPLIT)
@@ -172,6 +186,8 @@ function Dataset:train_test_split(opts)
 end
 
 --- Rows of alpaca, ShareGPT, OpenAI messages, DPO or KTO shape -> `messages`.
+---
+---     ds = unsloth.standardize_data_formats(ds)
 function M.standardize_data_formats(ds)
   return ds:standardize()
 end

@@ -43,6 +43,8 @@ end
 
 --- New ids only, as an array. ids must hold BOS if it is wanted. Stops after an end-of-text id or max_new_tokens. Any id of the
 --- model may be drawn, unless the option tokenizer is given: then only those that it knows.
+---
+---     print(#model:generate_ids(tokenizer:encode("Once"), { max_new_tokens = 8 }))
 function Model:generate_ids(ids, opts)
   local o = options.check("generate_ids", opts, SPEC)
   if o.stop then errors.invalid "generate_ids knows no text: stop strings are for generate" end

@@ -57,6 +57,8 @@ function M.help(x)
 end
 
 --- bfloat16 computes everywhere here.
+---
+---     print(unsloth.is_bfloat16_supported())
 function M.is_bfloat16_supported() return true end
 M.is_bf16_supported = M.is_bfloat16_supported
 

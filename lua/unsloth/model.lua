@@ -217,12 +217,18 @@ function FastLanguageModel.get_peft_model(model, opts)
 end
 
 --- Nothing to do here: a model answers as it is. Returns the model.
+---
+---     FastLanguageModel.for_inference(model)
 function FastLanguageModel.for_inference(model) return model end
 
 --- Nothing to do here: a model is trained as it is. Returns the model.
+---
+---     FastLanguageModel.for_training(model)
 function FastLanguageModel.for_training(model) return model end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
+---
+---     model:release_trainer()
 function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
@@ -249,6 +255,8 @@ function Model:load_adapter(dir, ...)
 end
 
 --- Makes an adapter active by name.
+---
+---     model:set_adapter "mine"
 function Model:set_adapter(name)
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
   self:release_trainer()
@@ -256,6 +264,8 @@ function Model:set_adapter(name)
 end
 
 --- Leaves the base alone; returns the name that was active, for set_adapter.
+---
+---     local name = model:disable_adapter()
 function Model:disable_adapter()
   local name = self:active_adapter()
   self:release_trainer()
@@ -264,6 +274,8 @@ function Model:disable_adapter()
 end
 
 --- Prints how many parameters are trained, in PEFT's words.
+---
+---     model:print_trainable_parameters()
 function Model:print_trainable_parameters()
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,
@@ -278,6 +290,8 @@ local function save_tokenizer(model, tokenizer, dir)
 end
 
 --- The adapter as a PEFT folder when there is one, else the weights as a Hugging Face folder.
+---
+---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
   options.check("save_pretrained", opts, { safe_serialization = { "boolean", default = true, refuse = "only safetensors are written" } })
   core.make_dir(dir)
@@ -297,6 +311,8 @@ local MERGED = {
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
 --- or "lora" for the adapter alone.
+---
+---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
@@ -324,6 +340,8 @@ local METHOD = { not_quantized = "bf16", fast_quantized = "q8_0", quantized = "q
 local GGUF_METHODS = { f32 = true, f16 = true, bf16 = true, q8_0 = true, q4_k_m = true }
 
 --- One .gguf in dir for each method: f32, f16, bf16, q8_0, q4_k_m. Returns their paths.
+---
+---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)

@@ -242,6 +242,8 @@ end
 local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "offload", [true] = "full", [false] = "none" }
 
 --- The core's trainer, made at the first use, when the rows are final.
+---
+---     print(trainer:core():plan().total)
 function Trainer:core()
   if not self.handle then
     self.model:release_trainer()
@@ -284,6 +286,8 @@ local function log_update(self, stats)
 end
 
 --- The mean loss over the counted labels of eval_dataset: { eval_loss, eval_runtime, epoch, step }.
+---
+---     print(trainer:evaluate().eval_loss)
 function Trainer:evaluate()
   if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
   local start = core.clock()
@@ -334,6 +338,8 @@ local function series_to_json(series)
 end
 
 --- Writes output_dir/checkpoint-N and removes the oldest ones beyond save_total_limit.
+---
+---     print(trainer:save_checkpoint())
 function Trainer:save_checkpoint()
   local args, step = self.args, self.state.global_step
   local dir = checkpoint_dir(args.output_dir, step)
@@ -354,6 +360,8 @@ end
 local one_update
 
 --- The rate from the next update on; nil is the schedule again.
+---
+---     trainer:set_learning_rate(1e-4)
 function Trainer:set_learning_rate(rate)
   self:core():set_learning_rate(rate)
 end
@@ -397,6 +405,8 @@ function Trainer:step()
 end
 
 --- Ends the loop after this update.
+---
+---     trainer:stop()
 function Trainer:stop()
   self.stopping = true
 end
@@ -435,6 +445,8 @@ end
 local Loop = { __close = function(loop, err) explain_interrupt(loop.trainer, err) end }
 
 --- The loop by hand: `for step, stats in trainer:steps() do`. Leaving it early is fine; train() or another loop goes on from there.
+---
+---     for step, stats in trainer:steps() do print(step, stats.loss) end
 function Trainer:steps()
   self.stopping = false
   self:core()
@@ -512,6 +524,8 @@ local function summary(self, losses, count, start, rows, tokens)
 end
 
 --- Runs all updates. Returns { training_loss, global_step, metrics, log_history }.
+---
+---     local stats = trainer:train { resume_from_checkpoint = true }
 ---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
 function Trainer:train(opts)
   local o = options.check("train", opts, { resume_from_checkpoint = { "string|boolean" } })
@@ -558,6 +572,8 @@ function Trainer:add_sample(prompt, before, after)
 end
 
 --- Writes the model's adapter, or its weights, and the tokenizer.
+---
+---     trainer:save_model "outputs/model"
 function Trainer:save_model(dir)
   dir = dir or self.args.output_dir
   self.model:save_pretrained(dir)
@@ -565,11 +581,15 @@ function Trainer:save_model(dir)
 end
 
 --- True when no further update will come: all are done, stop() was called, or one has raised.
+---
+---     print(trainer:is_over())
 function Trainer:is_over()
   return self.stopping or self.failed or self.state.global_step >= self.state.max_steps
 end
 
 --- Frees the optimiser and the memory of the passes now; the model stays.
+---
+---     trainer:close()
 function Trainer:close()
   if self.handle then self.handle:close() end
   if self.model.trainer == self then self.model.trainer = nil end

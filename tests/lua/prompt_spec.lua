@@ -139,10 +139,10 @@ describe("values", function()
 end)
 
 describe("help", function()
-  it("knows every public function, each with a text", function()
+  it("knows every public function, each with a text and an example", function()
     local bare = {}
     for _, known in ipairs(doc.all()) do
-      if not known.entry or #known.entry.text == 0 then bare[#bare + 1] = known.name end
+      if not known.entry or #known.entry.text == 0 or #known.entry.example == 0 then bare[#bare + 1] = known.name end
     end
     assert.same({}, bare)
   end)
