@@ -67,6 +67,7 @@ static int set_progress(lua_State *L) {
     lua_settop(L, 1);
     lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
     progress_call *p = lua_touserdata(L, 2);
+    if (!p) return 0; /* the context is a host's, and so is its progress */
     p->thread = NULL;
     lua_pushnil(L);
     lua_setiuservalue(L, 2, 1);

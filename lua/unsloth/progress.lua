@@ -160,6 +160,18 @@ function Task:close(err)
 end
 Task.__close = Task.close
 
+--- A task for a function that wants to be told, tell(what, done, total), and then close().
+function M.bar()
+  local task = M.task "working"
+  return {
+    tell = function(what, done, total)
+      task.name = what
+      task:update(done, total)
+    end,
+    close = function() task:close() end,
+  }
+end
+
 --- Rows one by one as a task: for i in progress.count("tokenising", n) do ... end
 function M.count(name, n)
   local task, i = M.task(name, n), 0
@@ -185,9 +197,12 @@ local function watch(name, kind, object)
   local inner = core[name]
   if not inner then return end
   core[name] = function(...)
+    local how = select("#", ...) > 0 and select(select("#", ...), ...)
+    if type(how) == "table" and how.progress then return inner(...) end -- the caller tells of it
     local path = object and select(object, ...)
-    local task <close> = M.task(path and kind .. " " .. tostring(path) or kind)
-    task.object = path and tostring(path)
+    if type(path) == "table" then path = path[1] end
+    local task <close> = M.task(type(path) == "string" and kind .. " " .. path or kind)
+    task.object = type(path) == "string" and path or nil
     return inner(...)
   end
 end

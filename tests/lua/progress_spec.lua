@@ -60,6 +60,9 @@ describe("progress", function()
     trainer:evaluate()
     model:save_pretrained_gguf(arg[1] .. "/gguf", nil, { quantization_method = "f16" })
     progress.task("an error"):close "why"
+    local bar = progress.bar()
+    bar.tell("told by hand", 1, 2)
+    bar.close()
     assert(not pcall(function() local task <close> = progress.task "broken" error "x" end))
     print "the end"
   ]]
@@ -70,7 +73,7 @@ describe("progress", function()
     local script = support.write(dir .. "/script.lua", SCRIPT)
     local out, err, code = support.shell("%s %s %s", support.program, script, model)
     assert.equals(0, code, err)
-    for _, text in ipairs { "loading " .. model, "tokenising", "evaluating", "exporting " .. model } do
+    for _, text in ipairs { "loading " .. model, "tokenising", "evaluating", "exporting " .. model, "told by hand" } do
       assert.is_truthy(err:find(text, 1, true), text .. ": " .. err)
     end
     assert.is_nil(err:find("broken", 1, true) or err:find("an error", 1, true), err)
