@@ -138,6 +138,8 @@ USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
 USL_API void usl_ctx_cancel(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
+/* Another progress function from now on; NULL: none. Not while an operation runs. */
+USL_API void usl_ctx_set_progress(usl_ctx *ctx, usl_progress_fn fn, void *ud);
 USL_API int usl_ctx_threads(const usl_ctx *ctx);
 /* Says something through log_fn, as the library does. Returns 0 when there is none. */
 USL_API int usl_ctx_log(usl_ctx *ctx, usl_log_level level, const char *text);

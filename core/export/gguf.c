@@ -30,7 +30,9 @@ static usl_dtype type_of(const usl_model *m, int method, usli_slot slot, int64_t
     usl_dtype t = METHODS[method].matrix;
     if (METHODS[method].mixed) {
         bool output = slot == USLI_HEAD || (slot == USLI_EMBED && m->config.tied);
-        if (output || ((slot == USLI_V || slot == USLI_DOWN || slot == USLI_EXPERTS_OUT) && more_bits(layer, m->config.layers))) t = USL_Q6_K;
+        if (output ||
+            ((slot == USLI_V || slot == USLI_DOWN || slot == USLI_EXPERTS_OUT) && more_bits(layer, m->config.layers)))
+            t = USL_Q6_K;
     }
     /* Rows that do not fit a block fall back as llama.cpp's do. */
     if (cols % usli_traits_of(t)->block) t = t == USL_Q4_K ? USL_Q5_0 : t == USL_Q6_K ? USL_Q8_0 : USL_F16;
@@ -89,11 +91,12 @@ static usl_status put_mixture(const usl_model *m, meta *k) {
         { "expert_shared_count", mix->shared_gate ? 0 : c->shared_inter / c->expert_inter },
         { "expert_group_count", c->groups > 1 ? c->groups : mix->groups > 0 },
         { "expert_group_used_count", c->groups > 1 ? c->best_groups : mix->groups > 0 },
-        { "expert_gating_func", mix->sigmoid ? GGUF_SIGMOID : c->arch->latent ? GGUF_SOFTMAX : 0 },
+        { "expert_gating_func", mix->sigmoid      ? GGUF_SIGMOID
+                                : c->arch->latent ? GGUF_SOFTMAX
+                                                  : 0 },
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (sizes[i].value)
-            USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, sizes[i].key), (uint32_t)sizes[i].value));
+        if (sizes[i].value) USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, sizes[i].key), (uint32_t)sizes[i].value));
     if (!c->arch->latent) return USL_OK;
     USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "leading_dense_block_count"), (uint32_t)dense));
     USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "expert_weights_scale"), (float)c->routed_scale));
@@ -106,7 +109,8 @@ static usl_status put_latent(const usl_model *m, meta *k) {
     if (c->q_lora) USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "attention.q_lora_rank"), (uint32_t)c->q_lora));
     USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "attention.kv_lora_rank"), (uint32_t)c->kv_lora));
     if (!(c->rope.mscale_all_dim > 0)) return USL_OK;
-    return usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.yarn_log_multiplier"), (float)(0.1 * c->rope.mscale_all_dim));
+    return usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.yarn_log_multiplier"),
+                             (float)(0.1 * c->rope.mscale_all_dim));
 }
 
 static usl_status put_model(const usl_model *m, int method, meta *k) {

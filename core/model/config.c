@@ -555,15 +555,14 @@ static int latent_into_json(const usli_config *c, json_t *j) {
 
 /* The config.json that transformers would want for this file. */
 static json_t *config_as_json(const usli_config *c) {
-    json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures",
-                          c->arch->name, "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab,
-                          "hidden_size", (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter,
-                          "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads,
-                          "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim",
-                          (json_int_t)(c->arch->latent ? c->rot_dim : c->head_dim),
-                          "max_position_embeddings", (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta",
-                          c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->output_bias, "mlp_bias",
-                          c->mlp_bias, "hidden_act", act_name(c->act));
+    json_t *j = json_pack(
+        "{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures", c->arch->name,
+        "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab, "hidden_size", (json_int_t)c->hidden,
+        "intermediate_size", (json_int_t)c->inter, "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads",
+        (json_int_t)c->heads, "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim",
+        (json_int_t)(c->arch->latent ? c->rot_dim : c->head_dim), "max_position_embeddings", (json_int_t)c->context,
+        "rms_norm_eps", c->norm_eps, "rope_theta", c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias",
+        c->output_bias, "mlp_bias", c->mlp_bias, "hidden_act", act_name(c->act));
     if (!j) return NULL;
     const usli_arch *a = c->arch;
     int bad = 0;

@@ -244,12 +244,14 @@ static usl_status load_split(usl_model *m, const split_keys *s, usli_weight *w) 
     for (int64_t h = 0; h < c->heads; h++) {
         float *head = out + h * each * cols;
         for (int64_t i = 0; i < cols; i++) {
-            usli_traits_of(s->k->dtype)->decode((const char *)s->k->data + (size_t)(h * cols + i) * k_row, values, narrow);
+            usli_traits_of(s->k->dtype)
+                ->decode((const char *)s->k->data + (size_t)(h * cols + i) * k_row, values, narrow);
             for (int64_t r = 0; r < narrow; r++) head[r * cols + i] = values[r];
         }
         for (int64_t r = 0; r < c->v_dim; r++)
-            usli_traits_of(s->v->dtype)->decode((const char *)s->v->data + (size_t)(h * c->v_dim + r) * v_row,
-                                                head + (narrow + r) * cols, cols);
+            usli_traits_of(s->v->dtype)
+                ->decode((const char *)s->v->data + (size_t)(h * c->v_dim + r) * v_row, head + (narrow + r) * cols,
+                         cols);
     }
     usli_free(m->ctx, values);
     return USL_OK;
