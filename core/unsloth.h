@@ -123,6 +123,8 @@ USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
 USL_API void usl_ctx_cancel(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
+/* Another progress function from now on; NULL: none. Not while an operation runs. */
+USL_API void usl_ctx_set_progress(usl_ctx *ctx, usl_progress_fn fn, void *ud);
 USL_API int usl_ctx_threads(const usl_ctx *ctx);
 
 /* ---- Tensors: what goes in and out ------------------------------------------------------------------------------- */

@@ -11,10 +11,14 @@ static const char CTX_NAME[] = "unsloth.ctx";
 
 /* ---- The context ---- */
 
+static const char PROGRESS_NAME[] = "unsloth.progress";
+
+/* A host may keep the context for longer than the state: nobody hears of its progress then. */
 static int ctx_close(lua_State *L) {
     usl_ctx **slot = lua_touserdata(L, 1);
     usl_ctx *ctx = *slot;
     *slot = NULL;
+    if (ctx && lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME) != LUA_TNIL) usl_ctx_set_progress(ctx, NULL, NULL);
     usl_ctx_free(ctx);
     return 0;
 }
@@ -25,8 +29,6 @@ static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
 }
 
 /* ---- Progress: a function of Lua's, on a thread of its own, since any thread may be the one that calls ---- */
-
-static const char PROGRESS_NAME[] = "unsloth.progress";
 
 typedef struct progress_call {
     lua_State *thread; /* the function is its only value; NULL: there is none */

@@ -222,7 +222,7 @@ function M.options_of(value)
   local known = M.of(value)
   if known and HANDS_ON[known.name] then return M.options_of(get_index().by_name[HANDS_ON[known.name]].value) end
   value = M.behind[value] or value
-  if type(value) ~= "function" then return nil end
+  if type(value) ~= "function" or not debug.getupvalue then return nil end -- a host may not give it
   for i = 1, 255 do
     local name, upvalue = debug.getupvalue(value, i)
     if not name then return nil end

@@ -63,6 +63,7 @@ end
 ---@param mode string|nil
 function M.set_mode(mode)
   M.mode = mode
+  if not _G then return end -- a host's environment
   -- luacheck: push ignore
   if mode == "json" and _G.print ~= print_event then
     print_before, _G.print = _G.print, print_event
