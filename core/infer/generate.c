@@ -81,7 +81,8 @@ static usl_status forward(usli_exec *x, const usl_model *m, const usli_batch *b,
 
 enum { LOGITS_CHUNK = 512 };
 
-static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch *b, float *out) {
+static usl_status logits_pass(void *ud, usli_exec *x, const usl_model *m, const usli_batch *b) {
+    float *out = ud;
     void *hidden;
     float *logits;
     int64_t most = b->tokens < LOGITS_CHUNK ? b->tokens : LOGITS_CHUNK;
@@ -98,9 +99,9 @@ static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch
     return USL_OK;
 }
 
-usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
+usl_status usli_run_row(usl_model *m, const int32_t *ids, int64_t count, usli_row_fn fn, void *ud) {
     usl_ctx *ctx = m->ctx;
-    if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "logits need at least one token id (BOS, say)");
+    if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "at least one token id is needed (BOS, say)");
     USLI_TRY(check_ids(m, ids, count));
     size_t n = (size_t)count;
     int32_t *numbers = usli_malloc(ctx, (2 * n + 2) * sizeof *numbers); /* ids, positions, cu */
@@ -124,16 +125,20 @@ usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *o
                      .position = usli_twin_at(&twin, numbers + n),
                      .cu = usli_twin_at(&twin, numbers + 2 * n),
                      .longest = count };
-    USLI_TRYGO(logits_pass(&x, m, &b, out));
+    USLI_TRYGO(fn(ud, &x, m, &b));
     size_t bytes = arena.peak;
     USLI_TRYGO(usli_device_alloc(&x, bytes, &base));
     usli_arena_init(&arena, base, bytes);
-    st = logits_pass(&x, m, &b, out);
+    st = fn(ud, &x, m, &b);
 done:
     usli_device_free(&x, base);
     usli_twin_close(&x, &twin);
     usli_free(ctx, numbers);
     return st;
+}
+
+usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
+    return usli_run_row(m, ids, count, logits_pass, out);
 }
 
 /* ---- Generation

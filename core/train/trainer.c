@@ -197,6 +197,50 @@ static usl_status make_plan(usl_trainer *t) {
     return usli_plan_make(t, tokens, rows, longest);
 }
 
+/* A failure leaves the trainer as it was: the old rows' plan is taken up again. */
+usl_status usli_trainer_set_rows(usl_trainer *t, usli_rows *rows) {
+    usl_trainer old = *t;
+    USLI_TRY(check_rows(t, rows, "the training set"));
+    int64_t window = t->opts.batch * t->opts.accumulation, n = usli_rows_count(rows);
+    if (t->eval && usli_rows_count(t->eval) > n) n = usli_rows_count(t->eval);
+    size_t most = (size_t)(window < n ? window : n);
+    int64_t *pick = usli_malloc(t->ctx, most * sizeof *pick);
+    if (!pick) return usli_nomem(t->ctx, most * sizeof *pick);
+    release_capacity(t);
+    t->rows = rows;
+    usl_status st = make_plan(t);
+    usli_capacity c = t->capacity;
+    if (st == USL_OK && !t->model->plan_only) st = usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
+    if (st != USL_OK) {
+        usli_free(t->ctx, pick);
+        t->rows = old.rows;
+        t->limit = old.limit;
+        t->beside = old.beside;
+        t->arena_bytes = old.arena_bytes;
+        /* The first failure is the one to tell; without memory the next update says so. */
+        if (!t->model->plan_only) (void)usli_trainer_set_capacity(t, &old.capacity, (size_t)old.arena_bytes);
+        t->capacity = old.capacity;
+        return st;
+    }
+    usli_free(t->ctx, t->pick);
+    t->pick = pick;
+    usli_rows_retain(rows);
+    usli_rows_release(old.rows);
+    usli_cursor_init(&t->cursor, usli_rows_count(rows), (uint32_t)t->opts.seed, t->opts.shuffle);
+    t->updates_per_epoch = usli_updates_per_epoch(usli_rows_count(rows), t->opts.batch, t->opts.accumulation);
+    return USL_OK;
+}
+
+usl_status usli_trainer_skip(usl_trainer *t, int64_t updates) {
+    int64_t count;
+    if (updates < 0 || updates > t->total - t->step)
+        return usli_fail(t->ctx, USL_ERR_INVALID, "%lld updates cannot be passed over: %lld are to come",
+                         (long long)updates, (long long)(t->total - t->step));
+    for (; updates > 0; updates--, t->step++)
+        USLI_TRY(usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count));
+    return USL_OK;
+}
+
 static usl_status init(usl_trainer *t) {
     usl_ctx *ctx = t->ctx;
     usl_train_opts *o = &t->opts;

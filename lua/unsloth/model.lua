@@ -5,6 +5,7 @@ local options = require "unsloth.options"
 require "unsloth.generate"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 local json = core.json
 
@@ -90,7 +91,10 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
----@return userdata model, userdata|nil tokenizer
+---@param opts unsloth.LoadOptions|string options, or a path
+---@param more unsloth.LoadOptions|nil behind a path
+---@return unsloth.Model model
+---@return unsloth.Tokenizer|nil tokenizer
 function FastLanguageModel.from_pretrained(opts, more)
   if type(opts) == "string" then
     local name = opts
@@ -201,6 +205,11 @@ local function layer_list(o, layers)
 end
 
 --- Adds a LoRA adapter. Returns the same model.
+---
+---     model = FastLanguageModel.get_peft_model(model, { r = 16, lora_alpha = 16 })
+---@param model unsloth.Model
+---@param opts unsloth.PeftOptions|nil
+---@return unsloth.Model
 function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
@@ -211,15 +220,24 @@ function FastLanguageModel.get_peft_model(model, opts)
     target_modules = type(o.target_modules) == "table" and table.concat(o.target_modules, ",") or o.target_modules,
     layers = layer_list(o, model:info().layers), init = INIT[o.init_lora_weights], seed = o.random_state,
   }
+  model.adapter_options = o -- for the report
   if opts and opts.use_gradient_checkpointing ~= nil then model.recompute = RECOMPUTE[o.use_gradient_checkpointing] end
   return model
 end
 
---- Nothing to do here: a model answers and is trained as it is. They return the model.
+--- Nothing to do here: a model answers as it is. Returns the model.
+---
+---     FastLanguageModel.for_inference(model)
 function FastLanguageModel.for_inference(model) return model end
+
+--- Nothing to do here: a model is trained as it is. Returns the model.
+---
+---     FastLanguageModel.for_training(model)
 function FastLanguageModel.for_training(model) return model end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
+---
+---     model:release_trainer()
 function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
@@ -233,6 +251,12 @@ function M.check_adapter(dir)
 end
 
 local load_adapter = Model.load_adapter
+
+--- Reads a PEFT folder as an adapter and makes it active.
+---
+---     model:load_adapter("outputs/adapter", "mine")
+---@param dir string
+---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
   M.check_adapter(dir)
   self:release_trainer()
@@ -240,6 +264,8 @@ function Model:load_adapter(dir, ...)
 end
 
 --- Makes an adapter active by name.
+---
+---     model:set_adapter "mine"
 function Model:set_adapter(name)
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
   self:release_trainer()
@@ -247,6 +273,8 @@ function Model:set_adapter(name)
 end
 
 --- Leaves the base alone; returns the name that was active, for set_adapter.
+---
+---     local name = model:disable_adapter()
 function Model:disable_adapter()
   local name = self:active_adapter()
   self:release_trainer()
@@ -254,6 +282,9 @@ function Model:disable_adapter()
   return name
 end
 
+--- Prints how many parameters are trained, in PEFT's words.
+---
+---     model:print_trainable_parameters()
 function Model:print_trainable_parameters()
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,
@@ -268,6 +299,8 @@ local function save_tokenizer(model, tokenizer, dir)
 end
 
 --- The adapter as a PEFT folder when there is one, else the weights as a Hugging Face folder.
+---
+---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
   options.check("save_pretrained", opts, { safe_serialization = { "boolean", default = true, refuse = "only safetensors are written" } })
   core.make_dir(dir)
@@ -287,6 +320,8 @@ local MERGED = {
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
 --- or "lora" for the adapter alone.
+---
+---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
@@ -314,6 +349,8 @@ local METHOD = { not_quantized = "bf16", fast_quantized = "q8_0", quantized = "q
 local GGUF_METHODS = { f32 = true, f16 = true, bf16 = true, q8_0 = true, q4_k_m = true }
 
 --- One .gguf in dir for each method: f32, f16, bf16, q8_0, q4_k_m. Returns their paths.
+---
+---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)

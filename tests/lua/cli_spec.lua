@@ -2,13 +2,7 @@
 local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
 local unsloth = require "unsloth"
 
-local function program_path()
-  local least = 0
-  while arg and arg[least - 1] do least = least - 1 end
-  local name = arg and arg[least] or ""
-  return name:find("unsloth-lua", 1, true) and name or nil
-end
-local PROGRAM = program_path()
+local PROGRAM = support.program
 
 local function check(title, body)
   it(title, function()
@@ -20,9 +14,7 @@ local function check(title, body)
   end)
 end
 
-local function quote(text)
-  return "'" .. text:gsub("'", [['\'']]) .. "'"
-end
+local quote = support.quote
 
 -- Runs the program with these words; returns standard output, standard error, exit status.
 local function run(...)
@@ -357,13 +349,8 @@ describe("unsloth-lua", function()
     assert.is_truthy(out:find("81", 1, true), out)
   end)
 
-  -- Runs the program on a terminal; dialogue: { expected, typed } pairs.
   local function converse(dialogue)
-    local lines = {}
-    for i, pair in ipairs(dialogue) do lines[i] = table.concat(pair, "|") end
-    local path = support.write(dir .. "/dialogue", table.concat(lines, "\n"))
-    local out, err, code = support.shell("true; python3 %s %s < %s", quote(support.root .. "tests/lua/terminal.py"), PROGRAM, quote(path))
-    return out .. err, code
+    return support.converse(dir, dialogue)
   end
 
   check("talks on a terminal", function()
