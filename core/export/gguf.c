@@ -211,7 +211,7 @@ static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
     int64_t half = m->config.rot_dim / 2;
     double *inv = usli_malloc(m->ctx, (size_t)half * sizeof *inv), attention;
     if (!inv) return usli_nomem(m->ctx, (size_t)half * sizeof *inv);
-    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, inv, &attention);
+    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, 0, inv, &attention);
     usl_status st = USL_OK;
     for (int64_t i = 0; i < half && st == USL_OK; i++) {
         float d = (float)(pow(m->config.rope.theta, -(double)i / (double)half) / inv[i]);

@@ -102,17 +102,29 @@ static usl_status each_item(usl_model *m, const char *list, item_fn fn, void *ud
     return USL_OK;
 }
 
+static bool has_module(const usl_model *m, usli_slot slot) {
+    int64_t rows, cols;
+    for (int64_t l = 0; l < m->config.layers; l++)
+        if (usli_slot_shape(&m->config, slot, l, &rows, &cols)) return true;
+    return false;
+}
+
 static usl_status target_item(usl_model *m, const char *item, size_t len, void *ud) {
     bool *wanted = ud;
     for (int s = 0; s < USLI_LINEARS; s++) {
+        if (!has_module(m, (usli_slot)s)) continue;
         if (strlen(usli_slots[s].peft) != len || memcmp(usli_slots[s].peft, item, len) != 0) continue;
         wanted[s] = true;
         return USL_OK;
     }
+    char words[256];
+    size_t used = 0;
+    for (int s = 0; s < USLI_LINEARS; s++)
+        if (has_module(m, (usli_slot)s))
+            used += (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? ", " : "", usli_slots[s].peft);
     return usli_fail(m->ctx, USL_ERR_INVALID,
-                     "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
-                     "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
-                     (int)len, item, m->config.arch->name);
+                     "target_modules: \"%.*s\" is no linear module of a %s block; use %s or \"all-linear\"", (int)len,
+                     item, m->config.arch->name, words);
 }
 
 static usl_status layer_item(usl_model *m, const char *item, size_t len, void *ud) {

@@ -80,6 +80,14 @@ static const usli_arch ARCHS[] = {
       .window_pattern = 6,
       .theta = 1e6,
       .query_scalar = 256 },
+    { .name = "Phi3ForCausalLM",
+      .model_type = "phi3",
+      .gguf = "phi3",
+      .fused = true,
+      .window = USLI_WINDOW_ALL,
+      .vocab = 32064,
+      .context = 4096,
+      .original_context = 4096 },
 };
 
 const usli_arch *usli_arch_by_name(const char *name) {

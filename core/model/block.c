@@ -7,7 +7,8 @@
 /* ---- The ops of a block, with everything that does not change between passes filled in
  * ---------------------------------- */
 
-/* Three slots at most share one product: q|k|v, gate|up. */
+/* Three slots at most share one product: q|k|v, gate|up. A family that fuses them has one slot for all, without biases.
+ */
 typedef struct group {
     usli_segment segment[3];
     usli_linear_args args;
@@ -15,11 +16,11 @@ typedef struct group {
 
 static const struct {
     int count;
-    usli_slot slot[3], bias[3];
+    usli_slot slot[4], bias[4];
 } GROUPS[] = {
-    { 3, { USLI_Q, USLI_K, USLI_V }, { USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS } },
+    { 4, { USLI_Q, USLI_K, USLI_V, USLI_QKV }, { USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS, USLI_Q_BIAS } },
     { 1, { USLI_O }, { USLI_O_BIAS } },
-    { 2, { USLI_GATE, USLI_UP }, { USLI_GATE_BIAS, USLI_UP_BIAS } },
+    { 3, { USLI_GATE, USLI_UP, USLI_GATE_UP }, { USLI_GATE_BIAS, USLI_UP_BIAS, USLI_GATE_BIAS } },
     { 1, { USLI_DOWN }, { USLI_DOWN_BIAS } },
 };
 enum { QKV, OUT, GATE_UP, DOWN };
@@ -27,14 +28,12 @@ enum { QKV, OUT, GATE_UP, DOWN };
 static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
     const usl_model *m = s->model;
     const usli_batch *b = s->batch;
-    g->args = (usli_linear_args){ .tokens = b->tokens,
-                                  .dtype = m->dtype,
-                                  .y_dtype = m->dtype,
-                                  .segment = g->segment,
-                                  .segments = GROUPS[which].count };
-    for (int i = 0; i < GROUPS[which].count; i++) {
-        usli_slot slot = GROUPS[which].slot[i];
-        usli_weight *w = usli_model_weight(m, slot, layer), *bias = usli_model_weight(m, GROUPS[which].bias[i], layer);
+    g->args = (usli_linear_args){ .tokens = b->tokens, .dtype = m->dtype, .y_dtype = m->dtype, .segment = g->segment };
+    for (int k = 0; k < GROUPS[which].count; k++) {
+        usli_slot slot = GROUPS[which].slot[k];
+        usli_weight *w = usli_model_weight(m, slot, layer), *bias = usli_model_weight(m, GROUPS[which].bias[k], layer);
+        if (!w->storage) continue;
+        int i = g->args.segments++;
         g->segment[i] = (usli_segment){
             .w = w->d, .bias = bias->d.data, .bias_dtype = USL_F32, .dw = w->grad, .dbias = bias->grad
         };
@@ -104,10 +103,10 @@ static usli_rope_args rope_args(const usli_pass_state *s, int64_t layer, void *q
                              .head_dim = (int)c->head_dim,
                              .rot_dim = (int)c->rot_dim,
                              .dtype = m->dtype,
-                             .position = s->batch->position,
+                             .position = s->batch->angle,
                              .cos = angles->cos,
                              .sin = angles->sin,
-                             .positions = m->context,
+                             .positions = angles->rows,
                              .q = qkv,
                              .k = (char *)qkv + (size_t)q * usli_dtype_bytes(m->dtype),
                              .q_stride = width,
@@ -329,6 +328,7 @@ static void make_part(const usli_pass_state *s, const usli_block_saved *saved, v
     p->batch.tokens = s->piece && s->piece < left ? s->piece : left;
     if (p->batch.row_of_token) p->batch.row_of_token += first;
     p->batch.position += first;
+    p->batch.angle += first;
     p->s = *s;
     p->s.batch = &p->batch;
     p->s.x = (char *)s->x + cells * usli_dtype_bytes(m->dtype);

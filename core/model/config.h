@@ -7,9 +7,16 @@
 #include "core/io/gguf.h"
 #include "core/ops/ops.h"
 
-enum { USLI_MOST_LAYERS = 4096 };
+enum { USLI_MOST_LAYERS = 4096, USLI_MOST_FACTORS = 256 };
 
-typedef enum usli_rope_kind { USLI_ROPE_DEFAULT, USLI_ROPE_LINEAR, USLI_ROPE_LLAMA3, USLI_ROPE_YARN } usli_rope_kind;
+typedef enum usli_rope_kind {
+    USLI_ROPE_DEFAULT,
+    USLI_ROPE_LINEAR,
+    USLI_ROPE_LLAMA3,
+    USLI_ROPE_YARN,
+    USLI_ROPE_DYNAMIC,
+    USLI_ROPE_LONG,
+} usli_rope_kind;
 
 typedef struct usli_rope_config {
     usli_rope_kind kind;
@@ -20,6 +27,7 @@ typedef struct usli_rope_config {
     double mscale, mscale_all_dim;            /* yarn; 0: absent */
     bool truncate;                            /* yarn: round the correction range to whole dimensions */
     int64_t original_context;
+    float divisors[2][USLI_MOST_FACTORS]; /* longrope: (rot_dim / 2) of rows within the original context, of longer */
 } usli_rope_config;
 
 /* Which layers look back no further than the window, where the config does not list layer_types. */
@@ -42,6 +50,7 @@ typedef struct usli_arch {
     bool post_norms;          /* the outputs of attention and MLP have norms too */
     bool qk_norm;             /* each head of q and k has one */
     bool qkv_bias;            /* q, k and v have biases, o has none, whatever the config says */
+    bool fused;               /* q, k and v are one tensor and one module, gate and up another */
     bool scaled_embedding;    /* by the root of hidden_size */
     bool local_rope;          /* layers with a window have rope frequencies of their own */
     bool wide_stream;         /* the residual stream overflows float16 */
@@ -50,7 +59,7 @@ typedef struct usli_arch {
     usli_window_rule window;
     /* When the config is silent; 0: as the general rule says. */
     bool tied;
-    int64_t vocab, heads, kv_heads, head_dim, context, sliding_window, window_pattern;
+    int64_t vocab, heads, kv_heads, head_dim, context, original_context, sliding_window, window_pattern;
     double theta, query_scalar, attention_softcap, logit_softcap;
 } usli_arch;
 
@@ -65,6 +74,7 @@ typedef struct usli_config {
     double attention_softcap; /* 0: none */
     double logit_softcap;
     int64_t rot_dim;                   /* of head_dim values, so many are rotated */
+    int64_t original_context;          /* which rope scaling starts from, when it does not say; 0: context */
     usli_rope_config rope, local_rope; /* local_rope: of layers with a window, where arch says so */
     int32_t bos, pad;
     int32_t eos[8];
@@ -91,10 +101,15 @@ static inline bool usli_layer_windowed(const usli_config *c, int64_t layer) {
     return c->window > 0 && (c->windowed[layer / 8] >> (layer % 8) & 1);
 }
 
-/* Fills inv_freq (dim / 2) and returns the factor on cos and sin in *attention. As transformers'
- * ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead
- * of the scaling. */
-void usli_rope_frequencies(const usli_rope_config *rope, int64_t dim, const float *divisors, double *inv_freq,
-                           double *attention);
+/* Frequencies depend on how many tokens a row has, beyond the original context. */
+static inline bool usli_rope_by_length(const usli_rope_config *rope) {
+    return rope->kind == USLI_ROPE_DYNAMIC || rope->kind == USLI_ROPE_LONG;
+}
+
+/* Fills inv_freq (dim / 2) for rows of so many tokens and returns the factor on cos and sin in *attention. As
+ * transformers' ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight,
+ * used instead of the scaling. */
+void usli_rope_frequencies(const usli_rope_config *rope, int64_t dim, const float *divisors, int64_t tokens,
+                           double *inv_freq, double *attention);
 
 #endif

@@ -11,6 +11,8 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
     [USLI_GATE] = { "mlp.gate_proj.weight", "ffn_gate.weight", "gate_proj" },
     [USLI_UP] = { "mlp.up_proj.weight", "ffn_up.weight", "up_proj" },
     [USLI_DOWN] = { "mlp.down_proj.weight", "ffn_down.weight", "down_proj" },
+    [USLI_QKV] = { "self_attn.qkv_proj.weight", "attn_qkv.weight", "qkv_proj" },
+    [USLI_GATE_UP] = { "mlp.gate_up_proj.weight", "ffn_up.weight", "gate_up_proj" },
     [USLI_ATTN_NORM] = { "input_layernorm.weight", "attn_norm.weight", NULL },
     [USLI_POST_ATTN_NORM] = { "post_attention_layernorm.weight", "post_attention_norm.weight", NULL },
     [USLI_MLP_NORM] = { "post_attention_layernorm.weight", "ffn_norm.weight", NULL },
@@ -32,17 +34,20 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
 bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols) {
     (void)layer;
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, d = c->hidden, f = c->inter;
+    bool fused = c->arch->fused;
     const struct {
         int64_t rows, cols;
         bool present;
     } shape[USLI_SLOTS] = {
-        [USLI_Q] = { q, d, true },
-        [USLI_K] = { kv, d, true },
-        [USLI_V] = { kv, d, true },
+        [USLI_Q] = { q, d, !fused },
+        [USLI_K] = { kv, d, !fused },
+        [USLI_V] = { kv, d, !fused },
         [USLI_O] = { d, q, true },
-        [USLI_GATE] = { f, d, true },
-        [USLI_UP] = { f, d, true },
+        [USLI_GATE] = { f, d, !fused },
+        [USLI_UP] = { f, d, !fused },
         [USLI_DOWN] = { d, f, true },
+        [USLI_QKV] = { q + 2 * kv, d, fused },
+        [USLI_GATE_UP] = { 2 * f, d, fused },
         [USLI_ATTN_NORM] = { d, 0, true },
         [USLI_POST_ATTN_NORM] = { d, 0, c->arch->post_norms },
         [USLI_MLP_NORM] = { d, 0, true },
