@@ -463,15 +463,26 @@ static bool str_is(usli_gguf_str s, const char *text) {
     return s.data && s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
 }
 
+const char *const usli_gguf_divisors[2] = { "rope_factors_short.weight", "rope_factors_long.weight" };
+
+double usli_gguf_query_scalar(const usli_config *c) {
+    return (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+}
+
+bool usli_gguf_has_windows(const usli_config *c) {
+    usli_config usual = { .arch = c->arch, .layers = c->layers };
+    mark_windowed(&usual, 0, c->arch->window_pattern);
+    return memcmp(usual.windowed, c->windowed, sizeof usual.windowed) == 0;
+}
+
 /* longrope has no name in a GGUF: there are two tensors, and the factor on cos and sin is in the metadata, or 1. */
 static usl_status read_long_rope(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
-    static const char *const NAMES[] = { "rope_factors_short.weight", "rope_factors_long.weight" };
     int64_t half = c->rot_dim / 2;
     for (int i = 0; i < 2; i++) {
-        const usli_file_tensor *t = usli_gguf_tensor(g, NAMES[i]);
+        const usli_file_tensor *t = usli_gguf_tensor(g, usli_gguf_divisors[i]);
         if (!t || t->dtype != USL_F32 || t->ndim != 1 || t->shape[0] != half || half > USLI_MOST_FACTORS)
-            return usli_fail(ctx, USL_ERR_SHAPE, "%s: %s does not hold %lld float32 values", g->map->path, NAMES[i],
-                             (long long)half);
+            return usli_fail(ctx, USL_ERR_SHAPE, "%s: %s does not hold %lld float32 values", g->map->path,
+                             usli_gguf_divisors[i], (long long)half);
         memcpy(c->rope.divisors[i], t->data, (size_t)half * sizeof(float));
     }
     c->rope.kind = USLI_ROPE_LONG;
@@ -539,11 +550,10 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     if (c->window > 0) mark_windowed(c, 0, c->arch->window_pattern);
     c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
     c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
-    c->query_scalar = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+    c->query_scalar = usli_gguf_query_scalar(c);
     c->local_rope.theta = meta_float(g, a, "rope.freq_base_swa", 10000.0);
     USLI_TRY(check_config(ctx, name, c));
-    if (str_is(scaling, "longrope") || usli_gguf_tensor(g, "rope_factors_long.weight"))
-        USLI_TRY(read_long_rope(ctx, g, c));
+    if (str_is(scaling, "longrope") || usli_gguf_tensor(g, usli_gguf_divisors[1])) USLI_TRY(read_long_rope(ctx, g, c));
     USLI_TRY(check_rope(ctx, name, c, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
     return USL_OK;

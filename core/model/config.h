@@ -93,6 +93,11 @@ void usli_arch_list(char *buf, size_t size);
 usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                                  usli_config *out);
 usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *file, usli_config *out);
+/* What a reader of a GGUF takes for granted: query_scalar; and whether the windows are where the family has them. */
+double usli_gguf_query_scalar(const usli_config *config);
+bool usli_gguf_has_windows(const usli_config *config);
+/* The two tensors of longrope. */
+extern const char *const usli_gguf_divisors[2];
 /* Replaces the rope scaling by that of a JSON object ({"rope_type": ..., "factor": ...}). */
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *config);
 void usli_config_free(usli_config *config);
