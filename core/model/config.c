@@ -107,7 +107,7 @@ static usl_status check_rope(usl_ctx *ctx, const char *name, const usli_config *
     if (!usli_rope_by_length(r)) return USL_OK;
     if (c->arch->local_rope)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%s\" is not supported for %s", name,
-                         r->kind == USLI_ROPE_LONG ? "longrope" : "dynamic", c->arch->name);
+                         usli_rope_name(r->kind), c->arch->name);
     if (c->rot_dim < 4)
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld rotated values of a head are too few for its rope scaling",
                          name, (long long)c->rot_dim);
@@ -286,10 +286,7 @@ static usl_status find_arch(fields *f, usli_config *c) {
         return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: names no architecture (\"architectures\" or \"model_type\")",
                          f->name);
     if ((c->arch = usli_arch_by_name(name))) return USL_OK;
-    char known[512];
-    usli_arch_list(known, sizeof known);
-    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %s is not supported; supported are %s", f->name,
-                     name, known);
+    return usli_arch_refuse(f->ctx, f->name, name, strlen(name));
 }
 
 /* Here null says that there is none, and silence leaves the family's own. */
@@ -496,12 +493,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     *c = (usli_config){ .bos = -1, .pad = -1, .dtype = USL_DTYPE_AUTO, .init_range = 0.02 };
     usli_gguf_str arch = usli_gguf_string(g, "general.architecture");
     if (!arch.data) return usli_fail(ctx, USL_ERR_FORMAT, "%s: its metadata names no general.architecture", name);
-    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len))) {
-        char known[512];
-        usli_arch_list(known, sizeof known);
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %.*s is not supported; supported are %s", name,
-                         (int)(arch.len < 64 ? arch.len : 64), arch.data, known);
-    }
+    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len))) return usli_arch_refuse(ctx, name, arch.data, arch.len);
     const char *a = c->arch->gguf;
     const usli_file_tensor *embd = usli_gguf_tensor(g, "token_embd.weight");
     if (!embd || embd->ndim != 2)

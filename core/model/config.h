@@ -85,8 +85,8 @@ typedef struct usli_config {
 
 const usli_arch *usli_arch_by_name(const char *name);
 const usli_arch *usli_arch_by_gguf(const char *name, size_t len);
-/* "LlamaForCausalLM, MistralForCausalLM": for refusals. */
-void usli_arch_list(char *buf, size_t size);
+/* For refusals: "the architecture X is not supported; the nearest one that is: Y; supported are ...". */
+usl_status usli_arch_refuse(usl_ctx *ctx, const char *file, const char *name, size_t len);
 
 /* name stands in errors. Of a larger model the part that reads text is taken. generation: generation_config.json's
  * value or NULL (its eos_token_id wins). */
@@ -106,6 +106,7 @@ static inline bool usli_layer_windowed(const usli_config *c, int64_t layer) {
     return c->window > 0 && (c->windowed[layer / 8] >> (layer % 8) & 1);
 }
 
+const char *usli_rope_name(usli_rope_kind kind); /* "longrope" */
 /* Frequencies depend on how many tokens a row has, beyond the original context. */
 static inline bool usli_rope_by_length(const usli_rope_config *rope) {
     return rope->kind == USLI_ROPE_DYNAMIC || rope->kind == USLI_ROPE_LONG;

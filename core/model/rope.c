@@ -63,6 +63,14 @@ static void divide(double *inv_freq, const float *divisors, int64_t half) {
     for (int64_t i = 0; i < half; i++) inv_freq[i] /= (double)divisors[i];
 }
 
+const char *usli_rope_name(usli_rope_kind kind) {
+    static const char *const NAMES[] = {
+        [USLI_ROPE_DEFAULT] = "default", [USLI_ROPE_LINEAR] = "linear",   [USLI_ROPE_LLAMA3] = "llama3",
+        [USLI_ROPE_YARN] = "yarn",       [USLI_ROPE_DYNAMIC] = "dynamic", [USLI_ROPE_LONG] = "longrope"
+    };
+    return NAMES[kind];
+}
+
 void usli_rope_frequencies(const usli_rope_config *r, int64_t dim, const float *divisors, int64_t tokens,
                            double *inv_freq, double *attention) {
     int64_t half = dim / 2;
