@@ -64,11 +64,12 @@ static usl_status put_scaling(const usli_config *c, meta *k) {
     size_t kind = (size_t)c->rope.kind;
     if (kind >= sizeof KINDS / sizeof *KINDS || !KINDS[kind]) return USL_OK;
     USLI_TRY(put_text(k->w, arch_key(k, "rope.scaling.type"), KINDS[kind]));
-    if (kind != USLI_ROPE_LONG) {
+    if (kind != USLI_ROPE_LONG)
         USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.factor"), (float)c->rope.factor));
-    } else {
-        double attention, inv[USLI_MOST_FACTORS];
-        usli_rope_frequencies(&c->rope, c->rot_dim, NULL, 0, inv, &attention);
+    if (kind != USLI_ROPE_LINEAR) {
+        double attention, inv[1]; /* the factor is the same for any width */
+        usli_rope_frequencies(&c->rope, 2, NULL, 0, inv, &attention);
+        if (kind == USLI_ROPE_YARN) attention /= usli_yarn_attention(c->rope.factor);
         USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.attn_factor"), (float)attention));
     }
     return usli_gguf_put_u32(k->w, arch_key(k, "rope.scaling.original_context_length"),

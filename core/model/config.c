@@ -409,8 +409,9 @@ static json_t *rope_as_json(const usli_config *c, const usli_rope_config *r) {
                          divisors_as_json(r->divisors[1], c->rot_dim / 2));
     if (r->kind == USLI_ROPE_LINEAR) return json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor);
     if (r->kind == USLI_ROPE_YARN)
-        return json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor, "original_max_position_embeddings",
-                         (json_int_t)r->original_context);
+        return json_pack("{s:s,s:f,s:I,s:o*}", "rope_type", "yarn", "factor", r->factor,
+                         "original_max_position_embeddings", (json_int_t)r->original_context, "attention_factor",
+                         r->attention_factor > 0 ? json_real(r->attention_factor) : NULL);
     return NULL;
 }
 
@@ -532,7 +533,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     if (str_is(scaling, "linear"))
         c->rope.kind = USLI_ROPE_LINEAR;
     else if (str_is(scaling, "yarn"))
-        c->rope.kind = USLI_ROPE_YARN;
+        c->rope.kind = USLI_ROPE_YARN, c->rope.attention_factor *= usli_yarn_attention(c->rope.factor);
     else if (scaling.data && !str_is(scaling, "none") && !str_is(scaling, "longrope"))
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name,
                          (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);

@@ -112,6 +112,8 @@ static inline bool usli_rope_by_length(const usli_rope_config *rope) {
     return rope->kind == USLI_ROPE_DYNAMIC || rope->kind == USLI_ROPE_LONG;
 }
 
+/* What yarn multiplies cos and sin by, unless it is told; in a GGUF, attn_factor multiplies this once more. */
+double usli_yarn_attention(double factor);
 /* Fills inv_freq (dim / 2) for rows of so many tokens and returns the factor on cos and sin in *attention. As
  * transformers' ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight,
  * used instead of the scaling. */

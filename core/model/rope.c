@@ -25,6 +25,10 @@ static double mscale(double scale, double m) {
     return scale <= 1 ? 1 : 0.1 * m * log(scale) + 1;
 }
 
+double usli_yarn_attention(double factor) {
+    return mscale(factor, 1);
+}
+
 /* YaRN (Peng et al. 2023): a ramp over dimensions from interpolated to kept frequencies. */
 static double yarn(const usli_rope_config *r, double *inv_freq, int64_t half) {
     double dim = 2 * (double)half, span = 2 * log(r->theta);
@@ -42,7 +46,7 @@ static double yarn(const usli_rope_config *r, double *inv_freq, int64_t half) {
     if (r->attention_factor > 0) return r->attention_factor;
     if (r->mscale > 0 && r->mscale_all_dim > 0)
         return mscale(r->factor, r->mscale) / mscale(r->factor, r->mscale_all_dim);
-    return mscale(r->factor, 1);
+    return usli_yarn_attention(r->factor);
 }
 
 /* LongRoPE (Ding et al. 2024): a divisor for each frequency, one list for rows within the original context and one for

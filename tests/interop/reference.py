@@ -109,6 +109,13 @@ def logits(gguf, ids, rounded=False):
     factors = gguf.weight("rope_freqs.weight")
     if scaling == "linear":
         own = own / v("rope.scaling.factor")
+    elif scaling == "yarn":
+        factor, original = v("rope.scaling.factor"), v("rope.scaling.original_context_length")
+        low, high = (2 * half * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (32, 1))
+        low, high = max(np.floor(low), 0), min(np.ceil(high), 2 * half - 1)
+        ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
+        own = own / factor * ramp + own * (1 - ramp)
+        turn = v("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
     elif scaling == "longrope":
         factors = gguf.weight(f"rope_factors_{'long' if n > v('rope.scaling.original_context_length') else 'short'}.weight")
         turn = v("rope.scaling.attn_factor")
