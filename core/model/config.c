@@ -437,12 +437,14 @@ static json_t *config_as_json(const usli_config *c) {
     int bad = 0;
     if (c->bos >= 0) bad |= json_object_set_new(j, "bos_token_id", json_integer(c->bos));
     if (c->eos_count) bad |= json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
+    if (c->pad >= 0) bad |= json_object_set_new(j, "pad_token_id", json_integer(c->pad));
     if (c->act != USLI_SILU) bad |= json_object_set_new(j, "hidden_activation", json_string(act_name(c->act)));
     if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(c, &c->rope));
     if (c->rope.kind == USLI_ROPE_LONG)
         bad |= json_object_set_new(j, "original_max_position_embeddings", json_integer(c->rope.original_context));
     if (a->local_rope) bad |= json_object_set_new(j, "rope_local_base_freq", json_real(c->local_rope.theta));
-    if (a->query_scalar > 0) bad |= json_object_set_new(j, "query_pre_attn_scalar", json_real(c->query_scalar));
+    if (a->query_scalar > 0)
+        bad |= json_object_set_new(j, "query_pre_attn_scalar", json_integer((json_int_t)c->query_scalar));
     if (c->rot_dim != c->head_dim)
         bad |= json_object_set_new(j, "partial_rotary_factor", json_real((double)c->rot_dim / (double)c->head_dim));
     if (c->attention_softcap > 0)

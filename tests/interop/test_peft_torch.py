@@ -30,7 +30,7 @@ def load(path):
 def compare(model, checks):
     out = common.WORK / "peft"
     shutil.rmtree(out, ignore_errors=True)
-    common.lua("export.lua", model, out)
+    common.lua("export.lua", model, out, "f32")
 
     def agree(what, ours, theirs):
         error = reference.distance(ours, theirs)
@@ -55,6 +55,11 @@ def compare(model, checks):
     text = "Once upon a time, there was a little girl."
     same = AutoTokenizer.from_pretrained(out / "merged").encode(text) == AutoTokenizer.from_pretrained(model).encode(text)
     checks.check(same, "the tokenizer of the merged folder encodes as the model's own")
+
+    # A GGUF -> ours, merged -> transformers: the config.json that is made of the metadata.
+    common.lua("export.lua", next((out / "f32").glob("*.gguf")), out / "again")
+    merged, _ = common.answer(out / "again" / "merged", IDS, 1)
+    agree("a merged folder of a GGUF in transformers", merged, torch_logits(load(out / "again" / "merged")))
 
     # PEFT -> ours.
     torch.manual_seed(1)
