@@ -162,6 +162,7 @@ typedef struct usli_rope_args {
     int64_t positions;
     void *q, *k; /* token t's heads begin at t * q_stride, t * k_stride elements */
     int64_t q_stride, k_stride;
+    int64_t head_stride;         /* from a token's head to its next; 0: head_dim */
     const void *q_norm, *k_norm; /* (head_dim) or NULL */
     usl_dtype norm_dtype;
     float norm_eps, norm_offset;
@@ -170,6 +171,22 @@ typedef struct usli_rope_args {
     void *dq, *dk;           /* strides as q, k */
     float *dq_norm, *dk_norm;
 } usli_rope_args;
+
+/* ---- latent: keys and values from what latent attention (DeepSeek) makes of a narrow vector
+ * -------------------------------------- A head of k is its own `narrow` values, then the `rotated` ones that all heads
+ * share; kv holds each head's own part of k beside its v. backward: dkv likewise, dshared = sum over heads. */
+typedef struct usli_latent_args {
+    int64_t tokens;
+    int heads, narrow, rotated, v_dim;
+    usl_dtype dtype;
+    const void *kv;     /* (tokens, heads, narrow + v_dim) */
+    const void *shared; /* (tokens, rotated), rows shared_stride apart */
+    int64_t shared_stride;
+    void *k;             /* (tokens, heads, narrow + rotated) */
+    void *v;             /* (tokens, heads, v_dim) */
+    const void *dk, *dv; /* like k, v */
+    void *dkv, *dshared; /* assigned; rows of dshared shared_stride apart */
+} usli_latent_args;
 
 /* ---- attention over packed rows
  * --------------------------------------------------------------------------------------- Row r: queries cu_q[r] ..

@@ -122,6 +122,15 @@ function FastLanguageModel.from_pretrained(opts, more)
   return model, model.tokenizer
 end
 
+--- Another model with the same frozen weights, which are held once; adapters are its own. One trains while the other answers.
+---
+---     local other = model:share()
+function Model:share()
+  local other = core.model_share(self)
+  for _, field in ipairs { "name_or_path", "full_finetuning", "recompute", "dtype", "tokenizer" } do other[field] = self[field] end
+  return other
+end
+
 --- A model of random weights from a configuration, for pretraining: all weights are trained. The option tokenizer becomes the model's.
 ---
 ---     local model = FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, hidden_size = 64, ... }, { random_state = 1 })
@@ -196,8 +205,8 @@ function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
-  -- Not named: all of the family's, which are the seven but for families that fuse some of them.
-  if not (opts and opts.target_modules) then o.target_modules = "all-linear" end
+  -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
+  if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
   model:add_lora {
     name = o.adapter_name, rank = o.r, alpha = o.lora_alpha, dropout = o.lora_dropout, use_rslora = o.use_rslora,

@@ -40,10 +40,18 @@ def longrope(pairs, original, **kw):
                        long_factor=[1.5 + 0.7 * i for i in range(pairs)], **kw))
 
 
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# Mixtures are kept smaller: they have many tensors.
+SPARSE = dict(vocab_size=67, hidden_size=24, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=12)
+
+LATENT = dict({k: v for k, v in SPARSE.items() if k != "head_dim"}, num_key_value_heads=2, kv_lora_rank=12,
+              qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=8, moe_intermediate_size=12)
+
 # What make() and tests/golden.lua do differently for a case: its sizes, whether the second row is shorter, config.json in the spelling
 # of transformers 4 (with these fields changed), greedy tokens with a cache, what the model is opened with.
 USUAL = dict(steps=6, full_steps=4, length=40, rank=4, alpha=8, pad=True, old=None, cached=False, open={})
 QUICK = dict(USUAL, steps=3, full_steps=2, length=28, rank=2, alpha=2)
+SHORT = dict(USUAL, length=24)
 HOW = {
     "llama_dynamic": dict(QUICK, pad=False, cached=True, open={"max_seq_length": 28}),
     "llama_beyond": dict(QUICK, open={"max_seq_length": 28, "rope_scaling": '{"rope_type": "default"}'}),
@@ -54,8 +62,14 @@ HOW = {
     "qwen2_window": dict(QUICK, old=lambda c: c.pop("layer_types")),
     "gemma2_window": dict(QUICK, old=lambda c: c.pop("layer_types")),
     "gemma3_window": QUICK,
+    "qwen2_moe": SHORT,
+    "qwen3_moe_experts": SHORT,
+    "mixtral_window": SHORT,
+    "deepseek_v2_groups": SHORT,
+    "deepseek_v3": SHORT,
 }
 
+# kind, changes to the config, and to the adapter where it is not on all seven
 CASES = {
     # Rows of 28 tokens, and the model was trained for 20.
     "llama_dynamic": ("llama", dict(SMALL, max_position_embeddings=20, **rope(rope_type="dynamic", factor=2.0))),
@@ -79,6 +93,26 @@ CASES = {
     "llama_linear_bias": ("llama", dict(attention_bias=True, mlp_bias=True, **rope(rope_type="linear", factor=2.0))),
     "llama_odd": ("llama", dict(vocab_size=317, hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=10,
                                 intermediate_size=45, tie_word_embeddings=True, **rope(rope_type="default"))),
+    "qwen2_moe": ("qwen2_moe", dict(SPARSE, num_hidden_layers=3, mlp_only_layers=[1], num_experts=4, num_experts_per_tok=2,
+                                    moe_intermediate_size=16, shared_expert_intermediate_size=20, norm_topk_prob=False,
+                                    **rope(rope_type="default")),
+                  dict(target_modules="all-linear")),
+    "qwen3_moe_experts": ("qwen3_moe", dict(SPARSE, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                                            norm_topk_prob=True, decoder_sparse_step=2, **rope(rope_type="default")),
+                          dict(target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])),
+    "mixtral_window": ("mixtral", dict(SPARSE, num_local_experts=3, num_experts_per_tok=2, sliding_window=7,
+                                       **rope(rope_type="default")),
+                       dict(target_modules=["k_proj", "o_proj"], target_parameters=EXPERTS)),
+    "deepseek_v2_groups": ("deepseek_v2", dict(LATENT, q_lora_rank=10, n_routed_experts=6, n_group=3, topk_group=2,
+                                               topk_method="group_limited_greedy", num_experts_per_tok=3, n_shared_experts=2,
+                                               first_k_dense_replace=0, routed_scaling_factor=1.7, **rope(rope_type="default")),
+                           dict(target_modules=["q_a_proj", "q_b_proj", "kv_b_proj", "down_proj"])),
+    "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=10, n_routed_experts=8, n_group=4, topk_group=2,
+                                        num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1,
+                                        routed_scaling_factor=2.5, norm_topk_prob=True,
+                                        **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.9,
+                                               mscale_all_dim=0.7)),
+                    dict(target_modules="all-linear")),
     "mistral_window": ("mistral", dict(sliding_window=9, **rope(rope_type="default"))),
 }
 
@@ -89,7 +123,12 @@ def build(kind, extra):
                                  "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
                                  "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
                                  "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
-                                 "gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM)}[kind]
+                                 "gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+                                 "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
+                                 "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+                                 "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+                                 "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
+                                 "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM)}[kind]
     config = config_class(**copy.deepcopy({**BASE, **extra}))
     config._attn_implementation = "eager"
     torch.manual_seed(11)
@@ -100,6 +139,9 @@ def build(kind, extra):
                 p.add_(0.1 * torch.randn_like(p))
             elif name.endswith("bias"):
                 p.add_(0.05 * torch.randn_like(p))
+        for name, p in model.named_buffers():
+            if "correction_bias" in name:
+                p.add_(0.1 * torch.randn_like(p))
     return model
 
 
@@ -162,8 +204,10 @@ def spell_old(path, change):
 
 
 def make(name):
-    kind, extra = CASES[name]
-    how, targets = HOW.get(name, USUAL), FUSED if kind == "phi3" else SEVEN
+    kind, extra, *special = CASES[name]
+    how = HOW.get(name, USUAL)
+    target = dict(target_modules=FUSED if kind == "phi3" else SEVEN)
+    target.update(*special)
     out = HERE / name
     shutil.rmtree(out, ignore_errors=True)
     model = build(kind, extra)
@@ -186,8 +230,8 @@ def make(name):
                                                              how["full_steps"])
 
     torch.manual_seed(23)
-    lora = peft.get_peft_model(build(kind, extra), peft.LoraConfig(r=how["rank"], lora_alpha=how["alpha"], target_modules=targets,
-                                                                   lora_dropout=0.0, task_type="CAUSAL_LM", init_lora_weights=False))
+    lora = peft.get_peft_model(build(kind, extra), peft.LoraConfig(r=how["rank"], lora_alpha=how["alpha"], lora_dropout=0.0,
+                                                                   task_type="CAUSAL_LM", init_lora_weights=False, **target))
     lora.save_pretrained(out / "adapter")
     (out / "adapter" / "README.md").unlink(missing_ok=True)
     loss, logits = loss_of(lora, *(x[0] for x in data))
@@ -205,7 +249,7 @@ def make(name):
     meta = {"case": name, "transformers": transformers.__version__, "torch": torch.__version__, "peft": peft.__version__,
             "hp": {"lr": LR, **adam, "steps": how["steps"], "schedule": "linear", "accum": 1},
             "full_hp": {"lr": FULL_LR, "steps": how["full_steps"], "note": "weight decay only on tensors with more than one dimension"},
-            "lora": {"r": how["rank"], "lora_alpha": how["alpha"], "target_modules": targets}, "attn": "eager", "dtype": "float32",
+            "lora": {"r": how["rank"], "lora_alpha": how["alpha"], **target}, "attn": "eager", "dtype": "float32",
             "open": how["open"]}
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 

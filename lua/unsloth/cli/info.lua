@@ -74,7 +74,7 @@ local ROWS, TOKENS, RANK, UNLIMITED = 2, 2048, 16, "1048576GiB"
 
 local function plan(path, config, method, recompute)
   local settings = { path, method = method, recompute = recompute, batch = ROWS, seq = math.min(TOKENS, config.context), rank = RANK,
-    rows = "full", memory = UNLIMITED, seed = 3407 }
+    accumulation = 1, rows = "full", order = "fixed", memory = UNLIMITED, seed = 3407 }
   local model <close> = run.model(settings, true)
   local trainer <close> = run.trainer(settings, model, run.rows(settings, config.vocab, 1), 1)
   return trainer:plan(), model.device
@@ -122,6 +122,8 @@ if c then
   say("architecture", "%s (%s)%s", c.architecture, c.family, c.dtype and ", published in " .. c.dtype or "")
   say("sizes", "%d layers, hidden %d, intermediate %d, %d heads over %d kv heads of %d", c.layers, c.hidden, c.intermediate, c.heads,
     c.kv_heads, c.head_dim)
+  if c.experts > 0 then say("experts", "%d, of which a token meets %d", c.experts, c.chosen) end
+  say("linear modules", "%.3g billion weights; LoRA has %d for each rank", c.linear / 1e9, c.adapter)
   say("vocabulary", "%d%s", c.vocab, c.tied and ", head tied to the embedding" or "")
   say("context", "%d tokens%s", c.context, c.windowed_layers > 0
     and (", %d of %d layers see the last %d"):format(c.windowed_layers, c.layers, c.window) or "")
