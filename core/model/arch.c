@@ -7,12 +7,16 @@
 #define EXPERT_WORDS \
     { "gate_proj", "up_proj", "down_proj" }
 
-static const usli_mixture MIXTRAL = {
-    .folder = "block_sparse_moe", .words = { "w1", "w3", "w2" }, .always_normalised = true, .experts = 8, .top_k = 2
-};
+static const usli_mixture MIXTRAL = { .folder = "block_sparse_moe",
+                                      .words = { "w1", "w3", "w2" },
+                                      .balanced = true,
+                                      .always_normalised = true,
+                                      .experts = 8,
+                                      .top_k = 2 };
 
 static const usli_mixture QWEN2_MOE = { .folder = "mlp",
                                         .words = EXPERT_WORDS,
+                                        .balanced = true,
                                         .shared = "shared_expert",
                                         .shared_gate = true,
                                         .experts = 60,
@@ -20,9 +24,13 @@ static const usli_mixture QWEN2_MOE = { .folder = "mlp",
                                         .inter = 1408,
                                         .shared_inter = 5632 };
 
-static const usli_mixture QWEN3_MOE = {
-    .folder = "mlp", .words = EXPERT_WORDS, .gguf_normalised = true, .experts = 128, .top_k = 8, .inter = 768
-};
+static const usli_mixture QWEN3_MOE = { .folder = "mlp",
+                                        .words = EXPERT_WORDS,
+                                        .balanced = true,
+                                        .gguf_normalised = true,
+                                        .experts = 128,
+                                        .top_k = 8,
+                                        .inter = 768 };
 
 static const usli_mixture DEEPSEEK2 = { .folder = "mlp",
                                         .words = EXPERT_WORDS,
@@ -31,7 +39,6 @@ static const usli_mixture DEEPSEEK2 = { .folder = "mlp",
                                         .top_k = 6,
                                         .inter = 1407,
                                         .shared_inter = 2 * 1407,
-                                        .first_dense = 0,
                                         .scale = 1 };
 
 static const usli_mixture DEEPSEEK3 = { .folder = "mlp",

@@ -22,6 +22,7 @@ static void make_part(const usli_pass_state *s, const usli_block_saved *saved, v
     p->batch.angle += first;
     p->s = *s;
     p->s.batch = &p->batch;
+    p->s.first = first;
     p->s.x = (char *)s->x + cells * usli_dtype_bytes(m->dtype);
     p->saved =
         (usli_block_saved){ .n1 = (char *)saved->n1 + stream, .n2 = saved->n2 ? (char *)saved->n2 + stream : NULL };

@@ -51,6 +51,7 @@ typedef struct usli_mixture {
     bool normalised;        /* chosen scores are divided by their sum, when the config is silent */
     bool always_normalised; /* whatever it says */
     bool gguf_normalised;   /* when a GGUF is silent */
+    bool balanced;          /* transformers knows a load-balancing loss of it */
     /* When the config is silent. */
     int64_t experts, top_k, inter, shared_inter, first_dense, groups, best_groups;
     double scale;

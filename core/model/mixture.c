@@ -158,6 +158,14 @@ usl_status usli_mixture_in(usli_pass_state *s, int64_t layer, const void *y, usl
     usli_group g;
     void *x;
     usli_route_args route = route_args(s, layer, &saved->route);
+    const usli_balance *b = &s->balance;
+    if (b->micros && !s->again) {
+        route.first = s->first;
+        route.micros = b->micros;
+        route.micro = b->micro;
+        route.counts = b->counts;
+        route.mass = b->mass;
+    }
     USLI_TRY(decide(s, layer, USLI_GROUP_ROUTER, y, saved->xa_router, &route));
     if (saved->shared.weight) {
         usli_route_args gate = gate_args(s, &saved->shared);
@@ -240,6 +248,12 @@ usl_status usli_mixture_out_backward(usli_pass_state *s, int64_t layer, usli_blo
     usli_route_args route = route_args(s, layer, &saved->route);
     route.dweight = dweight;
     route.dlogits = dlogits;
+    if (s->balance.micros) {
+        route.first = s->first;
+        route.micros = s->balance.micros;
+        route.micro = s->balance.micro;
+        route.dmass = s->balance.dmass;
+    }
     USLI_TRY(usli_op_route(s->exec, &route, USLI_BACKWARD));
     s->exec->arena->high = mark;
     return USL_OK;

@@ -62,6 +62,15 @@ typedef struct usli_block_saved {
     size_t low; /* the arena's low end before the block */
 } usli_block_saved;
 
+/* The load-balancing loss of mixtures, where it is wanted: routing is counted in the forward, and its gradient goes the
+ * way of the router's. Device arrays of (micros, experts). */
+typedef struct usli_balance {
+    int micros;
+    const int32_t *micro; /* (micros + 1) first token of each micro-batch */
+    int32_t *counts;
+    float *mass, *dmass;
+} usli_balance;
+
 typedef struct usli_pass_state {
     const usl_model *model;
     const usli_batch *batch;
@@ -72,7 +81,9 @@ typedef struct usli_pass_state {
                       over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
-    bool training;
+    usli_balance balance;     /* micros 0: not wanted */
+    int64_t first;            /* number of the first token in the pass: where MLPs run piece by piece */
+    bool training, again;     /* again: backward repeats a forward */
     bool any_order;           /* attention's gradients need not repeat bit for bit */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */

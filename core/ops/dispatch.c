@@ -113,6 +113,13 @@ static usl_status check_route(usli_exec *x, const usli_route_args *a, usli_pass 
     return USL_OK;
 }
 
+static usl_status check_balance(usli_exec *x, const usli_balance_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->micros > 0 && a->experts > 0 && a->experts <= USLI_MAX_EXPERTS && a->layers > 0,
+            "balance: bad shape");
+    REQUIRE(a->micro && a->counts && a->mass && a->dmass && a->update, "balance: a pointer is missing");
+    return USL_OK;
+}
+
 static usl_status check_combine(usli_exec *x, const usli_combine_args *a, usli_pass pass) {
     REQUIRE(pass == USLI_FORWARD && a->tokens >= 0 && a->cols > 0 && a->top_k > 0 && is_float(a->dtype),
             "combine: bad shape");

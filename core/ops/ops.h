@@ -46,6 +46,7 @@ typedef struct usli_update {
     int32_t step;      /* 1 for the first update: bias correction */
     double loss_sum;   /* sum over counted labels, accumulated by cross_entropy */
     int64_t correct;   /* counted labels that were the argmax, accumulated by cross_entropy */
+    double balance;    /* sum of micro-batches' balancing losses, accumulated by balance */
 } usli_update;
 
 /* Dropout: probability and the words that make its Philox key; with the data-set row and position of each token, so
@@ -258,6 +259,7 @@ typedef struct usli_route_args {
     int32_t *row;            /* (tokens, top_k) where each slot's row is, saved */
     int32_t *token;          /* (tokens * top_k) of each row */
     float *weight;           /* (tokens * top_k) */
+    int64_t first;           /* what micro calls the first of these tokens */
     int micros;
     const int32_t *micro; /* (micros + 1) first token of each micro-batch */
     int32_t *counts;      /* (micros, experts) or NULL */
@@ -266,6 +268,21 @@ typedef struct usli_route_args {
     const float *dmass;   /* (micros, experts) or NULL */
     float *dlogits;       /* (tokens, experts) */
 } usli_route_args;
+
+/* ---- balance: the load-balancing loss of each micro-batch over all mixtures together (Switch Transformer, as
+ * transformers has it), from what route counted in each: n = layers * tokens,
+ *   loss = coefficient * experts * sum over e of counts[e] / n * mass[e] / n
+ * update->balance += the losses; dmass = their gradient, times update->loss_scale. No backward pass. */
+typedef struct usli_balance_args {
+    int micros, experts;
+    int64_t layers;
+    float coefficient;
+    const int32_t *micro;  /* (micros + 1) */
+    const int32_t *counts; /* (micros, experts) */
+    const float *mass;     /* (micros, experts) */
+    float *dmass;          /* (micros, experts) */
+    usli_update *update;
+} usli_balance_args;
 
 /* ---- combine: y[t] = sum over slots k of x[row[t * top_k + k]], in their order. Its gradient is a gather. */
 typedef struct usli_combine_args {

@@ -3,7 +3,7 @@
 #
 #     kernels/lab/measure.sh BUILD LOGS [PART ...]
 #
-# Parts: ops golden memory attention speed more peer profile decode sanitize; default: the first five.
+# Parts: ops golden memory attention speed more big peer profile decode sanitize; default: the first five.
 #
 # Each part is bounded; what did not end in time says so.
 set -uo pipefail
@@ -66,7 +66,7 @@ if wants attention; then bounded 90 time_attention "$build/tests/time_attention"
 bench() {
     local name=$1
     shift
-    bounded "${limit:-75}" "bench_$name" "$program" bench --shape llama3-8b --rank 16 --device cuda --json "$logs/more/bench_$name.json" "$@"
+    bounded "${limit:-75}" "bench_$name" "$program" bench --shape "${shape:-llama3-8b}" --rank "${rank:-16}" --device cuda --json "$logs/more/bench_$name.json" "$@"
     sed 's/^/    /' "$logs/more/bench_$name.log" >>"$table"
 }
 if wants speed; then
@@ -81,6 +81,11 @@ if wants more; then
     bench qlora_2x2048_any --method qlora --batch 2 --seq 2048 --steps 10 --order any
     USL_ATTENTION=own bench qlora_2x2048_own --method qlora --batch 2 --seq 2048 --steps 10
     bench qlora_1x8192_any --method qlora --batch 1 --seq 8192 --steps 5 --order any
+fi
+if wants big; then
+    shape=llama3-70b limit=120 bench 70b_streamed --method qlora --batch 2 --seq 2048 --steps 2 --warmup 1 --memory 24GiB
+    shape=llama3-70b limit=120 bench 70b_resident --method qlora --batch 2 --seq 2048 --steps 2 --warmup 1
+    rank=32 limit=200 bench context_118k --method qlora --batch 1 --seq 118000 --steps 1 --warmup 0 --memory 24GiB
 fi
 if wants peer; then
     bounded 150 peer_2x2048 python3 examples/bench/peer_hf.py --program "$program"

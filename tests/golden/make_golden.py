@@ -98,7 +98,8 @@ CASES = {
                                     **rope(rope_type="default")),
                   dict(target_modules="all-linear")),
     "qwen3_moe_experts": ("qwen3_moe", dict(SPARSE, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
-                                            norm_topk_prob=True, decoder_sparse_step=2, **rope(rope_type="default")),
+                                            norm_topk_prob=True, decoder_sparse_step=2,
+                                            output_router_logits=True, router_aux_loss_coef=0.5, **rope(rope_type="default")),
                           dict(target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])),
     "mixtral_window": ("mixtral", dict(SPARSE, num_local_experts=3, num_experts_per_tok=2, sliding_window=7,
                                        **rope(rope_type="default")),
@@ -158,9 +159,12 @@ def batches(vocab, how):
 
 
 def loss_of(model, ids, mask, labels):
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    target = labels[:, 1:].reshape(-1)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), target, ignore_index=-100), logits
+    out = model(input_ids=ids, attention_mask=mask)
+    logits, target = out.logits, labels[:, 1:].reshape(-1)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), target, ignore_index=-100)
+    if getattr(out, "aux_loss", None) is not None:  # output_router_logits
+        loss = loss + model.config.router_aux_loss_coef * out.aux_loss
+    return loss, logits
 
 
 def train(model, data, params, decay, lr, steps):
@@ -251,6 +255,8 @@ def make(name):
             "full_hp": {"lr": FULL_LR, "steps": how["full_steps"], "note": "weight decay only on tensors with more than one dimension"},
             "lora": {"r": how["rank"], "lora_alpha": how["alpha"], **target}, "attn": "eager", "dtype": "float32",
             "open": how["open"]}
+    if getattr(model.config, "output_router_logits", False):
+        meta["router_aux_loss_coef"] = model.config.router_aux_loss_coef
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 

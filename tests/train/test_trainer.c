@@ -34,7 +34,7 @@ typedef struct setup {
     const char *recompute, *optimizer;
     usl_dtype dtype;
     int four_bit, full;
-    double dropout;
+    double dropout, balance;
     uint64_t memory;
     int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
     const char *dir;
@@ -128,6 +128,7 @@ static usl_status train(const setup *s, outcome *o) {
     to.optimizer = s->optimizer;
     to.recompute = s->recompute;
     to.memory_limit = s->memory;
+    to.router_aux_loss_coef = s->balance;
     usl_status st = usl_trainer_new(m, rows, NULL, &to, &t);
     memset(o, 0, sizeof *o);
     pthread_t canceller;
@@ -262,8 +263,12 @@ int main(void) {
     case_of("Gemma 3, LoRA, float16", (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F16 });
     case_of("Gemma 3, full fine-tuning",
             (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
-    case_of("Qwen2-MoE, LoRA with dropout on NF4, bfloat16",
-            (setup){ .config = QWEN2_MOE, .optimizer = "adamw", .dtype = USL_BF16, .four_bit = 1, .dropout = 0.1 });
+    case_of("Qwen2-MoE, LoRA with dropout on NF4, bfloat16", (setup){ .config = QWEN2_MOE,
+                                                                      .optimizer = "adamw",
+                                                                      .dtype = USL_BF16,
+                                                                      .four_bit = 1,
+                                                                      .dropout = 0.1,
+                                                                      .balance = 0.1 });
     case_of("DeepSeek V3, full fine-tuning",
             (setup){ .config = DEEPSEEK3, .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
     memory_limits();
