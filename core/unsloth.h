@@ -372,8 +372,11 @@ typedef struct usl_lora_opts {
     const char *name; /* of the adapter; NULL: "default" */
     int rank;
     double alpha, dropout;
-    const char *target_modules; /* names separated by commas, or "all-linear"; NULL: all but a mixture's gates */
-    const char *layers;         /* 0-based indices separated by commas; NULL: all */
+    /* Names separated by commas, or "all-linear"; NULL: all of a decoder block but a mixture's gates. In a mixture
+     * gate_proj, up_proj and down_proj are those of the experts, as in PEFT; "mlp.experts.gate_up_proj",
+     * "mlp.experts.down_proj" and "gate.weight" are taken too, as in its target_parameters. */
+    const char *target_modules;
+    const char *layers; /* 0-based indices separated by commas; NULL: all */
     int use_rslora;
     const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
     uint64_t seed;

@@ -626,8 +626,10 @@ static json_t *settings_json(const usl_model *m, const usli_adapter *a, const ch
         json_decref(layers);
         layers = json_null();
     }
+    /* PEFT trains parameters without dropout only, and would not load another number. */
+    double dropout = json_array_size(parameters) ? 0 : a->dropout;
     return json_pack("{s:s,s:i,s:f,s:f,s:s,s:o,s:o,s:o,s:b,s:s,s:s?,s:b,s:b,s:b,s:b,s:o,s:o,s:n,s:b}", "peft_type",
-                     "LORA", "r", a->rank, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "bias", "none",
+                     "LORA", "r", a->rank, "lora_alpha", a->alpha, "lora_dropout", dropout, "bias", "none",
                      "target_modules", targets, "target_parameters", parameters, "layers_to_transform", layers,
                      "use_rslora", a->rslora, "task_type", "CAUSAL_LM", "base_model_name_or_path", base,
                      "inference_mode", 1, "fan_in_fan_out", 0, "use_dora", 0, "init_lora_weights", 1, "rank_pattern",
