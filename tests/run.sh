@@ -184,7 +184,7 @@ golden() {
     lua5.4 tests/judge_golden.lua "$1/golden.safetensors" "$out.txt" 1e-4 && ((status == 0))
 }
 
-families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 stories260k_shakespeare)
+families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 phi3 stories260k_shakespeare)
 if [[ ! -f tests/golden.lua ]]; then
     skip "golden cases" "tests/golden.lua is not there yet"
 else

@@ -21,6 +21,7 @@ typedef struct usli_batch {
     int64_t tokens;
     int rows;
     const int32_t *ids, *position; /* (tokens) */
+    const int32_t *angle;          /* (tokens) rows of the rope tables, see usli_model_angles */
     const int32_t *cu;             /* (rows + 1) */
     int64_t longest;
     /* dropout's keys; may be NULL without dropout */

@@ -103,8 +103,9 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
     return USL_OK;
 }
 
-/* ids, positions, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's number. */
-enum { TOKEN_ARRAYS = 5 };
+/* ids, positions, angles, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's
+ * number. */
+enum { TOKEN_ARRAYS = 6 };
 
 static size_t numbers_count(const usli_capacity *c) {
     return TOKEN_ARRAYS * (size_t)c->tokens + 2 * ((size_t)c->rows + 1) + 1;
@@ -187,10 +188,10 @@ static usl_status find_limit(usl_trainer *t) {
 static usl_status make_plan(usl_trainer *t) {
     uint64_t weights, grads, states;
     usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
-    t->fixed_bytes = usli_model_rope_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
-    USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
+    t->fixed_bytes = usli_model_rope_bytes(t->model, tokens) + (t->model->full ? 0 : weights) + grads + states;
+    USLI_TRY(find_limit(t));
     int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows), other;
     t->least_tokens = longest;
     if (t->opts.router_aux_loss_coef > 0) USLI_TRY(window_bounds(t, t->opts.batch, &t->least_tokens, &other));
@@ -325,12 +326,14 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
     const usli_capacity *c = &t->capacity;
     const usli_twin *twin = &t->numbers_twin;
     size_t n = (size_t)c->tokens, used = (size_t)w->tokens * sizeof(int32_t);
-    int32_t *ids = t->numbers, *position = ids + n, *row_of_token = position + n, *index = row_of_token + n;
-    int32_t *target = index + n, *cu = target + n, *micro = cu + c->rows + 1, *update = micro + c->rows + 1;
+    int32_t *ids = t->numbers, *position = ids + n, *angle = position + n, *row_of_token = angle + n;
+    int32_t *index = row_of_token + n, *target = index + n, *cu = target + n, *micro = cu + c->rows + 1;
+    int32_t *update = micro + c->rows + 1;
     memcpy(ids, w->ids, used);
     memcpy(position, w->positions, used);
     memcpy(cu, w->cu, ((size_t)w->rows + 1) * sizeof *cu);
     *update = (int32_t)t->step;
+    USLI_TRY(usli_model_angles(t->model, w->rows, w->cu, NULL, position, angle));
     int64_t count = 0;
     int micros = 0;
     for (int64_t r = 0; r < w->rows; r++)
@@ -354,6 +357,7 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
                        .rows = (int)w->rows,
                        .ids = usli_twin_at(twin, ids),
                        .position = usli_twin_at(twin, position),
+                       .angle = usli_twin_at(twin, angle),
                        .cu = usli_twin_at(twin, cu),
                        .longest = w->longest,
                        .row_of_token = usli_twin_at(twin, row_of_token),

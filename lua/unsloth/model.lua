@@ -214,6 +214,8 @@ function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
+  -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
+  if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
   model:add_lora {
     name = o.adapter_name, rank = o.r, alpha = o.lora_alpha, dropout = o.lora_dropout, use_rslora = o.use_rslora,

@@ -28,7 +28,8 @@ local function add_text(self, rows, ds, i, text)
       self.args.dataset_text_field, text == nil and "missing" or "a " .. type(text))
   end
   local ids = self.tokenizer:encode_once(text)
-  if ids[#ids] == self.tokenizer.eos_token_id then self.with_eos = self.with_eos + 1 end
+  local eos = self.tokenizer.eos_token_id -- a template may write a line's end behind it
+  if ids[#ids] == eos or ids[#ids - 1] == eos then self.with_eos = self.with_eos + 1 end
   rows:add(ids)
 end
 
