@@ -350,11 +350,26 @@ typedef struct usl_lora_opts {
     const char *target_modules; /* names separated by commas, or "all-linear"; NULL: the seven of a decoder block */
     const char *layers;         /* 0-based indices separated by commas; NULL: all */
     int use_rslora;
-    const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
+    const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests); "pissa",
+                         "pissa_niter_4" (or another number) and "loftq" change the base, which must not be quantised */
     uint64_t seed;
+    const char *target_pattern;  /* a regular expression over whole names ("model.layers.0.self_attn.q_proj"), in place
+                                    of target_modules; NULL: none */
+    const char *exclude_modules; /* names or their ends, separated by commas; NULL: none */
+    const char *layers_pattern;  /* the word before a layer's number, with layers only; NULL: any */
+    const char *modules_to_save; /* modules trained whole, as float32 copies: "embed_tokens,lm_head"; NULL: none */
+    const char *rank_pattern,
+        *alpha_pattern;         /* JSON objects, { "pattern over an end of a name": number }; NULL: none */
+    const char *bias;           /* "none" (NULL), "all", "lora_only" */
+    int use_dora;               /* a magnitude for each row, Liu et al. 2024 */
+    int ensure_weight_tying;    /* a tied head follows the trained copy of embed_tokens */
+    int loftq_bits, loftq_iter; /* 4 or 8; passes */
 } usl_lora_opts;
-#define USL_LORA_OPTS_INIT \
-    { sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407 }
+#define USL_LORA_OPTS_INIT                                                                                         \
+    {                                                                                                              \
+        sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407, NULL, NULL, NULL, NULL, NULL, NULL, \
+            NULL, 0, 0, 4, 1                                                                                       \
+    }
 /* Adds an adapter and makes it the active one. */
 USL_API usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts);
 /* Reads a PEFT folder as adapter `name` (NULL: "default") and makes it active. */

@@ -58,7 +58,7 @@ end
 
 local function open(options)
   options.device, options.dtype = o.device, o.dtype
-  return core.model_open(options.path or case .. "/model", { device = o.device, dtype = o.dtype, full_finetuning = options.full })
+  return core.model_open(options.path or case .. "/" .. (meta.model or "model"), { device = o.device, dtype = o.dtype, full_finetuning = options.full })
 end
 
 -- ---- Computing ------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ local hp = meta.hp
 local function train_options(lr, steps)
   return { batch = #batches[2], accumulation = 1, max_steps = steps, learning_rate = lr, weight_decay = hp.weight_decay,
     beta1 = hp.betas[1], beta2 = hp.betas[2], epsilon = hp.eps, max_grad_norm = hp.max_grad_norm, optimizer = "adamw",
-    shuffle = false, recompute = "none" }
+    shuffle = false, recompute = "none", embedding_learning_rate = hp.embedding_lr }
 end
 
 local function rate_function(lr, steps)
@@ -142,7 +142,7 @@ local function greedy(model)
   return core.tensor({ ids }, "int32")
 end
 
-do
+if golden["base.logits"] then
   local model <close> = open { full = true }
   put("base.logits", function() return logits_of(model) end)
   put("base.greedy", function() return greedy(model) end)
@@ -152,7 +152,9 @@ end
 
 -- PyTorch calls a parameter "...lora_A.default.weight", PEFT's files leave the adapter's name out.
 local function published(name)
-  return (name:gsub("%.default%.weight$", ".weight"))
+  name = name:gsub("%.modules_to_save%.default", ""):gsub("%.modules_to_save", "")
+  name = name:gsub("%.default%.weight$", ".weight"):gsub("%.default$", "")
+  return (name:gsub("lora_magnitude_vector%.weight$", "lora_magnitude_vector"))
 end
 
 local function merged_logits(model)

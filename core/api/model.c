@@ -71,7 +71,7 @@ const char *usl_model_adapter(const usl_model *model) {
 
 usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
     USLI_NEED(model->ctx, dir);
-    return usli_model_save_adapter(model, dir, base);
+    return usli_model_save_adapter(model, dir, base, false);
 }
 
 const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
@@ -97,7 +97,7 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
     if (p.data)
         memcpy(dst, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof *dst);
     else
-        usli_model_rows(m, p.slot, p.layer, false, 0, usli_model_weight(m, p.slot, p.layer)->m.rows, dst);
+        usli_model_rows(m, p.slot, p.layer, false, 0, usli_base_weight(m, p.slot, p.layer)->m.rows, dst);
     return USL_OK;
 }
 
@@ -118,6 +118,7 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
     if (st == USL_OK && p.device != p.data)
         st = m->exec.backend->copy_in(&m->exec, p.device, usl_tensor_data(copy), bytes);
     if (st == USL_OK) memcpy(p.data, usl_tensor_data(copy), bytes);
+    if (st == USL_OK && m->active) m->active->norms_fresh = false;
     usl_tensor_free(copy);
     return st;
 }

@@ -42,13 +42,7 @@ static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
         g->args.out += w->m.rows;
         if (!m->active) continue;
         const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-        if (l->rank)
-            g->segment[i].lora = (usli_lora){ .rank = l->rank,
-                                              .scale = m->active->scale,
-                                              .a = usli_twin_at(&m->active->twin, l->a),
-                                              .b = usli_twin_at(&m->active->twin, l->b),
-                                              .da = l->da,
-                                              .db = l->db };
+        g->segment[i].lora = usli_pass_lora(m, l);
         if (s->training && m->active->dropout > 0)
             g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout,
                                               .seed = b->dropout_seed,
@@ -66,7 +60,7 @@ static size_t xa_bytes(const usli_pass_state *s, const group *g) {
 
 static bool trains(const group *g) {
     for (int i = 0; i < g->args.segments; i++)
-        if (g->segment[i].dw || g->segment[i].lora.da) return true;
+        if (g->segment[i].dw || g->segment[i].dbias || g->segment[i].lora.da) return true;
     return false;
 }
 

@@ -6,9 +6,9 @@
 
 #include "core/cpu/cpu.h"
 #include "core/io/json.h"
+#include "core/model/adapter.h"
 #include "core/model/load.h"
 #include "core/ops/planned.h"
-#include "core/quant/traits.h"
 #include "kernels/cuda.h"
 
 enum { MAX_CONTEXT = 1 << 30 }; /* positions are 32-bit, and a table has a row for each */
@@ -197,17 +197,6 @@ usl_model *usli_model_retain(usl_model *m) {
     return m;
 }
 
-void usli_adapter_free(usl_model *m, usli_adapter *a) {
-    usl_ctx *ctx = m->ctx;
-    if (!a) return;
-    usli_twin_close(&m->exec, &a->twin);
-    usli_free(ctx, a->name);
-    usli_free(ctx, a->base);
-    usli_free(ctx, a->modules);
-    if (!m->plan_only) usli_free_aligned(ctx, a->storage);
-    usli_free(ctx, a);
-}
-
 void usli_model_release(usl_model *m) {
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
     usl_ctx *ctx = m->ctx;
@@ -215,7 +204,7 @@ void usli_model_release(usl_model *m) {
         next = a->next;
         usli_adapter_free(m, a);
     }
-    int64_t count = m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
+    int64_t count = m->weights ? usli_weight_count(&m->config) : 0;
     for (int64_t i = 0; i < count; i++) usli_storage_release(m->weights[i].storage);
     usli_free(ctx, m->weights);
     if (m->exec.backend) {
@@ -235,34 +224,19 @@ void usli_model_release(usl_model *m) {
 
 uint64_t usli_model_weight_bytes(const usl_model *m) {
     uint64_t bytes = 0;
-    int64_t count = m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+    int64_t count = usli_weight_count(&m->config);
     for (int64_t i = 0; i < count; i++)
         if (m->weights[i].storage) bytes += m->weights[i].storage->bytes;
     return bytes;
 }
 
-static void decode_rows(const usli_matrix *w, int64_t first, int64_t count, float *dst) {
-    if (w->nf4)
-        usli_nf4_decode(w->nf4, first * w->cols, count * w->cols, dst);
-    else
-        usli_traits_of(w->dtype)->decode((const char *)w->data + (size_t)first * usli_row_bytes(w->dtype, w->cols), dst,
-                                         count * w->cols);
-}
-
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
                            float *dst) {
-    const usli_weight *w = usli_model_weight(m, slot, layer);
-    decode_rows(&w->m, first, count, dst);
-    if (!merge || !m->active || slot >= USLI_LINEARS) return USL_OK;
-    const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-    for (int64_t r = 0; r < count; r++) {
-        float *row = dst + r * w->m.cols;
-        for (int k = 0; k < l->rank; k++) {
-            float b = m->active->scale * l->b[(first + r) * l->rank + k];
-            const float *a = l->a + (int64_t)k * w->m.cols;
-            for (int64_t c = 0; c < w->m.cols; c++) row[c] += b * a[c];
-        }
-    }
+    const usli_adapter *a = merge ? m->active : NULL;
+    const usli_weight *w = usli_base_weight(m, slot, layer);
+    if (slot == USLI_HEAD && !w->storage) w = usli_base_weight(m, USLI_EMBED, 0);
+    if (a) w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
+    for (int64_t r = 0; r < count; r++) usli_adapted_row(m, a, w, slot, layer, first + r, dst + r * w->m.cols);
     return USL_OK;
 }
 
@@ -270,7 +244,7 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
  * ------------------------------------------------------------------------------------------------------- */
 
 static void weight_param(const usl_model *m, usli_param_ref *out) {
-    usli_weight *w = usli_model_weight(m, out->slot, out->layer);
+    usli_weight *w = usli_base_weight(m, out->slot, out->layer);
     int64_t cols;
     usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
     out->ndim = cols ? 2 : 1;
@@ -284,48 +258,90 @@ static void weight_param(const usl_model *m, usli_param_ref *out) {
 
 static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
-    int64_t rows, cols;
-    usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
-    out->ndim = 2;
-    out->shape[0] = out->part == 1 ? l->rank : rows;
-    out->shape[1] = out->part == 1 ? cols : l->rank;
+    int64_t rows, in;
+    usli_lora_shape(&m->config, out->slot, out->layer, &rows, &in);
+    const struct {
+        const char *suffix;
+        int ndim;
+        int64_t shape[2];
+        float *data, **grad;
+    } parts[] = { { out->slot == USLI_EMBED ? "lora_embedding_A" : "lora_A.weight", 2, { l->rank, in }, l->a, &l->da },
+                  { out->slot == USLI_EMBED ? "lora_embedding_B" : "lora_B.weight",
+                    2,
+                    { rows, l->rank },
+                    l->b,
+                    &l->db },
+                  { "lora_magnitude_vector", 1, { rows, 1 }, l->magnitude, &l->dmagnitude } },
+      *p = &parts[out->part - 1];
+    out->ndim = p->ndim;
+    out->shape[0] = p->shape[0];
+    out->shape[1] = p->shape[1];
     out->trainable = true;
-    out->data = out->part == 1 ? l->a : l->b;
+    out->data = p->data;
     out->device = usli_twin_at(&m->active->twin, out->data);
-    out->grad = out->part == 1 ? &l->da : &l->db;
+    out->grad = p->grad;
     char base[128];
     usli_slot_name(&m->config, out->slot, out->layer, false, base, sizeof base);
     base[strlen(base) - strlen(".weight")] = 0;
-    snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
+    snprintf(out->name, sizeof out->name, "base_model.model.%s.%s", base, p->suffix);
 }
 
-/* The published order: embedding, layers, final norm, head; then the adapter's. Sets slot, layer and part of place i;
- * false when the model has nothing there. */
-static bool param_at(const usl_model *m, int64_t i, int64_t weights, usli_param_ref *out) {
-    int64_t per = USLI_LAYER_SLOTS, last = weights - 2;
-    if (i >= weights) {
-        i -= weights;
-        out->layer = i / (USLI_LINEARS * 2);
-        out->slot = (usli_slot)(i / 2 % USLI_LINEARS);
-        out->part = 1 + (int)(i % 2);
-        return usli_adapter_module(m, m->active, out->slot, out->layer)->rank > 0;
-    }
+static void copy_param(const usl_model *m, usli_param_ref *out) {
+    usli_weight *w = &m->active->copies[usli_weight_index(&m->config, out->slot, out->layer)];
+    int64_t cols;
+    usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
+    out->ndim = cols ? 2 : 1;
+    out->shape[1] = cols ? cols : 1;
+    out->trainable = true;
+    out->data = (float *)(uintptr_t)w->m.data;
+    out->device = (float *)(uintptr_t)w->d.data;
+    out->grad = &w->grad;
+    usli_copy_name(m, m->active, out->slot, out->layer, out->name, sizeof out->name);
+}
+
+/* The published order: embedding, layers, final norm, head. */
+static usli_slot slot_at(const usl_model *m, int64_t i, int64_t *layer) {
+    int64_t last = usli_weight_count(&m->config) - 2;
     bool inside = i > 0 && i < last;
-    out->layer = inside ? (i - 1) / per : 0;
-    out->slot = inside ? (usli_slot)((i - 1) % per) : i == 0 ? USLI_EMBED : i == last ? USLI_FINAL_NORM : USLI_HEAD;
-    out->part = 0;
-    return usli_model_weight(m, out->slot, out->layer)->storage != NULL;
+    *layer = inside ? (i - 1) / USLI_LAYER_SLOTS : 0;
+    if (inside) return (usli_slot)((i - 1) % USLI_LAYER_SLOTS);
+    return i == 0 ? USLI_EMBED : i == last ? USLI_FINAL_NORM : USLI_HEAD;
+}
+
+enum { PARTS = 3 /* of a module */, COPY = 4 };
+
+/* Weights, then the adapter's modules, then its copies. Sets slot, layer and part of place i; false when the model has
+ * nothing there. */
+static bool param_at(const usl_model *m, int64_t i, usli_param_ref *out) {
+    int64_t weights = usli_weight_count(&m->config), modules = PARTS * usli_module_count(&m->config);
+    if (i < weights) {
+        out->slot = slot_at(m, i, &out->layer);
+        out->part = 0;
+        return usli_base_weight(m, out->slot, out->layer)->storage != NULL;
+    }
+    i -= weights;
+    if (i < modules) {
+        out->slot = usli_module_slot(&m->config, i / PARTS, &out->layer);
+        out->part = 1 + (int)(i % PARTS);
+        const usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
+        return out->part == PARTS ? l->magnitude != NULL : l->rank > 0;
+    }
+    out->slot = slot_at(m, i - modules, &out->layer);
+    out->part = COPY;
+    return m->active->copies[usli_weight_index(&m->config, out->slot, out->layer)].storage != NULL;
 }
 
 bool usli_model_param(const usl_model *m, int64_t index, usli_param_ref *out) {
-    int64_t weights = 1 + m->config.layers * USLI_LAYER_SLOTS + 2;
-    int64_t all = weights + (m->active ? m->config.layers * USLI_LINEARS * 2 : 0);
+    int64_t all = usli_weight_count(&m->config);
+    if (m->active) all += all + PARTS * usli_module_count(&m->config);
     for (int64_t i = 0, seen = 0; i < all; i++) {
-        if (!param_at(m, i, weights, out) || seen++ < index) continue;
-        if (out->part)
-            lora_param(m, out);
-        else
+        if (!param_at(m, i, out) || seen++ < index) continue;
+        if (out->part == 0)
             weight_param(m, out);
+        else if (out->part == COPY)
+            copy_param(m, out);
+        else
+            lora_param(m, out);
         return true;
     }
     return false;

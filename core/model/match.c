@@ -1,0 +1,269 @@
+/* PEFT's ways to say which modules: names or ends of names, patterns over whole names, numbers of layers. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <string.h>
+
+#include "core/io/json.h"
+#include "core/model/adapter.h"
+
+/* ---- Patterns ------------------------------------------------------------------------------------------------------
+ */
+
+static usl_status compile(usl_ctx *ctx, const char *option, const char *pattern, bool behind_dot, pcre2_code **out) {
+    size_t size = strlen(pattern) + 32;
+    char *text = usli_malloc(ctx, size);
+    int error;
+    PCRE2_SIZE at;
+    if (!text) return usli_nomem(ctx, size);
+    snprintf(text, size, "%s(?:%s)", behind_dot ? "(?:.*\\.)?" : "", pattern);
+    *out =
+        pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error, &at, NULL);
+    usli_free(ctx, text);
+    if (*out) return USL_OK;
+    char why[128] = "";
+    pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
+    return usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" is no regular expression: %s", option, pattern, why);
+}
+
+static usl_status matches(usl_ctx *ctx, const pcre2_code *code, const char *name, bool *out) {
+    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
+    if (!data) return usli_nomem(ctx, 64);
+    *out = pcre2_match(code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL) >= 0;
+    pcre2_match_data_free(data);
+    return USL_OK;
+}
+
+/* ---- Lists ---------------------------------------------------------------------------------------------------------
+ */
+
+/* The next item of a comma-separated list; false at its end. */
+static bool next_item(const char **list, const char **item, size_t *len) {
+    while (*list && (**list == ',' || **list == ' ')) ++*list;
+    if (!*list || !**list) return false;
+    *item = *list;
+    *len = strcspn(*item, ",");
+    *list += *len;
+    while (*len && (*item)[*len - 1] == ' ') --*len;
+    return true;
+}
+
+/* The name itself, or its end behind a dot. */
+static bool ends_with(const char *name, const char *item, size_t len) {
+    size_t n = strlen(name);
+    if (n < len || memcmp(name + n - len, item, len) != 0) return false;
+    return n == len || name[n - len - 1] == '.';
+}
+
+static bool in_list(const char *list, const char *name) {
+    const char *item;
+    size_t len;
+    while (next_item(&list, &item, &len))
+        if (ends_with(name, item, len)) return true;
+    return false;
+}
+
+/* Module i of the model: false when there is none. */
+static bool module_at(const usl_model *m, int64_t i, usli_slot *slot, int64_t *layer, char *name, size_t size) {
+    int64_t rows, cols;
+    *slot = usli_module_slot(&m->config, i, layer);
+    usli_module_name(&m->config, *slot, *layer, name, size);
+    return usli_slot_shape(&m->config, *slot, *layer, &rows, &cols) || *slot == USLI_HEAD;
+}
+
+/* Every item of the list names a module that adapters attach to. */
+static usl_status check_targets(usl_model *m, const char *list) {
+    const char *item;
+    char name[128];
+    size_t len;
+    while (next_item(&list, &item, &len)) {
+        bool found = false;
+        int64_t layer;
+        usli_slot slot;
+        for (int64_t i = 0; !found && i < usli_module_count(&m->config); i++)
+            found = module_at(m, i, &slot, &layer, name, sizeof name) && ends_with(name, item, len);
+        if (!found)
+            return usli_fail(m->ctx, USL_ERR_INVALID,
+                             "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
+                             "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
+                             (int)len, item, m->config.arch->name);
+    }
+    return USL_OK;
+}
+
+static usl_status wanted_layers(usl_model *m, const char *list, bool *wanted) {
+    const char *item;
+    size_t len;
+    memset(wanted, !list, (size_t)m->config.layers * sizeof *wanted);
+    while (list && next_item(&list, &item, &len)) {
+        int64_t n = 0;
+        for (size_t i = 0; i < len; i++) {
+            if (item[i] < '0' || item[i] > '9' || i > 8)
+                return usli_fail(m->ctx, USL_ERR_INVALID, "layers_to_transform: \"%.*s\" is no layer number", (int)len,
+                                 item);
+            n = n * 10 + (item[i] - '0');
+        }
+        if (n >= m->config.layers)
+            return usli_fail(m->ctx, USL_ERR_INVALID,
+                             "layers_to_transform: there is no layer %lld; the model has 0 to %lld", (long long)n,
+                             (long long)m->config.layers - 1);
+        wanted[n] = true;
+    }
+    return USL_OK;
+}
+
+/* The word before a layer's number, which is "layers" in every family here. */
+static usl_status check_layers_pattern(usl_model *m, const usl_lora_opts *o) {
+    const char *item, *list = o->layers_pattern;
+    size_t len;
+    bool any = false, found = false;
+    if (list && !o->layers)
+        return usli_fail(m->ctx, USL_ERR_INVALID, "layers_pattern is given without layers_to_transform; give both");
+    while (next_item(&list, &item, &len)) {
+        char text[128];
+        pcre2_code *code;
+        any = true;
+        snprintf(text, sizeof text, "%.*s", (int)len, item);
+        USLI_TRY(compile(m->ctx, "layers_pattern", text, true, &code));
+        bool hit;
+        usl_status st = matches(m->ctx, code, "model.layers", &hit);
+        pcre2_code_free(code);
+        USLI_TRY(st);
+        found |= hit;
+    }
+    if (any && !found)
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "layers_pattern: \"%s\" matches nothing; the layers of this model are called \"layers\"",
+                         o->layers_pattern);
+    return USL_OK;
+}
+
+/* ---- Ranks and alphas by pattern -----------------------------------------------------------------------------------
+ */
+
+typedef void (*found_fn)(usli_adapter_shape *s, int64_t module, double value);
+
+static void set_rank(usli_adapter_shape *s, int64_t module, double value) {
+    s->ranks[module] = (int)value;
+}
+static void set_alpha(usli_adapter_shape *s, int64_t module, double value) {
+    s->alphas[module] = value;
+}
+
+/* The first pattern that matches a module counts for it. */
+static usl_status by_pattern(usl_model *m, const char *option, const char *json, bool whole, found_fn set,
+                             usli_adapter_shape *s) {
+    json_t *map = NULL;
+    const char *key;
+    json_t *value;
+    if (!json) return USL_OK;
+    USLI_TRY(usli_json_parse(m->ctx, option, json, strlen(json), &map));
+    bool *done = usli_calloc(m->ctx, (size_t)usli_module_count(&m->config), sizeof *done);
+    usl_status st = done ? USL_OK : usli_nomem(m->ctx, 64);
+    json_object_foreach(map, key, value) {
+        double number = json_number_value(value);
+        pcre2_code *code = NULL;
+        if (st != USL_OK) break;
+        if (!json_is_number(value) || !(number > 0) || (whole && (!json_is_integer(value) || number > 4096))) {
+            st = usli_fail(m->ctx, USL_ERR_INVALID, "%s: \"%s\" is given no positive %s", option, key,
+                           whole ? "whole number up to 4096" : "number");
+            break;
+        }
+        st = compile(m->ctx, option, key, true, &code);
+        for (int64_t i = 0; st == USL_OK && i < usli_module_count(&m->config); i++) {
+            char name[128];
+            int64_t layer;
+            usli_slot slot;
+            bool hit = false;
+            if (done[i] || !s->ranks[i] || !module_at(m, i, &slot, &layer, name, sizeof name)) continue;
+            st = matches(m->ctx, code, name, &hit);
+            if (hit) set(s, i, number), done[i] = true;
+        }
+        pcre2_code_free(code);
+    }
+    usli_free(m->ctx, done);
+    json_decref(map);
+    return st;
+}
+
+/* ---- All of it -----------------------------------------------------------------------------------------------------
+ */
+
+/* For modules_to_save PEFT takes any end: "norm" is every norm. */
+static bool ends_in(const char *name, const char *item, size_t len) {
+    size_t n = strlen(name);
+    return n >= len && memcmp(name + n - len, item, len) == 0;
+}
+
+/* modules_to_save: whole modules, weight and bias. */
+static usl_status match_copies(usl_model *m, const char *list, usli_adapter_shape *s) {
+    const usli_config *c = &m->config;
+    const char *item;
+    size_t len;
+    while (next_item(&list, &item, &len)) {
+        bool found = false;
+        for (int64_t l = 0; l < c->layers; l++)
+            for (int slot = 0; slot < USLI_LAYER_SLOTS; slot++) {
+                char name[128];
+                if (!usli_base_weight(m, (usli_slot)slot, l)->storage) continue;
+                usli_module_name(c, (usli_slot)slot, l, name, sizeof name);
+                if (!ends_in(name, item, len)) continue;
+                s->copies[usli_weight_index(c, (usli_slot)slot, l)] = found = true;
+            }
+        for (int slot = USLI_EMBED; slot < USLI_SLOTS; slot++) {
+            char name[128];
+            usli_module_name(c, (usli_slot)slot, 0, name, sizeof name);
+            if (!ends_in(name, item, len)) continue;
+            s->copies[usli_weight_index(c, (usli_slot)slot, 0)] = found = true;
+        }
+        if (!found)
+            return usli_fail(m->ctx, USL_ERR_INVALID,
+                             "modules_to_save: the model has no module \"%.*s\"; embed_tokens, lm_head and norm are "
+                             "usual",
+                             (int)len, item);
+    }
+    return USL_OK;
+}
+
+static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const pcre2_code *pattern, const bool *wanted,
+                                usli_adapter_shape *s) {
+    bool linear = !pattern && (!o->target_modules || strcmp(o->target_modules, "all-linear") == 0);
+    if (!linear && !pattern) USLI_TRY(check_targets(m, o->target_modules));
+    for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
+        char name[128];
+        int64_t layer;
+        usli_slot slot;
+        if (!module_at(m, i, &slot, &layer, name, sizeof name)) continue;
+        bool inside = slot < USLI_LINEARS, hit = inside;
+        if (pattern)
+            USLI_TRY(matches(m->ctx, pattern, name, &hit));
+        else if (!linear)
+            hit = in_list(o->target_modules, name);
+        if (o->layers && !pattern && !(inside && wanted[layer])) hit = false;
+        if (!hit || in_list(o->exclude_modules, name) || in_list(o->modules_to_save, name)) continue;
+        s->ranks[i] = o->rank;
+        s->alphas[i] = o->alpha;
+    }
+    return USL_OK;
+}
+
+usl_status usli_match_alphas(usl_model *m, const char *alpha_pattern, usli_adapter_shape *s) {
+    return by_pattern(m, "alpha_pattern", alpha_pattern, false, set_alpha, s);
+}
+
+usl_status usli_match_modules(usl_model *m, const usl_lora_opts *o, usli_adapter_shape *s) {
+    bool *wanted = usli_calloc(m->ctx, (size_t)m->config.layers, sizeof *wanted);
+    pcre2_code *pattern = NULL;
+    usl_status st = wanted ? USL_OK : usli_nomem(m->ctx, (size_t)m->config.layers);
+    if (st != USL_OK) return st;
+    USLI_TRYGO(check_layers_pattern(m, o));
+    USLI_TRYGO(wanted_layers(m, o->layers, wanted));
+    if (o->target_pattern) USLI_TRYGO(compile(m->ctx, "target_modules", o->target_pattern, false, &pattern));
+    USLI_TRYGO(match_targets(m, o, pattern, wanted, s));
+    USLI_TRYGO(by_pattern(m, "rank_pattern", o->rank_pattern, true, set_rank, s));
+    USLI_TRYGO(usli_match_alphas(m, o->alpha_pattern, s));
+    st = match_copies(m, o->modules_to_save, s);
+done:
+    pcre2_code_free(pattern);
+    usli_free(m->ctx, wanted);
+    return st;
+}
