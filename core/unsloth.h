@@ -381,6 +381,8 @@ USL_API const char *usl_model_adapter(const usl_model *model);
 /* Writes adapter_config.json and adapter_model.safetensors. base: what to name as base_model_name_or_path, may be NULL.
  */
 USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
+/* What began with "pissa" as plain LoRA of twice the rank, for the base as it was before. */
+USL_API usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, const char *base);
 
 /* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. Borrowed

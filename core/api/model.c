@@ -74,6 +74,11 @@ usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char 
     return usli_model_save_adapter(model, dir, base, false);
 }
 
+usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, const char *base) {
+    USLI_NEED(model->ctx, dir);
+    return usli_model_save_adapter(model, dir, base, true);
+}
+
 const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
     usli_param_ref p;
     if (i < 0 || !usli_model_param(m, i, &p)) return NULL;

@@ -10,6 +10,7 @@
 #include "core/base/pool.h"
 #include "core/base/rng.h"
 #include "core/io/json.h"
+#include "core/model/bnb.h"
 #include "core/quant/traits.h"
 
 /* ---- Sources
@@ -80,6 +81,14 @@ static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot sl
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
         t = find_named(src, "model.embed_tokens.weight");
     if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, name);
+    if (cols && usli_bnb_is(src, t)) {
+        int64_t own_rows, own_cols;
+        USLI_TRY(usli_bnb_shape(m, src, t, &own_rows, &own_cols));
+        *out = t;
+        if (own_rows == rows && own_cols == cols) return USL_OK;
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path,
+                         name, (long long)own_rows, (long long)own_cols, (long long)rows, (long long)cols);
+    }
     bool fits = cols ? t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols : t->ndim == 1 && t->shape[0] == rows;
     if (!fits)
         return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path,
@@ -156,6 +165,7 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
     const usli_file_tensor *t = NULL;
     USLI_TRY(find_tensor(m, src, slot, layer, &t));
     usli_weight *w = usli_model_weight(m, slot, layer);
+    if (cols && usli_bnb_is(src, t)) return usli_bnb_load(m, src, t, w);
     if (!cols)
         USLI_TRY(load_float(m, t, w, 1, rows));
     else if (m->full || t->dtype == USL_F64)
@@ -276,7 +286,7 @@ usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_
         USLI_TRY(usli_progress(m->ctx, "loading", (uint64_t)l, (uint64_t)m->config.layers));
         for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(load_one(m, src, (usli_slot)s, l));
     }
-    return load_in_4bit ? quantize(m, m->config.layers) : USL_OK;
+    return load_in_4bit && !m->config.quantised ? quantize(m, m->config.layers) : USL_OK;
 }
 
 typedef struct random_job {
