@@ -431,6 +431,17 @@ static usl_status write_as_lora(usl_model *m, const usli_param_ref *p, usli_safe
     return st;
 }
 
+/* Of weights that are tied PEFT wants both. */
+static usl_status write_tied(usl_model *m, usli_safetensors_writer *w, bool writing) {
+    const usli_weight *embed = &m->active->copies[usli_weight_index(&m->config, USLI_EMBED, 0)];
+    char name[128];
+    int64_t shape[2] = { embed->m.rows, embed->m.cols };
+    if (!m->active->ties || !embed->storage) return USL_OK;
+    usli_copy_name(m, m->active, USLI_HEAD, 0, name, sizeof name);
+    return writing ? usli_safetensors_write(w, embed->m.data, (size_t)(shape[0] * shape[1]) * sizeof(float))
+                   : usli_safetensors_add(w, name, USL_F32, 2, shape);
+}
+
 static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
     usli_safetensors_writer *w;
     usl_status st;
@@ -451,6 +462,7 @@ static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
             else
                 USLI_TRYGO(usli_safetensors_write(w, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float)));
         }
+        USLI_TRYGO(write_tied(m, w, writing));
     }
     st = usli_safetensors_commit(w);
 done:

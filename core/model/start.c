@@ -241,7 +241,7 @@ static void to_int8(const float *src, int64_t rows, int64_t cols, change *out) {
             float v = fabsf(usli_f16_to_f32(usli_f32_to_f16(row[c])));
             most = v > most ? v : most;
         }
-        float factor = most > 0 ? 127.0f / most : 0;
+        float factor = most > 0 ? 1.0f / most * 127.0f : 0; /* as torch divides a number by a tensor */
         scales[r] = most * USLI_INT8_STEP;
         for (int64_t c = 0; c < cols; c++)
             codes[r * cols + c] = (int8_t)rintf(usli_f16_to_f32(usli_f32_to_f16(row[c])) * factor);
