@@ -1,5 +1,5 @@
-/* What the files about adapters share: adapter.c makes them, start.c gives them their first values, peft.c is PEFT's
- * folder in and out, match.c knows PEFT's ways to name modules. */
+/* What the files about adapters share: adapter.c makes them, start.c gives them their first values, peft_read.c
+ * and peft_write.c are PEFT's folder, match.c knows PEFT's ways to name modules. */
 #ifndef USLI_MODEL_ADAPTER_H
 #define USLI_MODEL_ADAPTER_H
 

@@ -9,6 +9,14 @@
 /* ---- Patterns ------------------------------------------------------------------------------------------------------
  */
 
+static void *take(PCRE2_SIZE size, void *ctx) {
+    return usli_malloc(ctx, size);
+}
+
+static void give(void *ptr, void *ctx) {
+    usli_free(ctx, ptr);
+}
+
 static usl_status compile(usl_ctx *ctx, const char *option, const char *pattern, bool behind_dot, pcre2_code **out) {
     size_t size = strlen(pattern) + 32;
     char *text = usli_malloc(ctx, size);
@@ -16,21 +24,32 @@ static usl_status compile(usl_ctx *ctx, const char *option, const char *pattern,
     PCRE2_SIZE at;
     if (!text) return usli_nomem(ctx, size);
     snprintf(text, size, "%s(?:%s)", behind_dot ? "(?:.*\\.)?" : "", pattern);
-    *out =
-        pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error, &at, NULL);
+    pcre2_general_context *memory = pcre2_general_context_create(take, give, ctx);
+    pcre2_compile_context *how = memory ? pcre2_compile_context_create(memory) : NULL;
+    usl_status st = how ? USL_OK : usli_nomem(ctx, size);
+    if (how)
+        *out = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error, &at,
+                             how);
+    if (how && !*out) {
+        char why[128] = "";
+        pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
+        st = usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" is no regular expression: %s", option, pattern, why);
+    }
+    pcre2_compile_context_free(how);
+    pcre2_general_context_free(memory);
     usli_free(ctx, text);
-    if (*out) return USL_OK;
-    char why[128] = "";
-    pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
-    return usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" is no regular expression: %s", option, pattern, why);
+    return st;
 }
 
-static usl_status matches(usl_ctx *ctx, const pcre2_code *code, const char *name, bool *out) {
-    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    if (!data) return usli_nomem(ctx, 64);
-    *out = pcre2_match(code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL) >= 0;
+static usl_status matches(const pcre2_code *code, const char *name, usl_ctx *ctx, bool *out) {
+    pcre2_general_context *memory = pcre2_general_context_create(take, give, ctx);
+    pcre2_match_data *data = memory ? pcre2_match_data_create(1, memory) : NULL;
+    int found = data ? pcre2_match(code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL) : 0;
+    bool dry = !data || found == PCRE2_ERROR_NOMEMORY;
     pcre2_match_data_free(data);
-    return USL_OK;
+    pcre2_general_context_free(memory);
+    *out = found >= 0;
+    return dry ? usli_nomem(ctx, 64) : USL_OK;
 }
 
 /* ---- Lists ---------------------------------------------------------------------------------------------------------
@@ -125,7 +144,7 @@ static usl_status check_layers_pattern(usl_model *m, const usl_lora_opts *o) {
         snprintf(text, sizeof text, "%.*s", (int)len, item);
         USLI_TRY(compile(m->ctx, "layers_pattern", text, true, &code));
         bool hit;
-        usl_status st = matches(m->ctx, code, "model.layers", &hit);
+        usl_status st = matches(code, "model.layers", m->ctx, &hit);
         pcre2_code_free(code);
         USLI_TRY(st);
         found |= hit;
@@ -175,7 +194,7 @@ static usl_status by_pattern(usl_model *m, const char *option, const char *json,
             usli_slot slot;
             bool hit = false;
             if (done[i] || !s->ranks[i] || !module_at(m, i, &slot, &layer, name, sizeof name)) continue;
-            st = matches(m->ctx, code, name, &hit);
+            st = matches(code, name, m->ctx, &hit);
             if (hit) set(s, i, number), done[i] = true;
         }
         pcre2_code_free(code);
@@ -235,7 +254,7 @@ static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const pcre
         if (!module_at(m, i, &slot, &layer, name, sizeof name)) continue;
         bool inside = slot < USLI_LINEARS, hit = inside;
         if (pattern)
-            USLI_TRY(matches(m->ctx, pattern, name, &hit));
+            USLI_TRY(matches(pattern, name, m->ctx, &hit));
         else if (!linear)
             hit = in_list(o->target_modules, name);
         if (o->layers && !pattern && !(inside && wanted[layer])) hit = false;

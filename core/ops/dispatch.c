@@ -54,6 +54,9 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
     REQUIRE(pass == USLI_FORWARD ? a->x && a->y : a->dy != NULL, "linear: a pointer is missing");
     uint64_t base = 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)a->out;
     if (pass == USLI_FORWARD || a->dx) x->matmul_flops += base;
+    bool again = false;
+    for (int i = 0; i < a->segments; i++) again |= pass == USLI_BACKWARD && a->segment[i].lora.dmagnitude;
+    if (again) x->matmul_flops += base;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
         uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows / experts);

@@ -119,7 +119,8 @@ typedef struct usli_rmsnorm_args {
  *           db_s += sum over tokens of dy_s
  * With a magnitude (DoRA): z_s = x W_s^T + scale_s * (drop(x) A_s^T) B_s^T;  y_s = b_s + z_s * magnitude_s / norm_s,
  *           and everything but db_s takes dy_s * magnitude_s / norm_s for dy_s;  dmagnitude_s += sum over tokens of
- *           dy_s * z_s / norm_s, for which z_s is made again. The norms are constants to the gradient.
+ *           dy_s * z_s / norm_s, for which z_s is made again. The norms are constants to the gradient. (In training
+ * with dropout PEFT takes drop(x) W_s^T for a part of the base's product; here that sees x whole, the same mean.)
  * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets (on the device) says where
  * each begins, every segment's matrix stacks those of the experts, of rows / experts rows each, A, B and the gradients
  * are stacked likewise, and there are no biases and no magnitudes. */

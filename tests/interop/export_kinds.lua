@@ -15,7 +15,7 @@ for i = 3, #arg do ids[#ids + 1] = math.tointeger(tonumber(arg[i])) end
 local KINDS = {
   plain = { r = 4, lora_alpha = 8, target_modules = "all-linear" },
   pattern = { r = 4, lora_alpha = 8, use_rslora = true, rank_pattern = { q_proj = 6, ["layers\\.0\\.mlp\\.up_proj"] = 2 },
-    alpha_pattern = { down_proj = 3 }, layers_to_transform = { 0, 2 }, layers_pattern = "layers" },
+    alpha_pattern = { down_proj = 3 }, layers_to_transform = { 1 }, layers_pattern = "layers" },
   regex = { r = 4, lora_alpha = 8, target_modules = [[.*\.[01]\.self_attn\.(q|v)_proj|.*\.2\.mlp\.up_proj]] },
   dora = { r = 4, lora_alpha = 8, use_dora = true },
   saved = { r = 4, lora_alpha = 8, modules_to_save = { "embed_tokens", "lm_head" } },

@@ -138,8 +138,8 @@ describe("an adapter", function()
       local lines = unsloth.json.encode { text = "Hello world, hello." } .. "\n" .. unsloth.json.encode { text = "What is this?" }
       local data = unsloth.load_dataset("json", { data_files = support.write(out .. "/rows.jsonl", lines), split = "train" })
       local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = data, dataset_text_field = "text",
-        args = unsloth.TrainingArguments { max_steps = 3, learning_rate = 1e-2, embedding_learning_rate = 1e-3, output_dir = out, report_to = "none", disable_tqdm = true,
-          save_strategy = "no", gradient_checkpointing = true } }
+        args = unsloth.TrainingArguments { max_steps = 3, learning_rate = 1e-2, embedding_learning_rate = 1e-3, output_dir = out,
+          report_to = "none", disable_tqdm = true, save_strategy = "no", gradient_checkpointing = true } }
       local first, last
       for _, stats in trainer:steps() do
         first, last = first or stats.loss, stats.loss
