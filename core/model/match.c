@@ -1,56 +1,9 @@
 /* PEFT's ways to say which modules: names or ends of names, patterns over whole names, numbers of layers. */
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <string.h>
 
 #include "core/io/json.h"
 #include "core/model/adapter.h"
-
-/* ---- Patterns ------------------------------------------------------------------------------------------------------
- */
-
-static void *take(PCRE2_SIZE size, void *ctx) {
-    return usli_malloc(ctx, size);
-}
-
-static void give(void *ptr, void *ctx) {
-    usli_free(ctx, ptr);
-}
-
-static usl_status compile(usl_ctx *ctx, const char *option, const char *pattern, bool behind_dot, pcre2_code **out) {
-    size_t size = strlen(pattern) + 32;
-    char *text = usli_malloc(ctx, size);
-    int error;
-    PCRE2_SIZE at;
-    if (!text) return usli_nomem(ctx, size);
-    snprintf(text, size, "%s(?:%s)", behind_dot ? "(?:.*\\.)?" : "", pattern);
-    pcre2_general_context *memory = pcre2_general_context_create(take, give, ctx);
-    pcre2_compile_context *how = memory ? pcre2_compile_context_create(memory) : NULL;
-    usl_status st = how ? USL_OK : usli_nomem(ctx, size);
-    if (how)
-        *out = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &error, &at,
-                             how);
-    if (how && !*out) {
-        char why[128] = "";
-        pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
-        st = usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" is no regular expression: %s", option, pattern, why);
-    }
-    pcre2_compile_context_free(how);
-    pcre2_general_context_free(memory);
-    usli_free(ctx, text);
-    return st;
-}
-
-static usl_status matches(const pcre2_code *code, const char *name, usl_ctx *ctx, bool *out) {
-    pcre2_general_context *memory = pcre2_general_context_create(take, give, ctx);
-    pcre2_match_data *data = memory ? pcre2_match_data_create(1, memory) : NULL;
-    int found = data ? pcre2_match(code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL) : 0;
-    bool dry = !data || found == PCRE2_ERROR_NOMEMORY;
-    pcre2_match_data_free(data);
-    pcre2_general_context_free(memory);
-    *out = found >= 0;
-    return dry ? usli_nomem(ctx, 64) : USL_OK;
-}
+#include "core/text/pattern.h"
 
 /* ---- Lists ---------------------------------------------------------------------------------------------------------
  */
@@ -130,6 +83,18 @@ static usl_status wanted_layers(usl_model *m, const char *list, bool *wanted) {
     return USL_OK;
 }
 
+/* A pattern over an end of a name, behind a dot. */
+static usl_status by_end(usl_ctx *ctx, const char *option, const char *pattern, usli_pattern **out) {
+    size_t size = strlen(pattern) + 32;
+    char *text = usli_malloc(ctx, size);
+    *out = NULL;
+    if (!text) return usli_nomem(ctx, size);
+    snprintf(text, size, "(?:.*\\.)?(?:%s)", pattern);
+    usl_status st = usli_pattern_new(ctx, option, text, out);
+    usli_free(ctx, text);
+    return st;
+}
+
 /* The word before a layer's number, which is "layers" in every family here. */
 static usl_status check_layers_pattern(usl_model *m, const usl_lora_opts *o) {
     const char *item, *list = o->layers_pattern;
@@ -139,13 +104,13 @@ static usl_status check_layers_pattern(usl_model *m, const usl_lora_opts *o) {
         return usli_fail(m->ctx, USL_ERR_INVALID, "layers_pattern is given without layers_to_transform; give both");
     while (next_item(&list, &item, &len)) {
         char text[128];
-        pcre2_code *code;
+        usli_pattern *code;
         any = true;
         snprintf(text, sizeof text, "%.*s", (int)len, item);
-        USLI_TRY(compile(m->ctx, "layers_pattern", text, true, &code));
+        USLI_TRY(by_end(m->ctx, "layers_pattern", text, &code));
         bool hit;
-        usl_status st = matches(code, "model.layers", m->ctx, &hit);
-        pcre2_code_free(code);
+        usl_status st = usli_pattern_matches(code, "model.layers", &hit);
+        usli_pattern_free(code);
         USLI_TRY(st);
         found |= hit;
     }
@@ -180,24 +145,24 @@ static usl_status by_pattern(usl_model *m, const char *option, const char *json,
     usl_status st = done ? USL_OK : usli_nomem(m->ctx, 64);
     json_object_foreach(map, key, value) {
         double number = json_number_value(value);
-        pcre2_code *code = NULL;
+        usli_pattern *code = NULL;
         if (st != USL_OK) break;
         if (!json_is_number(value) || !(number > 0) || (whole && (!json_is_integer(value) || number > 4096))) {
             st = usli_fail(m->ctx, USL_ERR_INVALID, "%s: \"%s\" is given no positive %s", option, key,
                            whole ? "whole number up to 4096" : "number");
             break;
         }
-        st = compile(m->ctx, option, key, true, &code);
+        st = by_end(m->ctx, option, key, &code);
         for (int64_t i = 0; st == USL_OK && i < usli_module_count(&m->config); i++) {
             char name[128];
             int64_t layer;
             usli_slot slot;
             bool hit = false;
             if (done[i] || !s->ranks[i] || !module_at(m, i, &slot, &layer, name, sizeof name)) continue;
-            st = matches(code, name, m->ctx, &hit);
+            st = usli_pattern_matches(code, name, &hit);
             if (hit) set(s, i, number), done[i] = true;
         }
-        pcre2_code_free(code);
+        usli_pattern_free(code);
     }
     usli_free(m->ctx, done);
     json_decref(map);
@@ -243,7 +208,7 @@ static usl_status match_copies(usl_model *m, const char *list, usli_adapter_shap
     return USL_OK;
 }
 
-static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const pcre2_code *pattern, const bool *wanted,
+static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const usli_pattern *pattern, const bool *wanted,
                                 usli_adapter_shape *s) {
     bool linear = !pattern && (!o->target_modules || strcmp(o->target_modules, "all-linear") == 0);
     if (!linear && !pattern) USLI_TRY(check_targets(m, o->target_modules));
@@ -254,7 +219,7 @@ static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const pcre
         if (!module_at(m, i, &slot, &layer, name, sizeof name)) continue;
         bool inside = slot < USLI_LINEARS, hit = inside;
         if (pattern)
-            USLI_TRY(matches(pattern, name, m->ctx, &hit));
+            USLI_TRY(usli_pattern_matches(pattern, name, &hit));
         else if (!linear)
             hit = in_list(o->target_modules, name);
         if (o->layers && !pattern && !(inside && wanted[layer])) hit = false;
@@ -271,18 +236,18 @@ usl_status usli_match_alphas(usl_model *m, const char *alpha_pattern, usli_adapt
 
 usl_status usli_match_modules(usl_model *m, const usl_lora_opts *o, usli_adapter_shape *s) {
     bool *wanted = usli_calloc(m->ctx, (size_t)m->config.layers, sizeof *wanted);
-    pcre2_code *pattern = NULL;
+    usli_pattern *pattern = NULL;
     usl_status st = wanted ? USL_OK : usli_nomem(m->ctx, (size_t)m->config.layers);
     if (st != USL_OK) return st;
     USLI_TRYGO(check_layers_pattern(m, o));
     USLI_TRYGO(wanted_layers(m, o->layers, wanted));
-    if (o->target_pattern) USLI_TRYGO(compile(m->ctx, "target_modules", o->target_pattern, false, &pattern));
+    if (o->target_pattern) USLI_TRYGO(usli_pattern_new(m->ctx, "target_modules", o->target_pattern, &pattern));
     USLI_TRYGO(match_targets(m, o, pattern, wanted, s));
     USLI_TRYGO(by_pattern(m, "rank_pattern", o->rank_pattern, true, set_rank, s));
     USLI_TRYGO(usli_match_alphas(m, o->alpha_pattern, s));
     st = match_copies(m, o->modules_to_save, s);
 done:
-    pcre2_code_free(pattern);
+    usli_pattern_free(pattern);
     usli_free(m->ctx, wanted);
     return st;
 }
