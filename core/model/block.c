@@ -43,7 +43,7 @@ static void make_group(usli_pass_state *s, int64_t layer, int which, group *g) {
         if (!m->active) continue;
         const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
         g->segment[i].lora = usli_pass_lora(m, l);
-        if (s->training && m->active->dropout > 0)
+        if (s->drops && m->active->dropout > 0)
             g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout,
                                               .seed = b->dropout_seed,
                                               .update = b->update,

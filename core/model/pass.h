@@ -56,7 +56,7 @@ typedef struct usli_pass_state {
                       over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
-    bool training;
+    bool training, drops;     /* drops: adapters drop values; not when only a loss is wanted */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
     void *final_n;            /* (tokens, hidden) */

@@ -82,6 +82,7 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     usli_exec *x = s->exec;
     size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype), high = x->arena->high;
     void *hidden, *picked, *dpicked = NULL;
+    s->drops = with_gradient;
     USLI_TRY(usli_pass_forward(s, &hidden));
     size_t mark = x->arena->high;
     if (t->count) {

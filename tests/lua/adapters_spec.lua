@@ -158,6 +158,23 @@ describe("an adapter", function()
     end
   end)
 
+  it("drops nothing when it is evaluated", function()
+    local out, losses = support.temp_dir(), {}
+    finally(function() support.remove(out) end)
+    local data = unsloth.load_dataset("json", { split = "train",
+      data_files = support.write(out .. "/rows.jsonl", unsloth.json.encode { text = "Hello world, hello." }) })
+    for i, dropout in ipairs { 0, 0.9 } do
+      local model <close>, tokenizer = support.open(dir)
+      FastLanguageModel.get_peft_model(model, { r = 4, init_lora_weights = false, lora_dropout = dropout })
+      local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = data, eval_dataset = data,
+        dataset_text_field = "text", args = unsloth.TrainingArguments { max_steps = 1, output_dir = out, disable_tqdm = true, save_strategy = "no" } }
+      losses[i] = trainer:evaluate().eval_loss
+      trainer:close()
+    end
+    assert.is_number(losses[1])
+    assert.equals(losses[1], losses[2])
+  end)
+
   it("goes beside weights that bitsandbytes quantised; other methods are refused with the remedy", function()
     local path = support.root .. "tests/golden/bnb_int8/model"
     -- load_in_4bit, the default, quantises nothing again.

@@ -46,13 +46,17 @@ static void store_weight(usli_rng *rng, usl_dtype dtype, int64_t rows, int64_t c
     float *v;
     free(rig_random(rng, USL_F32, n, &v));
     d->w = malloc(sizeof(float) * (size_t)n);
-    if (dtype == USL_NF4) {
+    if (dtype == USL_NF4 || dtype == USL_FP4) {
+        static float *fp4;
+        if (!fp4) fp4 = rig_copy(usli_fp4_table, 16 * sizeof *fp4);
         d->storage = aligned_alloc(64, (usli_nf4_bytes(n) + 63) / 64 * 64);
         d->scratch = malloc(sizeof(float) * (size_t)usli_nf4_blocks(n));
         usli_nf4_layout(d->storage, n, &d->nf4);
+        if (dtype == USL_FP4) d->nf4.table = usli_fp4_table;
         usli_nf4_quantize(&d->nf4, v, n, d->scratch);
         usli_nf4_decode(&d->nf4, 0, n, d->w);
         rig_nf4_tables(&d->nf4);
+        if (dtype == USL_FP4) d->nf4.table = fp4;
     } else if (dtype == USL_I8) {
         int8_t *q = d->storage = malloc((size_t)n);
         for (int64_t i = 0; i < n; i++) {
@@ -256,6 +260,10 @@ typedef struct outputs {
     grads g;
 } outputs;
 
+static bool is_4bit(usl_dtype dtype) {
+    return dtype == USL_NF4 || dtype == USL_FP4;
+}
+
 static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
     const spec *s = d->s;
     for (int i = 0; i < s->segments; i++) {
@@ -263,8 +271,8 @@ static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
         segs[i] = (usli_segment){ .w = { .dtype = s->weight[i],
                                          .rows = s->rows[i],
                                          .cols = s->in,
-                                         .data = s->weight[i] == USL_NF4 ? NULL : w->storage,
-                                         .nf4 = s->weight[i] == USL_NF4 ? &w->nf4 : NULL,
+                                         .data = is_4bit(s->weight[i]) ? NULL : w->storage,
+                                         .nf4 = is_4bit(s->weight[i]) ? &w->nf4 : NULL,
                                          .scale = s->weight[i] == USL_I8 ? w->row_scale : NULL },
                                   .bias = w->bias,
                                   .bias_dtype = USL_BF16,
@@ -1034,6 +1042,24 @@ static const spec SPECS[] = {
       false,
       true,
       false },
+    { .name = "FP4, few tokens",
+      .tokens = 5,
+      .in = 128,
+      .segments = 2,
+      .rows = { 32, 17 },
+      .weight = { USL_FP4, USL_FP4 },
+      .dtype = USL_BF16,
+      .y_dtype = USL_BF16 },
+    { .name = "FP4",
+      .tokens = 40,
+      .in = 130,
+      .segments = 2,
+      .rows = { 33, 8 },
+      .weight = { USL_FP4, USL_I8 },
+      .rank = { 4, 2 },
+      .dtype = USL_F32,
+      .y_dtype = USL_F32,
+      .bias = true },
     { .name = "DoRA, few tokens",
       .tokens = 7,
       .in = 65,
