@@ -196,4 +196,22 @@ describe("an adapter", function()
       support.fails("USL_ERR_UNSUPPORTED", { method, "load_in_4bit = true", "GGUF" }, FastLanguageModel.from_pretrained, { model_name = out })
     end
   end)
+
+  it("says what is wrong with a damaged checkpoint of bitsandbytes", function()
+    local path, out = support.root .. "tests/golden/bnb_nf4/model", support.temp_dir()
+    finally(function() support.remove(out) end)
+    support.write(out .. "/config.json", support.read(path .. "/config.json"))
+    local name = "model.layers.0.self_attn.q_proj.weight"
+    local function damaged(suffix, value, text)
+      local tensors = unsloth.safetensors.load(path .. "/model.safetensors")
+      tensors[name .. suffix] = value
+      unsloth.safetensors.save(out .. "/model.safetensors", tensors)
+      support.fails(nil, { name, text }, FastLanguageModel.from_pretrained, { model_name = out })
+    end
+    damaged(".quant_state.bitsandbytes__nf4", nil, "quant_state")
+    damaged(".absmax", unsloth.tensor { 1, 2, 3 }, "absmax")
+    damaged(".nested_absmax", unsloth.tensor { 1, 2, 3 }, "nested absmax")
+    damaged(".quant_map", unsloth.tensor { 1, 2, 3 }, "quant_map")
+    damaged("", unsloth.tensor { 1, 2, 3 }, "length")
+  end)
 end)
