@@ -126,7 +126,15 @@ static usl_status new_storage(usl_model *m, size_t bytes, usli_storage **out) {
 static usl_status load_float(usl_model *m, const usli_file_tensor *t, usli_weight *w, int64_t rows, int64_t cols) {
     USLI_TRY(new_storage(m, (size_t)(rows * cols) * sizeof(float), &w->storage));
     set_plain(w, USL_F32, rows, cols);
-    if (!m->plan_only) usli_traits_of(t->dtype)->decode(t->data, w->storage->data, rows * cols);
+    if (m->plan_only) return USL_OK;
+    size_t elem = usli_dtype_bytes(t->dtype);
+    void *copy = NULL; /* where numbers stand at odd addresses */
+    if (elem && (uintptr_t)t->data % elem) {
+        if (!(copy = usli_malloc(m->ctx, t->bytes))) return usli_nomem(m->ctx, t->bytes);
+        memcpy(copy, t->data, t->bytes);
+    }
+    usli_traits_of(t->dtype)->decode(copy ? copy : t->data, w->storage->data, rows * cols);
+    usli_free(m->ctx, copy);
     return USL_OK;
 }
 
