@@ -450,11 +450,12 @@ typedef struct usl_train_opts {
     int shuffle;
     const char *recompute; /* "auto", "none", "full", "offload": all, with the blocks' inputs in host memory */
     uint64_t memory_limit; /* bytes; 0: what is free */
+    int deterministic;     /* 0: attention's gradients on a GPU may differ in the last bits from run to run */
 } usl_train_opts;
 #define USL_TRAIN_OPTS_INIT                                                                                        \
     {                                                                                                              \
         sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
-            "adamw_8bit", 3407, 1, "auto", 0                                                                       \
+            "adamw_8bit", 3407, 1, "auto", 0, 1                                                                    \
     }
 
 /* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval
@@ -504,6 +505,7 @@ typedef struct usl_plan {
     int64_t recomputed_layers, layers;
     int64_t offloaded_inputs; /* 1: what recomputed layers begin with waits in host memory */
     int64_t piece_tokens;     /* so many at a time go through recomputed layers' MLPs; 0: all of the pass */
+    int64_t whole_layers;     /* keep also what is cheap to make again */
     int64_t streamed_layers;  /* their weights lie in host memory and come when they are needed */
     uint64_t host_total;      /* bytes of host memory for all that waits there */
 } usl_plan;

@@ -64,6 +64,11 @@ static bool trains(const group *g) {
     return false;
 }
 
+/* Whether the group's input is kept for its adapters' or weights' gradients, not made again. */
+static bool is_whole(const usli_pass_state *s, int64_t layer, const group *g) {
+    return s->training && layer >= s->model->config.layers - s->whole && trains(g);
+}
+
 static usli_rmsnorm_args norm_args(const usli_pass_state *s, usli_slot slot, int64_t layer) {
     const usl_model *m = s->model;
     const usli_weight *w = usli_model_weight(m, slot, layer);
@@ -145,7 +150,7 @@ static usli_attention_args attention_args(const usli_pass_state *s, int64_t laye
                                   .o = saved->o,
                                   .o_stride = q,
                                   .lse = saved->lse,
-                                  .deterministic = true };
+                                  .deterministic = !s->any_order };
 }
 
 static usli_glu_args glu_args(const usli_pass_state *s, const usli_block_saved *saved) {
@@ -230,8 +235,9 @@ static usl_status attention_half(usli_pass_state *s, int64_t layer, const usli_c
     }
     USLI_TAKE(saved->qkv, s->exec, keep, t * width * e);
     USLI_TAKE(saved->o, s->exec, keep, t * q * e);
+    if (keep && is_whole(s, layer, &g)) USLI_TAKE(saved->y_attn, s->exec, true, t * (size_t)c->hidden * e);
     size_t mark = s->exec->arena->high;
-    USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
+    if (!(y = saved->y_attn)) USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
     usli_rmsnorm_args norm = norm_args(s, USLI_ATTN_NORM, layer);
     norm.res = res;
     norm.x = x;
@@ -275,8 +281,9 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
         USLI_TAKE(saved->xa_gate_up, s->exec, keep, xa_bytes(s, &g));
     }
     USLI_TAKE(saved->gate_up, s->exec, keep, 2 * t * (size_t)c->inter * e);
+    if (keep && is_whole(s, layer, &g)) USLI_TAKE(saved->y_mlp, s->exec, true, t * (size_t)c->hidden * e);
     size_t mark = s->exec->arena->high;
-    USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
+    if (!(y = saved->y_mlp)) USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
     usli_rmsnorm_args norm = norm_args(s, USLI_MLP_NORM, layer);
     norm.res = saved->n1;
     norm.x = s->x;
@@ -293,8 +300,9 @@ static usl_status mlp_half(usli_pass_state *s, int64_t layer, bool keep, bool ou
     make_group(s, layer, DOWN, &g);
     if (s->training) USLI_TAKE(saved->xa_down, s->exec, keep, xa_bytes(s, &g));
     if (c->arch->post_norms) USLI_TRY(take_branch(s, keep, &saved->mlp, &saved->rstd_mlp));
+    if (keep && is_whole(s, layer, &g)) USLI_TAKE(saved->h, s->exec, true, t * (size_t)c->inter * e);
     mark = s->exec->arena->high;
-    USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
+    if (!(h = saved->h)) USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
     usli_glu_args glu = glu_args(s, saved);
     glu.h = h;
     USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
@@ -404,14 +412,14 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     const usli_config *c = &s->model->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
     group g;
-    void *dh, *h = NULL, *y = NULL, *dy;
+    void *dh, *h = saved->h, *y = saved->y_mlp, *dy;
     const void *dx;
     USLI_TRY(branch_backward(s, USLI_POST_MLP_NORM, layer, saved->mlp, saved->rstd_mlp, dn, &dx));
     USLI_TAKE(dh, s->exec, false, t * (size_t)c->inter * e);
     size_t inner = s->exec->arena->high;
     make_group(s, layer, DOWN, &g);
     usli_glu_args glu = glu_args(s, saved);
-    if (trains(&g)) {
+    if (!h && trains(&g)) {
         USLI_TAKE(h, s->exec, false, t * (size_t)c->inter * e);
         glu.h = h;
         USLI_TRY(usli_op_glu(s->exec, &glu, USLI_FORWARD));
@@ -428,7 +436,7 @@ static usl_status mlp_backward(usli_pass_state *s, int64_t layer, usli_block_sav
     s->exec->arena->high = mark;
     make_group(s, layer, GATE_UP, &g);
     USLI_TAKE(dy, s->exec, false, t * (size_t)c->hidden * e);
-    if (trains(&g)) {
+    if (!y && trains(&g)) {
         USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
         USLI_TRY(rebuild_norm(s, USLI_MLP_NORM, layer, saved->n2, y));
     }
@@ -449,7 +457,7 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;
     group g;
     char *dqkv;
-    void *d_o, *y = NULL, *dy = NULL, *turned = saved->qkv;
+    void *d_o, *y = saved->y_attn, *dy = NULL, *turned = saved->qkv;
     const void *dx;
     USLI_TRY(branch_backward(s, USLI_POST_ATTN_NORM, layer, saved->attn, saved->rstd_attn, dn, &dx));
     USLI_TAKE(dqkv, s->exec, false, t * width * e);
@@ -491,7 +499,7 @@ static usl_status attention_backward(usli_pass_state *s, int64_t layer, usli_blo
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_BACKWARD));
     make_group(s, layer, QKV, &g);
     bool trained = trains(&g);
-    if (trained) {
+    if (trained && !y) {
         USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
         USLI_TRY(rebuild_norm(s, USLI_ATTN_NORM, layer, saved->n1, y));
     }

@@ -8,7 +8,7 @@
  *   kept:          n1, rstd1, xa_qkv, qkv, o, lse, xa_o, n2, rstd2, xa_gu, gu, xa_down   (recomputed blocks: n1 only)
  *   Norms behind the branches (x = norm(o Wo), ...), where a family has them, keep their inputs. Norms of q's and k's
  *   heads keep nothing: qkv is then kept as it was before them, and they and rope are done again in a copy.
- *   backward is its mirror image; y and h are rebuilt, since that is cheaper than keeping them. */
+ *   backward is its mirror image; y and h are rebuilt, unless there is memory to keep them: the bits are the same. */
 #ifndef USLI_MODEL_PASS_H
 #define USLI_MODEL_PASS_H
 
@@ -41,7 +41,8 @@ typedef struct usli_cache {
 /* What forward keeps of one block for backward. */
 typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
-    void *attn, *mlp; /* a branch's output before the norm behind it, where the family has one */
+    void *y_attn, *y_mlp, *h; /* NULL: backward makes them again */
+    void *attn, *mlp;         /* a branch's output before the norm behind it, where the family has one */
     float *rstd1, *rstd2, *rstd_attn, *rstd_mlp, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
     size_t low;                                 /* the arena's low end before the block */
@@ -52,11 +53,13 @@ typedef struct usli_pass_state {
     const usli_batch *batch;
     usli_exec *exec;
     int64_t recomputed; /* the first so many blocks keep their input only */
+    int64_t whole;      /* the last so many keep y and h too */
     int64_t piece; /* tokens at a time of their MLPs and, at most, of the head; 0: all. Adapters' gradients are sums
                       over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
     bool training, drops;     /* drops: adapters drop values; not when only a loss is wanted */
+    bool any_order;           /* attention's gradients need not repeat bit for bit */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
     void *final_n;            /* (tokens, hidden) */

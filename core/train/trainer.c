@@ -316,6 +316,8 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
                           .exec = &x,
                           .recomputed = t->capacity.recomputed,
                           .piece = t->capacity.piece,
+                          .whole = t->capacity.whole,
+                          .any_order = !t->opts.deterministic,
                           .inputs = t->inputs,
                           .blocks = t->blocks };
     x.matmul_flops = 0;

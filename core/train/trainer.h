@@ -22,6 +22,7 @@ typedef struct usli_capacity {
     int64_t host_embed;   /* 1: the embedding table is too; changes speed only, as the next does */
     int64_t streamed;     /* layers whose weights come from host memory; likewise */
     int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
+    int64_t whole;        /* blocks that keep also what is cheap to make again; likewise */
 } usli_capacity;
 
 struct usl_trainer {
