@@ -88,6 +88,7 @@ static const ulua_option OPTIONS[] = {
     { "recompute", ULUA_STRING, offsetof(usl_train_opts, recompute) },
     { "deterministic", ULUA_BOOL, offsetof(usl_train_opts, deterministic) },
     { "memory_limit", ULUA_UINT64, offsetof(usl_train_opts, memory_limit) },
+    { "router_aux_loss_coef", ULUA_DOUBLE, offsetof(usl_train_opts, router_aux_loss_coef) },
 };
 
 /* Leaves { call, function } on the stack and sets the options' callback. */

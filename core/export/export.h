@@ -15,10 +15,10 @@ usl_status usli_export_gguf(usl_model *m, const usli_tokenizer *tok, const char 
 
 /* pieces.c: rows of a tensor, converted, handed over in order. */
 typedef usl_status (*usli_sink_fn)(void *ud, const void *data, size_t bytes);
-/* gguf: as GGUF wants them, q and k in its order of rows, norms with the family's offset added. Uses all threads;
- * memory is bounded by a slab. */
-usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool gguf,
-                              usli_sink_fn sink, void *ud);
+/* piece: of what a checkpoint holds of the slot. gguf: as GGUF wants them, q and k in its order of rows, norms with the
+ * family's offset added. Uses all threads; memory is bounded by a slab. */
+usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, const usli_piece *piece, usl_dtype dtype,
+                              bool gguf, usli_sink_fn sink, void *ud);
 /* Refuses when `bytes` do not fit the disk that path lies on. */
 usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes);
 /* Slot and layer of the i-th tensor in the published order; false past the end or when this model has none there. */

@@ -26,11 +26,13 @@ static bool more_bits(int64_t layer, int64_t layers) {
 static usl_dtype type_of(const usl_model *m, int method, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
     usli_slot_shape(&m->config, slot, layer, &rows, &cols);
-    if (!cols) return USL_F32;
+    if (!cols || slot == USLI_ROUTER || slot == USLI_SHARED_GATE) return USL_F32;
     usl_dtype t = METHODS[method].matrix;
     if (METHODS[method].mixed) {
         bool output = slot == USLI_HEAD || (slot == USLI_EMBED && m->config.tied);
-        if (output || ((slot == USLI_V || slot == USLI_DOWN) && more_bits(layer, m->config.layers))) t = USL_Q6_K;
+        if (output ||
+            ((slot == USLI_V || slot == USLI_DOWN || slot == USLI_EXPERTS_OUT) && more_bits(layer, m->config.layers)))
+            t = USL_Q6_K;
     }
     /* Rows that do not fit a block fall back as llama.cpp's do. */
     if (cols % usli_traits_of(t)->block) t = t == USL_Q4_K ? USL_Q5_0 : t == USL_Q6_K ? USL_Q8_0 : USL_F16;
@@ -57,6 +59,60 @@ static usl_status put_text(usli_gguf_writer *w, const char *key, const char *tex
     return usli_gguf_put_string(w, key, text, strlen(text));
 }
 
+/* llama.cpp's numbers of ways to score experts. */
+enum { GGUF_SOFTMAX = 1, GGUF_SIGMOID = 2 };
+
+/* Its mixtures have no dense layers but the first ones of DeepSeek. */
+static usl_status check_dense(const usl_model *m, int64_t *first) {
+    const usli_config *c = &m->config;
+    *first = 0;
+    while (*first < c->layers && !usli_layer_sparse(c, *first)) ++*first;
+    bool plain = *first == 0 || c->arch->latent;
+    for (int64_t l = *first; plain && l < c->layers; l++) plain = usli_layer_sparse(c, l);
+    if (plain) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "a .gguf of a %s cannot say which layers are dense; save_pretrained_merged can", c->arch->name);
+}
+
+static usl_status put_mixture(const usl_model *m, meta *k) {
+    const usli_config *c = &m->config;
+    const usli_mixture *mix = c->arch->mixture;
+    int64_t dense = 0;
+    if (!mix) return USL_OK;
+    USLI_TRY(check_dense(m, &dense));
+    const struct {
+        const char *key;
+        int64_t value;
+    } sizes[] = {
+        { "expert_count", c->experts },
+        { "expert_used_count", c->top_k },
+        { "expert_feed_forward_length", c->expert_inter },
+        { "expert_shared_feed_forward_length", c->shared_inter },
+        { "expert_shared_count", mix->shared_gate ? 0 : c->shared_inter / c->expert_inter },
+        { "expert_group_count", c->groups > 1 ? c->groups : mix->groups > 0 },
+        { "expert_group_used_count", c->groups > 1 ? c->best_groups : mix->groups > 0 },
+        { "expert_gating_func", mix->sigmoid      ? GGUF_SIGMOID
+                                : c->arch->latent ? GGUF_SOFTMAX
+                                                  : 0 },
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].value) USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, sizes[i].key), (uint32_t)sizes[i].value));
+    if (!c->arch->latent) return USL_OK;
+    USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "leading_dense_block_count"), (uint32_t)dense));
+    USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "expert_weights_scale"), (float)c->routed_scale));
+    return usli_gguf_put_bool(k->w, arch_key(k, "expert_weights_norm"), c->normalised);
+}
+
+static usl_status put_latent(const usl_model *m, meta *k) {
+    const usli_config *c = &m->config;
+    if (!c->arch->latent) return USL_OK;
+    if (c->q_lora) USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "attention.q_lora_rank"), (uint32_t)c->q_lora));
+    USLI_TRY(usli_gguf_put_u32(k->w, arch_key(k, "attention.kv_lora_rank"), (uint32_t)c->kv_lora));
+    if (!(c->rope.mscale_all_dim > 0)) return USL_OK;
+    return usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.yarn_log_multiplier"),
+                             (float)(0.1 * c->rope.mscale_all_dim));
+}
+
 static usl_status put_model(const usl_model *m, int method, meta *k) {
     const usli_config *c = &m->config;
     usli_gguf_writer *w = k->w;
@@ -79,10 +135,12 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
         { "attention.head_count_kv", c->kv_heads },
         { "rope.dimension_count", c->rot_dim },
         { "attention.key_length", c->head_dim },
-        { "attention.value_length", c->head_dim },
+        { "attention.value_length", c->v_dim },
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         USLI_TRY(usli_gguf_put_u32(w, arch_key(k, sizes[i].key), (uint32_t)sizes[i].value));
+    USLI_TRY(put_mixture(m, k));
+    USLI_TRY(put_latent(m, k));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "attention.layer_norm_rms_epsilon"), (float)c->norm_eps));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "rope.freq_base"), (float)c->rope.theta));
     if (c->rope.kind != USLI_ROPE_LINEAR && c->rope.kind != USLI_ROPE_YARN) return USL_OK;
@@ -223,15 +281,16 @@ static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
 
 static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, uint64_t *bytes) {
     usli_slot slot;
-    int64_t layer, shape[2];
-    char name[160];
+    int64_t layer;
+    usli_piece p;
     for (int64_t i = 0; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-        usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
         usl_dtype t = type_of(m, method, slot, layer);
-        *bytes += usli_row_bytes(t, shape[0] * (shape[1] ? shape[1] : 1));
-        USLI_TRY(usli_gguf_add(w, name, t, shape[1] ? 2 : 1, shape));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            *bytes += usli_row_bytes(t, p.rows * (p.ndim > 1 ? p.shape[p.ndim - 1] : 1));
+            USLI_TRY(usli_gguf_add(w, p.name, t, p.ndim, p.shape));
+        }
     }
     int64_t half = m->config.rot_dim / 2;
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
@@ -239,11 +298,15 @@ static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, 
 
 static usl_status write_tensors(usl_model *m, int method, usli_gguf_writer *w) {
     usli_slot slot;
+    usli_piece p;
     int64_t layer, count = usli_export_slots(m);
     for (int64_t i = 0; i < count; i++) {
         USLI_TRY(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)count));
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        USLI_TRY(usli_export_tensor(m, slot, layer, type_of(m, method, slot, layer), true, sink, w));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            USLI_TRY(usli_export_tensor(m, slot, layer, &p, type_of(m, method, slot, layer), true, sink, w));
+        }
     }
     return has_divisors(m) ? write_divisors(m, w) : USL_OK;
 }

@@ -43,17 +43,18 @@ static usl_status write_shard(usl_model *m, const char *path, const char *file, 
         if (writing) USLI_TRYGO(usli_safetensors_begin(w));
         for (int64_t i = first; i < last; i++) {
             usli_slot slot;
-            int64_t layer, shape[2];
-            char name[160];
+            int64_t layer;
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
-            usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-            usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
-            if (writing) {
-                USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
-                USLI_TRYGO(usli_export_tensor(m, slot, layer, dtype, false, sink, w));
-            } else {
-                USLI_TRYGO(usli_safetensors_add(w, name, dtype, shape[1] ? 2 : 1, shape));
-                if (json_object_set_new(weight_map, name, json_string(file)) != 0) {
+            if (writing) USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
+            for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_PUBLISHED); k++) {
+                usli_piece p;
+                usli_slot_piece(&m->config, slot, layer, USLI_FORM_PUBLISHED, k, &p);
+                if (writing) {
+                    USLI_TRYGO(usli_export_tensor(m, slot, layer, &p, dtype, false, sink, w));
+                    continue;
+                }
+                USLI_TRYGO(usli_safetensors_add(w, p.name, dtype, p.ndim, p.shape));
+                if (json_object_set_new(weight_map, p.name, json_string(file)) != 0) {
                     st = usli_nomem(m->ctx, 0);
                     goto done;
                 }

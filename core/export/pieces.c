@@ -35,6 +35,7 @@ usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes
 
 typedef struct job {
     usl_model *m;
+    const usli_piece *piece;
     usli_slot slot;
     int64_t layer, rows, cols, first;
     usl_dtype dtype;
@@ -47,7 +48,7 @@ typedef struct job {
 
 /* The model's row that stands at row r of the file. */
 static int64_t source_row(const job *j, int64_t r) {
-    if (!j->permuted) return r;
+    if (!j->permuted) return usli_piece_row(j->piece, r);
     int64_t d = j->m->config.head_dim, head = r / d, k = r % d;
     return head * d + k % 2 * (d / 2) + k / 2;
 }
@@ -70,7 +71,10 @@ static void row_task(void *arg, int64_t task, int worker) {
 /* A vector as so many rows of one value: it is never blocked, and a bias may be permuted. */
 static void set_shape(job *j) {
     usli_slot_shape(&j->m->config, j->slot, j->layer, &j->rows, &j->cols);
-    if (j->cols) return;
+    if (j->cols) {
+        j->rows = j->piece->rows;
+        return;
+    }
     j->cols = j->rows;
     j->rows = 1;
 }
@@ -86,12 +90,13 @@ static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
     return USL_OK;
 }
 
-usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype, bool gguf,
-                              usli_sink_fn sink, void *ud) {
+usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, const usli_piece *piece, usl_dtype dtype,
+                              bool gguf, usli_sink_fn sink, void *ud) {
     USLI_TRY(usli_model_pull(m));
     usl_ctx *ctx = m->ctx;
     const usli_arch *arch = m->config.arch;
     job j = { .m = m,
+              .piece = piece,
               .slot = slot,
               .layer = layer,
               .dtype = dtype,

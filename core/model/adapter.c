@@ -16,8 +16,18 @@ void usli_lora_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_
     *in = slot == USLI_EMBED ? rows : cols;
 }
 
+int64_t usli_lora_stack(const usli_config *c, usli_slot slot) {
+    int64_t experts = usli_slot_experts(c, slot);
+    return experts ? experts : 1;
+}
+
+const char *usli_parameter_name(usli_slot slot) {
+    return slot == USLI_EXPERTS_IN || slot == USLI_EXPERTS_OUT || slot == USLI_ROUTER ? usli_slots[slot].hf : NULL;
+}
+
 void usli_module_name(const usli_config *c, usli_slot slot, int64_t layer, char *buf, size_t size) {
     usli_slot_name(c, slot, layer, false, buf, size);
+    if (usli_slot_experts(c, slot)) return;
     char *last = strrchr(buf, '.'); /* .weight or .bias */
     if (last) *last = 0;
 }
@@ -27,7 +37,7 @@ static usli_slot owner_of(const usli_config *c, usli_slot slot, int64_t layer) {
     char name[128], linear[128];
     int64_t rows, cols;
     usli_slot_shape(c, slot, layer, &rows, &cols);
-    if (slot < USLI_LINEARS || slot >= USLI_EMBED || cols) return USLI_LINEARS;
+    if (slot < USLI_LINEARS || slot >= USLI_EMBED || slot == USLI_ROUTER_BIAS || cols) return USLI_LINEARS;
     usli_module_name(c, slot, layer, name, sizeof name);
     for (int s = 0; s < USLI_LINEARS; s++) {
         usli_module_name(c, (usli_slot)s, layer, linear, sizeof linear);
@@ -44,6 +54,20 @@ void usli_copy_name(const usl_model *m, const usli_adapter *a, usli_slot slot, i
     *last = 0;
     bool wrapped = owner < USLI_LINEARS && usli_adapter_module(m, a, owner, layer)->rank;
     snprintf(buf, size, "base_model.model.%s.%s%s", plain, wrapped ? "base_layer." : "", last + 1);
+}
+
+/* The experts' two adapters are one inside the other, PEFT's ParamWrappers; a single one stands alone. */
+void usli_adapter_place(const usl_model *m, const usli_adapter *a, usli_slot slot, int64_t layer, char *buf,
+                        size_t size) {
+    bool inner = slot == USLI_EXPERTS_IN && usli_adapter_module(m, a, USLI_EXPERTS_OUT, layer)->rank;
+    usli_place_name(&m->config, slot, layer, inner, buf, size);
+}
+
+void usli_place_name(const usli_config *c, usli_slot slot, int64_t layer, bool inner, char *buf, size_t size) {
+    if (usli_slot_experts(c, slot))
+        snprintf(buf, size, "model.layers.%lld.mlp.experts%s", (long long)layer, inner ? ".base_layer" : "");
+    else
+        usli_module_name(c, slot, layer, buf, size);
 }
 
 /* ---- Making --------------------------------------------------------------------------------------------------------
@@ -87,7 +111,7 @@ static size_t lay_out(usl_model *m, usli_adapter *a, const usli_adapter_shape *s
         slot = usli_module_slot(c, i, &layer);
         usli_lora_shape(c, slot, layer, &out, &in);
         l->a = next;
-        l->b = l->a + (int64_t)l->rank * in;
+        l->b = l->a + usli_lora_stack(c, slot) * l->rank * in;
         next = l->b + (int64_t)l->rank * out;
         if (!s->dora) continue;
         l->magnitude = next;
@@ -221,9 +245,10 @@ void usli_adapted_row(const usl_model *m, const usli_adapter *a, const usli_weig
         }
         return;
     }
+    int64_t matrix = row / (w->m.rows / usli_lora_stack(&m->config, slot));
     for (int k = 0; k < l->rank; k++) {
         float b = l->scale * l->b[row * l->rank + k];
-        const float *from = l->a + (int64_t)k * cols;
+        const float *from = l->a + (matrix * l->rank + k) * cols;
         for (int64_t c = 0; c < cols; c++) dst[c] += b * from[c];
     }
     if (!l->rank || !l->magnitude) return;
@@ -283,6 +308,16 @@ static usl_status check_shape(usl_model *m, const usli_adapter_shape *s) {
     if (s->dora && s->ranks[m->config.layers * USLI_LINEARS])
         return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
                          "use_dora has no magnitudes for embed_tokens here; train it whole by modules_to_save");
+    for (int64_t i = 0; s->dora && i < usli_module_count(&m->config); i++) {
+        int64_t layer;
+        usli_slot slot = usli_module_slot(&m->config, i, &layer);
+        if (s->ranks[i] && usli_parameter_name(slot))
+            return usli_fail(
+                m->ctx, USL_ERR_UNSUPPORTED,
+                "use_dora has no magnitudes for parameters (%s); leave the experts and their router out of "
+                "target_modules, or use_dora",
+                usli_parameter_name(slot));
+    }
     return USL_OK;
 }
 

@@ -9,8 +9,15 @@
 
 /* out and in of the matrix that an adapter on a slot changes: the embedding's is the table turned. */
 void usli_lora_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *out, int64_t *in);
-/* "model.layers.0.self_attn.q_proj", "model.embed_tokens", "lm_head": what PEFT matches against. */
+/* Matrices that a slot stacks, each with an adapter of its own: 1, or the experts. */
+int64_t usli_lora_stack(const usli_config *c, usli_slot slot);
+/* "model.layers.0.self_attn.q_proj", "model.embed_tokens", "lm_head": what PEFT matches against; of stacks
+ * "model.layers.0.mlp.experts.down_proj". */
 void usli_module_name(const usli_config *c, usli_slot slot, int64_t layer, char *buf, size_t size);
+/* What is a parameter to PEFT, and no module: "mlp.experts.down_proj". NULL: a module. */
+const char *usli_parameter_name(usli_slot slot);
+/* Where PEFT puts the adapter. inner: of the experts' two. */
+void usli_place_name(const usli_config *c, usli_slot slot, int64_t layer, bool inner, char *buf, size_t size);
 /* PEFT's name of a trained copy: of modules_to_save, or of a bias. */
 void usli_copy_name(const usl_model *m, const usli_adapter *a, usli_slot slot, int64_t layer, char *buf, size_t size);
 
@@ -49,6 +56,8 @@ usl_status usli_start_values(usl_model *m, usli_adapter *a, uint64_t seed);
 usl_status usli_start_base(usl_model *m, usli_adapter *a);
 /* Magnitudes are the lengths of the rows as they are. */
 usl_status usli_start_magnitudes(usl_model *m, usli_adapter *a);
+/* Whether it changed the base. */
+bool usli_start_changes(const usli_adapter *a);
 /* USL_OK for a name that usli_start_values knows. */
 usl_status usli_start_check(usl_model *m, const char *init);
 

@@ -46,11 +46,11 @@ typedef struct state {
     int64_t blocks, nests;
 } state;
 
-static usl_status bad(usl_model *m, const usli_file_tensor *t, const char *what) {
+static usl_status bad(const usl_model *m, const usli_file_tensor *t, const char *what) {
     return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\": %s; fetch the file again", m->path, t->name, what);
 }
 
-static usl_status read_json(usl_model *m, const usli_file_tensor *t, const usli_file_tensor *text, state *s) {
+static usl_status read_json(const usl_model *m, const usli_file_tensor *t, const usli_file_tensor *text, state *s) {
     json_t *j;
     USLI_TRY(usli_json_parse(m->ctx, text->name, text->data, text->bytes, &j));
     const json_t *shape = json_object_get(j, "shape");
@@ -72,7 +72,7 @@ static bool is_floats(const usli_file_tensor *t, int64_t n) {
     return t && t->dtype == USL_F32 && t->bytes == (size_t)n * sizeof(float);
 }
 
-static usl_status read_state(usl_model *m, const usli_source *src, const usli_file_tensor *t, state *s) {
+static usl_status read_state(const usl_model *m, const usli_source *src, const usli_file_tensor *t, state *s) {
     const usli_file_tensor *text = beside(src, t, ".quant_state.bitsandbytes__nf4");
     *s = (state){ .block = 0 };
     if (!text) text = beside(src, t, ".quant_state.bitsandbytes__fp4");
@@ -176,7 +176,7 @@ static usl_status load_8bit(usl_model *m, const usli_source *src, const usli_fil
 /* ---- Both ----------------------------------------------------------------------------------------------------------
  */
 
-usl_status usli_bnb_shape(usl_model *m, const usli_source *src, const usli_file_tensor *t, int64_t *rows,
+usl_status usli_bnb_shape(const usl_model *m, const usli_source *src, const usli_file_tensor *t, int64_t *rows,
                           int64_t *cols) {
     if (t->dtype != USL_I8) {
         state s;

@@ -42,23 +42,79 @@ static bool module_at(const usl_model *m, int64_t i, usli_slot *slot, int64_t *l
     return usli_slot_shape(&m->config, *slot, *layer, &rows, &cols) || *slot == USLI_HEAD;
 }
 
+/* ---- Mixtures: what PEFT calls parameters ----
+ * gate_proj, up_proj and down_proj, or the family's own words, are the experts', as in PEFT: gate and up, which lie
+ * fused, share an adapter of twice the rank. */
+
+/* 0 gate, 1 up, 2 down; -1: it is none of these words. */
+static int expert_word(const usli_config *c, const char *item, size_t len) {
+    static const char *const USUAL[3] = { "gate_proj", "up_proj", "down_proj" };
+    for (int i = 0; c->experts > 0 && i < 3; i++) {
+        const char *own = c->arch->mixture->words[i];
+        if ((strlen(USUAL[i]) == len && memcmp(USUAL[i], item, len) == 0) ||
+            (strlen(own) == len && memcmp(own, item, len) == 0))
+            return i;
+    }
+    return -1;
+}
+
+/* Which of those words a list has. */
+static void expert_words(const usli_config *c, const char *list, bool *words) {
+    const char *item;
+    size_t len;
+    while (next_item(&list, &item, &len)) {
+        int word = expert_word(c, item, len);
+        if (word >= 0) words[word] = true;
+    }
+}
+
+/* An item names the module, or the router's parameter. */
+static bool item_names(const usli_config *c, usli_slot slot, const char *name, const char *item, size_t len) {
+    char parameter[160];
+    if (expert_word(c, item, len) >= 0) return false;
+    if (ends_with(name, item, len)) return true;
+    if (slot != USLI_ROUTER) return false;
+    snprintf(parameter, sizeof parameter, "%s.weight", name);
+    return ends_with(parameter, item, len);
+}
+
+/* The factor of rank and alpha with which words choose a module; 0: they do not. */
+static int by_words(const bool *words, usli_slot slot) {
+    return slot == USLI_EXPERTS_IN && words[0] ? 2 : slot == USLI_EXPERTS_OUT && words[2] ? 1 : 0;
+}
+
+/* Without a list: every linear module; of a mixture the experts stand for its MLPs, and the gates come with
+ * "all-linear" alone. */
+static int by_default(const usli_config *c, usli_slot slot, bool all) {
+    bool gate = slot == USLI_ROUTER || slot == USLI_SHARED_GATE;
+    bool dense = slot == USLI_GATE || slot == USLI_UP || slot == USLI_DOWN;
+    if (slot >= USLI_LINEARS || (gate && !all) || (dense && c->experts > 0)) return 0;
+    return slot == USLI_EXPERTS_IN ? 2 : 1;
+}
+
 /* Every item of the list names a module that adapters attach to. */
 static usl_status check_targets(usl_model *m, const char *list) {
     const char *item;
     char name[128];
     size_t len;
     while (next_item(&list, &item, &len)) {
-        bool found = false;
+        bool found = expert_word(&m->config, item, len) >= 0;
         int64_t layer;
         usli_slot slot;
         for (int64_t i = 0; !found && i < usli_module_count(&m->config); i++)
-            found = module_at(m, i, &slot, &layer, name, sizeof name) && ends_with(name, item, len);
+            found = module_at(m, i, &slot, &layer, name, sizeof name) && item_names(&m->config, slot, name, item, len);
         if (!found)
             return usli_fail(m->ctx, USL_ERR_INVALID,
                              "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
                              "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
                              (int)len, item, m->config.arch->name);
     }
+    bool words[3] = { false };
+    expert_words(&m->config, list, words);
+    if (words[0] != words[1])
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "target_modules: %s of the experts is fused with %s, so name both or neither",
+                         words[0] ? "gate_proj" : "up_proj", words[0] ? "up_proj" : "gate_proj");
     return USL_OK;
 }
 
@@ -178,6 +234,13 @@ static bool ends_in(const char *name, const char *item, size_t len) {
     return n >= len && memcmp(name + n - len, item, len) == 0;
 }
 
+static usl_status refuse_experts(usl_model *m, const char *item, size_t len) {
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "modules_to_save: \"%.*s\" are experts, which are trained by LoRA (target_modules) or with "
+                     "full_finetuning",
+                     (int)len, item);
+}
+
 /* modules_to_save: whole modules, weight and bias. */
 static usl_status match_copies(usl_model *m, const char *list, usli_adapter_shape *s) {
     const usli_config *c = &m->config;
@@ -190,7 +253,8 @@ static usl_status match_copies(usl_model *m, const char *list, usli_adapter_shap
                 char name[128];
                 if (!usli_base_weight(m, (usli_slot)slot, l)->storage) continue;
                 usli_module_name(c, (usli_slot)slot, l, name, sizeof name);
-                if (!ends_in(name, item, len)) continue;
+                if (!ends_in(name, item, len) || slot == USLI_ROUTER_BIAS) continue;
+                if (usli_slot_experts(c, (usli_slot)slot)) return refuse_experts(m, item, len);
                 s->copies[usli_weight_index(c, (usli_slot)slot, l)] = found = true;
             }
         for (int slot = USLI_EMBED; slot < USLI_SLOTS; slot++) {
@@ -208,24 +272,38 @@ static usl_status match_copies(usl_model *m, const char *list, usli_adapter_shap
     return USL_OK;
 }
 
+static bool in_targets(const usli_config *c, const char *list, usli_slot slot, const char *name) {
+    const char *item;
+    size_t len;
+    while (next_item(&list, &item, &len))
+        if (item_names(c, slot, name, item, len)) return true;
+    return false;
+}
+
 static usl_status match_targets(usl_model *m, const usl_lora_opts *o, const usli_pattern *pattern, const bool *wanted,
                                 usli_adapter_shape *s) {
-    bool linear = !pattern && (!o->target_modules || strcmp(o->target_modules, "all-linear") == 0);
-    if (!linear && !pattern) USLI_TRY(check_targets(m, o->target_modules));
+    bool words[3] = { false }, all = o->target_modules && strcmp(o->target_modules, "all-linear") == 0;
+    bool linear = !pattern && (!o->target_modules || all);
+    if (!linear && !pattern) {
+        USLI_TRY(check_targets(m, o->target_modules));
+        expert_words(&m->config, o->target_modules, words);
+    }
     for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
         char name[128];
         int64_t layer;
         usli_slot slot;
         if (!module_at(m, i, &slot, &layer, name, sizeof name)) continue;
-        bool inside = slot < USLI_LINEARS, hit = inside;
+        bool inside = slot < USLI_LINEARS, hit = false;
+        int times = linear ? by_default(&m->config, slot, all) : by_words(words, slot);
         if (pattern)
             USLI_TRY(usli_pattern_matches(pattern, name, &hit));
         else if (!linear)
-            hit = in_list(o->target_modules, name);
-        if (o->layers && !pattern && !(inside && wanted[layer])) hit = false;
-        if (!hit || in_list(o->exclude_modules, name) || in_list(o->modules_to_save, name)) continue;
-        s->ranks[i] = o->rank;
-        s->alphas[i] = o->alpha;
+            hit = in_targets(&m->config, o->target_modules, slot, name);
+        if (!times) times = hit;
+        if (o->layers && !pattern && !(inside && wanted[layer])) times = 0;
+        if (!times || in_list(o->exclude_modules, name) || in_list(o->modules_to_save, name)) continue;
+        s->ranks[i] = times * o->rank;
+        s->alphas[i] = times * o->alpha;
     }
     return USL_OK;
 }

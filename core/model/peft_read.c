@@ -40,24 +40,105 @@ typedef struct parts {
     const usli_file_tensor *a, *b, *magnitude;
 } parts;
 
-static usl_status find_parts(folder *f, int64_t module, parts *p) {
+/* The rank of a pair that fits a (out, in) matrix, or a stack of them; 0: it does not. */
+static int rank_of(const parts *p, int64_t out, int64_t in, int64_t stack) {
+    const usli_file_tensor *a = p->a, *b = p->b;
+    if (!a || !b || a->ndim != 2 || b->ndim != 2 || a->shape[1] != in || b->shape[0] != out ||
+        a->shape[0] != b->shape[1] || a->shape[0] < 1 || a->shape[0] % stack || a->shape[0] / stack > 65536)
+        return 0;
+    return (int)(a->shape[0] / stack);
+}
+
+static parts pair_at(folder *f, const char *place, bool table) {
+    return (parts){ .a = find(f, place, table ? "lora_embedding_A" : "lora_A.weight"),
+                    .b = find(f, place, table ? "lora_embedding_B" : "lora_B.weight") };
+}
+
+/* The experts' two adapters are one inside the other; a single one stands alone, and may be the other's. */
+static parts find_stack(folder *f, usli_slot slot, int64_t layer) {
     const usli_config *c = &f->m->config;
-    int64_t layer, out, in;
+    int64_t out, in, stack = usli_lora_stack(c, slot);
+    char place[128];
+    parts p = { NULL, NULL, NULL };
+    usli_lora_shape(c, slot, layer, &out, &in);
+    usli_place_name(c, slot, layer, true, place, sizeof place);
+    if (slot == USLI_EXPERTS_IN) p = pair_at(f, place, false);
+    if (p.a || p.b) return p;
+    size_t used = f->used;
+    usli_place_name(c, slot, layer, false, place, sizeof place);
+    p = pair_at(f, place, false);
+    if (rank_of(&p, out / stack, in, stack)) return p;
+    f->used = used;
+    return (parts){ NULL, NULL, NULL };
+}
+
+static usl_status find_parts(folder *f, int64_t module, parts *p, int *rank) {
+    const usli_config *c = &f->m->config;
+    int64_t layer, out, in, rows, cols;
     char name[128];
     usli_slot slot = usli_module_slot(c, module, &layer);
-    bool table = slot == USLI_EMBED;
+    *p = (parts){ NULL, NULL, NULL };
+    *rank = 0;
+    if (!usli_slot_shape(c, slot, layer, &rows, &cols) && slot != USLI_HEAD) return USL_OK;
+    int64_t stack = usli_lora_stack(c, slot);
     usli_module_name(c, slot, layer, name, sizeof name);
     usli_lora_shape(c, slot, layer, &out, &in);
-    p->a = find(f, name, table ? "lora_embedding_A" : "lora_A.weight");
-    p->b = find(f, name, table ? "lora_embedding_B" : "lora_B.weight");
-    p->magnitude = find(f, name, "lora_magnitude_vector");
-    if (!p->magnitude) p->magnitude = find(f, name, "lora_magnitude_vector.weight");
+    *p = stack > 1 ? find_stack(f, slot, layer) : pair_at(f, name, slot == USLI_EMBED);
+    if (stack == 1 && !(p->magnitude = find(f, name, "lora_magnitude_vector")))
+        p->magnitude = find(f, name, "lora_magnitude_vector.weight");
     if (!p->a && !p->b && !p->magnitude) return USL_OK;
-    const usli_file_tensor *a = p->a, *b = p->b, *g = p->magnitude;
-    if (!a || !b || a->ndim != 2 || b->ndim != 2 || a->shape[1] != in || b->shape[0] != out ||
-        a->shape[0] != b->shape[1] || a->shape[0] < 1 || a->shape[0] > 65536 ||
+    const usli_file_tensor *g = p->magnitude;
+    if (!(*rank = rank_of(p, out / stack, in, stack)) ||
         (g && (g->ndim < 1 || g->ndim > 2 || g->shape[0] * (g->ndim > 1 ? g->shape[1] : 1) != out)))
         return misfit(f, name, out, in);
+    return USL_OK;
+}
+
+/* ---- Adapters of single experts, as older versions of PEFT wrote them ----------------------------------------------
+ */
+
+/* Matrices of each expert that a stack holds: gate and up, or down; the first one's number among the three. */
+typedef struct single {
+    usli_slot slot;
+    int64_t layer, stack, out, in; /* out: of one of the parts */
+    int first, parts;
+} single;
+
+static single single_of(const usli_config *c, int64_t module) {
+    single s;
+    int64_t out;
+    s.slot = usli_module_slot(c, module, &s.layer);
+    s.stack = usli_lora_stack(c, s.slot);
+    s.first = s.slot == USLI_EXPERTS_IN ? 0 : 2;
+    s.parts = s.slot == USLI_EXPERTS_IN ? 2 : 1;
+    usli_lora_shape(c, s.slot, s.layer, &out, &s.in);
+    s.out = out / s.stack / s.parts;
+    return s;
+}
+
+/* part: 0 gate, 1 up, 2 down. */
+static parts find_single(folder *f, const single *s, int64_t e, int part, char *place, size_t size) {
+    const usli_mixture *mix = f->m->config.arch->mixture;
+    snprintf(place, size, "model.layers.%lld.%s.experts.%lld.%s", (long long)s->layer, mix->folder, (long long)e,
+             mix->words[part]);
+    return pair_at(f, place, false);
+}
+
+/* *rank is what they come to when stacked; 0: there are none. */
+static usl_status find_singles(folder *f, int64_t module, int *rank) {
+    single s = single_of(&f->m->config, module);
+    char place[128];
+    *rank = 0;
+    for (int64_t e = 0; e < s.stack; e++)
+        for (int k = 0; k < s.parts; k++) {
+            parts p = find_single(f, &s, e, s.first + k, place, sizeof place);
+            bool none = !p.a && !p.b, begins = !e && !k;
+            if (none && (begins || !*rank)) continue;
+            int found = rank_of(&p, s.out, s.in, 1);
+            if (!found || (!begins && found != *rank)) return misfit(f, place, s.out, s.in);
+            *rank = found;
+        }
+    *rank *= s.parts;
     return USL_OK;
 }
 
@@ -98,6 +179,7 @@ static bool is_tying(const folder *f) {
 
 typedef struct slots {
     usli_adapter_shape shape;
+    bool *single; /* (usli_module_count) stacks that stand there expert by expert */
     bool any;
 } slots;
 
@@ -106,9 +188,14 @@ static usl_status read_shape(folder *f, slots *s) {
     bool all = true, some = false;
     for (int64_t i = 0; i < usli_module_count(c); i++) {
         parts p;
-        USLI_TRY(find_parts(f, i, &p));
-        if (!p.a) continue;
-        s->shape.ranks[i] = (int)p.a->shape[0];
+        int64_t layer;
+        int *rank = &s->shape.ranks[i];
+        USLI_TRY(find_parts(f, i, &p, rank));
+        if (!*rank && usli_slot_experts(c, usli_module_slot(c, i, &layer))) {
+            USLI_TRY(find_singles(f, i, rank));
+            if (*rank) s->single[i] = true;
+        }
+        if (!*rank) continue;
         s->any = true;
         *(p.magnitude ? &some : &all) = p.magnitude != NULL;
     }
@@ -139,10 +226,11 @@ static const char *text_of(const json_t *j, const char *key) {
 }
 
 static usl_status refuse_settings(folder *f) {
-    static const char *const REFUSED[] = {
-        "fan_in_fan_out", "lora_bias",         "megatron_config",   "trainable_token_indices", "corda_config",
-        "use_qalora",     "layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config"
-    };
+    static const char *const REFUSED[] = { "fan_in_fan_out",    "lora_bias",
+                                           "megatron_config",   "trainable_token_indices",
+                                           "corda_config",      "use_qalora",
+                                           "layer_replication", "alora_invocation_tokens",
+                                           "arrow_config" };
     for (size_t i = 0; i < sizeof REFUSED / sizeof *REFUSED; i++) {
         const json_t *v = json_object_get(f->json, REFUSED[i]);
         if (json_is_true(v) || (json_is_object(v) && json_object_size(v)) || (json_is_array(v) && json_array_size(v)))
@@ -205,7 +293,8 @@ static usl_status read_settings(folder *f, usli_adapter *a) {
     return read_init(f, a);
 }
 
-static usl_status read_alpha(folder *f, usli_adapter_shape *s, int *rank, double *alpha) {
+static usl_status read_alpha(folder *f, slots *all, int *rank, double *alpha) {
+    usli_adapter_shape *s = &all->shape;
     const json_t *r = json_object_get(f->json, "r"), *given = json_object_get(f->json, "lora_alpha");
     if (!json_is_integer(r) || !json_is_number(given) || json_integer_value(r) < 1)
         return usli_fail(f->m->ctx, USL_ERR_FORMAT, "%s: \"r\" or \"lora_alpha\" is missing", f->config);
@@ -213,7 +302,10 @@ static usl_status read_alpha(folder *f, usli_adapter_shape *s, int *rank, double
     *alpha = json_number_value(given);
     for (int64_t i = 0; i < usli_module_count(&f->m->config); i++)
         if (s->ranks[i]) s->alphas[i] = *alpha;
-    return read_alphas(f, s);
+    USLI_TRY(read_alphas(f, s));
+    for (int64_t i = 0; i < usli_module_count(&f->m->config); i++)
+        if (all->single[i]) s->alphas[i] *= single_of(&f->m->config, i).parts; /* as its rank */
+    return USL_OK;
 }
 
 static usl_status fill(folder *f, const usli_file_tensor *t, float *dst) {
@@ -226,17 +318,53 @@ static usl_status fill(folder *f, const usli_file_tensor *t, float *dst) {
     return USL_OK;
 }
 
-static usl_status read_values(folder *f, usli_adapter *a) {
+/* B of a stack is published otherwise than it lies. */
+static usl_status fill_stacked(folder *f, const usli_file_tensor *t, int64_t stack, float *dst) {
+    usli_param_ref p = { .experts = stack, .shape = { t->shape[0], t->shape[1] }, .count = t->shape[0] * t->shape[1] };
+    float *values = usli_malloc(f->m->ctx, (size_t)p.count * sizeof *values);
+    if (!values) return usli_nomem(f->m->ctx, (size_t)p.count * sizeof *values);
+    usl_status st = fill(f, t, values);
+    if (st == USL_OK && !f->m->plan_only) usli_param_take(&p, values, dst);
+    usli_free(f->m->ctx, values);
+    return st;
+}
+
+/* A of gate over A of up, B of gate beside B of up, with zeros in the other corners. */
+static usl_status fill_singles(folder *f, int64_t module, usli_lora_module *l) {
+    single s = single_of(&f->m->config, module);
+    char place[128];
+    int64_t rank = l->rank / s.parts;
+    size_t bytes = (size_t)(s.out * rank) * sizeof(float);
+    float *values = usli_malloc(f->m->ctx, bytes);
+    usl_status st = values ? USL_OK : usli_nomem(f->m->ctx, bytes);
+    for (int64_t e = 0; st == USL_OK && e < s.stack * s.parts; e++) {
+        int part = (int)(e % s.parts);
+        parts p = find_single(f, &s, e / s.parts, s.first + part, place, sizeof place);
+        st = fill(f, p.a, f->m->plan_only ? l->a : l->a + e * rank * s.in);
+        if (st == USL_OK) st = fill(f, p.b, values);
+        for (int64_t o = 0; st == USL_OK && !f->m->plan_only && o < s.out; o++)
+            memcpy(l->b + (e * s.out + o) * l->rank + part * rank, values + o * rank, (size_t)rank * sizeof *values);
+    }
+    usli_free(f->m->ctx, values);
+    return st;
+}
+
+static usl_status read_module(folder *f, const slots *s, int64_t module, usli_lora_module *l) {
+    int64_t layer, stack = usli_lora_stack(&f->m->config, usli_module_slot(&f->m->config, module, &layer));
+    int rank;
+    parts p;
+    if (s->single[module]) return fill_singles(f, module, l);
+    USLI_TRY(find_parts(f, module, &p, &rank));
+    USLI_TRY(fill(f, p.a, l->a));
+    USLI_TRY(stack > 1 ? fill_stacked(f, p.b, stack, l->b) : fill(f, p.b, l->b));
+    return fill(f, p.magnitude, l->magnitude);
+}
+
+static usl_status read_values(folder *f, const slots *s, usli_adapter *a) {
     const usli_config *c = &f->m->config;
     int64_t inside = c->layers * USLI_LAYER_SLOTS;
     for (int64_t i = 0; i < usli_module_count(c); i++) {
-        usli_lora_module *l = &a->modules[i];
-        parts p;
-        if (!l->rank) continue;
-        USLI_TRY(find_parts(f, i, &p));
-        USLI_TRY(fill(f, p.a, l->a));
-        USLI_TRY(fill(f, p.b, l->b));
-        USLI_TRY(fill(f, p.magnitude, l->magnitude));
+        if (a->modules[i].rank) USLI_TRY(read_module(f, s, i, &a->modules[i]));
     }
     for (int64_t i = 0; i < usli_weight_count(c); i++) {
         const usli_file_tensor *t;
@@ -259,7 +387,8 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
     double alpha = 0;
     f.config = usli_path_join(ctx, dir, "adapter_config.json");
     f.weights = usli_path_join(ctx, dir, "adapter_model.safetensors");
-    if (!f.config || !f.weights) {
+    s.single = usli_calloc(ctx, (size_t)usli_module_count(&m->config), sizeof *s.single);
+    if (!f.config || !f.weights || !s.single) {
         st = usli_nomem(ctx, 4096);
         goto done;
     }
@@ -268,18 +397,19 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
     USLI_TRYGO(usli_safetensors_open(ctx, f.weights, &f.file));
     USLI_TRYGO(refuse_settings(&f));
     USLI_TRYGO(read_shape(&f, &s));
-    USLI_TRYGO(read_alpha(&f, &s.shape, &rank, &alpha));
+    USLI_TRYGO(read_alpha(&f, &s, &rank, &alpha));
     USLI_TRYGO(usli_adapter_new(m, name ? name : "default", &s.shape, &a));
     a->rank = rank;
     a->alpha = alpha;
     USLI_TRYGO(read_settings(&f, a));
     USLI_TRYGO(usli_start_base(m, a));
-    USLI_TRYGO(read_values(&f, a));
+    USLI_TRYGO(read_values(&f, &s, a));
     USLI_TRYGO(usli_adapter_attach(m, a));
     a = NULL;
 done:
     usli_adapter_free(m, a);
     usli_adapter_shape_free(m, &s.shape);
+    usli_free(ctx, s.single);
     usli_safetensors_close(f.file);
     if (f.json) json_decref(f.json);
     usli_free(ctx, f.config);

@@ -12,11 +12,18 @@ static const char *own_end(const char *name) {
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
 
+/* Chosen by a word of target_modules. In a mixture PEFT takes those of the MLP for the experts'. */
+static bool has_word(const usli_config *c, usli_slot slot) {
+    bool dense = slot == USLI_GATE || slot == USLI_UP || slot == USLI_DOWN;
+    return slot < USLI_LINEARS && !usli_parameter_name(slot) && !(dense && c->experts > 0);
+}
+
 /* Names of kinds of modules, where every chosen layer has every chosen kind; else names of modules. */
 static bool is_grid(const usl_model *m, const usli_adapter *a, const bool *kinds, const bool *layers) {
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
             int64_t rows, cols;
+            if (!has_word(&m->config, (usli_slot)s)) continue;
             bool there = usli_slot_shape(&m->config, (usli_slot)s, l, &rows, &cols) && kinds[s] && layers[l];
             if (there != (usli_adapter_module(m, a, (usli_slot)s, l)->rank > 0)) return false;
         }
@@ -25,23 +32,26 @@ static bool is_grid(const usl_model *m, const usli_adapter *a, const bool *kinds
 
 /* target_modules and layers_to_transform, both new. */
 static usl_status put_targets(const usl_model *m, const usli_adapter *a, json_t *targets, json_t **layers) {
-    bool kinds[USLI_LINEARS] = { false }, ends = false, all = true;
+    bool kinds[USLI_LINEARS] = { false }, names = false, all = true;
     bool *used = usli_calloc(m->ctx, (size_t)m->config.layers, sizeof *used);
+    int64_t count = usli_module_count(&m->config), layer;
     if (!used) return usli_nomem(m->ctx, (size_t)m->config.layers);
-    for (int64_t l = 0; l < m->config.layers; l++) {
-        for (int s = 0; s < USLI_LINEARS; s++)
-            if (usli_adapter_module(m, a, (usli_slot)s, l)->rank) kinds[s] = used[l] = true;
-        all &= used[l];
+    for (int64_t i = 0; i < count; i++) {
+        usli_slot slot = usli_module_slot(&m->config, i, &layer);
+        if (!a->modules[i].rank || usli_parameter_name(slot)) continue;
+        if (has_word(&m->config, slot))
+            kinds[slot] = used[layer] = true;
+        else
+            names = true;
     }
-    for (int end = 0; end < 2; end++) ends |= usli_adapter_module(m, a, end ? USLI_HEAD : USLI_EMBED, 0)->rank > 0;
-    bool grid = is_grid(m, a, kinds, used) && (all || !ends);
+    for (int64_t l = 0; l < m->config.layers; l++) all &= used[l];
+    bool grid = is_grid(m, a, kinds, used) && (all || !names);
     for (int s = 0; grid && s < USLI_LINEARS; s++)
         if (kinds[s]) json_array_append_new(targets, json_string(usli_slots[s].peft));
-    for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
-        int64_t layer;
+    for (int64_t i = 0; i < count; i++) {
         char name[128];
         usli_slot slot = usli_module_slot(&m->config, i, &layer);
-        if (!a->modules[i].rank || (grid && slot < USLI_LINEARS)) continue;
+        if (!a->modules[i].rank || (grid && has_word(&m->config, slot)) || usli_parameter_name(slot)) continue;
         usli_module_name(&m->config, slot, layer, name, sizeof name);
         json_array_append_new(targets, json_string(own_end(name)));
     }
@@ -52,6 +62,37 @@ static usl_status put_targets(const usl_model *m, const usli_adapter *a, json_t 
     return USL_OK;
 }
 
+/* Every layer that has such a matrix has the same adapter on it. */
+static bool everywhere(const usl_model *m, const usli_adapter *a, usli_slot slot) {
+    const usli_lora_module *first = NULL;
+    for (int64_t l = 0; l < m->config.layers; l++) {
+        int64_t rows, cols;
+        if (!usli_slot_shape(&m->config, slot, l, &rows, &cols)) continue;
+        const usli_lora_module *o = usli_adapter_module(m, a, slot, l);
+        if (!first) first = o;
+        if (!o->rank || o->rank != first->rank || o->alpha != first->alpha) return false;
+    }
+    return first;
+}
+
+/* target_parameters, which know no layers_to_transform. */
+static json_t *parameters_json(const usl_model *m, const usli_adapter *a) {
+    json_t *names = json_array();
+    for (int s = 0; s < USLI_LINEARS; s++) {
+        const char *word = usli_parameter_name((usli_slot)s);
+        char name[128];
+        if (!word) continue;
+        bool all = everywhere(m, a, (usli_slot)s);
+        if (all) json_array_append_new(names, json_string(word));
+        for (int64_t l = 0; !all && l < m->config.layers; l++) {
+            if (!usli_adapter_module(m, a, (usli_slot)s, l)->rank) continue;
+            usli_slot_name(&m->config, (usli_slot)s, l, false, name, sizeof name);
+            json_array_append_new(names, json_string(own_end(name)));
+        }
+    }
+    return names;
+}
+
 static void put_patterns(const usl_model *m, const usli_adapter *a, int times, json_t *ranks, json_t *alphas) {
     for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
         const usli_lora_module *l = &a->modules[i];
@@ -59,7 +100,12 @@ static void put_patterns(const usl_model *m, const usli_adapter *a, int times, j
         char name[128];
         if (!l->rank) continue;
         usli_slot slot = usli_module_slot(&m->config, i, &layer);
-        usli_module_name(&m->config, slot, layer, name, sizeof name);
+        if (usli_slot_experts(&m->config, slot) && everywhere(m, a, slot))
+            snprintf(name, sizeof name, ".*\\.%s", usli_slots[slot].peft);
+        else if (usli_parameter_name(slot))
+            usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
+        else
+            usli_module_name(&m->config, slot, layer, name, sizeof name);
         if (l->rank != a->rank) json_object_set_new(ranks, own_end(name), json_integer((json_int_t)times * l->rank));
         if (l->alpha != a->alpha) json_object_set_new(alphas, own_end(name), json_real(times * l->alpha));
     }
@@ -98,18 +144,21 @@ static usl_status settings_json(const usl_model *m, const usli_adapter *a, const
                                 json_t **out) {
     static const char *const BIAS[] = { "none", "all", "lora_only" };
     json_t *targets = json_array(), *layers = NULL, *ranks = json_object(), *alphas = json_object();
+    json_t *parameters = parameters_json(m, a);
     if (base && !usli_utf8_is_text(base)) base = NULL; /* JSON cannot hold it: the adapter is saved without */
     usl_status st = put_targets(m, a, targets, &layers);
     int times = as_lora ? 2 : 1;
     double alpha = as_lora ? a->alpha * (a->rslora ? sqrt(2.0) : 2.0) : a->alpha;
     put_patterns(m, a, times, ranks, alphas);
-    *out =
-        json_pack("{s:s,s:i,s:f,s:f,s:s,s:o,s:o,s:b,s:s,s:s?,s:b,s:b,s:b,s:o,s:o,s:o,s:o,s:b,s:b}", "peft_type", "LORA",
-                  "r", times * a->rank, "lora_alpha", alpha, "lora_dropout", a->dropout, "bias", BIAS[a->bias],
-                  "target_modules", targets, "layers_to_transform", layers, "use_rslora", a->rslora, "task_type",
-                  "CAUSAL_LM", "base_model_name_or_path", base, "inference_mode", 1, "fan_in_fan_out", 0, "use_dora",
-                  a->dora, "init_lora_weights", init_json(a, as_lora), "rank_pattern", ranks, "alpha_pattern", alphas,
-                  "modules_to_save", copied_modules(m, a), "lora_bias", 0, "ensure_weight_tying", a->ties);
+    /* PEFT trains parameters without dropout only, and would not load another number. */
+    double dropout = json_array_size(parameters) ? 0 : a->dropout;
+    *out = json_pack("{s:s,s:i,s:f,s:f,s:s,s:o,s:o,s:o,s:b,s:s,s:s?,s:b,s:b,s:b,s:o,s:o,s:o,s:o,s:b,s:b}", "peft_type",
+                     "LORA", "r", times * a->rank, "lora_alpha", alpha, "lora_dropout", dropout, "bias", BIAS[a->bias],
+                     "target_modules", targets, "target_parameters", parameters, "layers_to_transform", layers,
+                     "use_rslora", a->rslora, "task_type", "CAUSAL_LM", "base_model_name_or_path", base,
+                     "inference_mode", 1, "fan_in_fan_out", 0, "use_dora", a->dora, "init_lora_weights",
+                     init_json(a, as_lora), "rank_pattern", ranks, "alpha_pattern", alphas, "modules_to_save",
+                     copied_modules(m, a), "lora_bias", 0, "ensure_weight_tying", a->ties);
     if (*out && strcmp(a->init, "loftq") == 0 && !as_lora)
         json_object_set_new(*out, "loftq_config",
                             json_pack("{s:i,s:i}", "loftq_bits", a->loftq_bits, "loftq_iter", a->loftq_iter));
@@ -131,7 +180,7 @@ static usl_status write_wide(const usli_lora_module *l, int64_t out, usli_safete
 /* A parameter as plain LoRA: A' = [A; A0], B' = [B | -B0]. */
 static usl_status write_as_lora(usl_model *m, const usli_param_ref *p, usli_safetensors_writer *w) {
     const usli_lora_module *l = usli_adapter_module(m, m->active, p->slot, p->layer);
-    size_t bytes = (size_t)(p->shape[0] * p->shape[1]) * sizeof(float);
+    size_t bytes = (size_t)p->count * sizeof(float);
     if (p->part == 1) {
         USLI_TRY(usli_safetensors_write(w, l->a, bytes));
         return usli_safetensors_write(w, l->start_a, bytes);
@@ -154,6 +203,17 @@ static usl_status write_tied(usl_model *m, usli_safetensors_writer *w, bool writ
                    : usli_safetensors_add(w, name, USL_F32, 2, shape);
 }
 
+static usl_status write_values(usl_model *m, const usli_param_ref *p, usli_safetensors_writer *w) {
+    size_t bytes = (size_t)p->count * sizeof(float);
+    if (!p->experts) return usli_safetensors_write(w, p->data, bytes);
+    float *values = usli_malloc(m->ctx, bytes);
+    if (!values) return usli_nomem(m->ctx, bytes);
+    usli_param_publish(p, p->data, values);
+    usl_status st = usli_safetensors_write(w, values, bytes);
+    usli_free(m->ctx, values);
+    return st;
+}
+
 static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
     usli_safetensors_writer *w;
     usl_status st;
@@ -172,7 +232,7 @@ static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
             else if (wide)
                 USLI_TRYGO(write_as_lora(m, &p, w));
             else
-                USLI_TRYGO(usli_safetensors_write(w, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float)));
+                USLI_TRYGO(write_values(m, &p, w));
         }
         USLI_TRYGO(write_tied(m, w, writing));
     }

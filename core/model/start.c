@@ -40,7 +40,7 @@ static void start_plain(const usl_model *m, usli_adapter *a, uint64_t seed) {
             continue;
         }
         double bound = 1.0 / sqrt((double)in);
-        for (int64_t k = 0; k < l->rank * in; k++)
+        for (int64_t k = 0; k < usli_lora_stack(&m->config, slot) * l->rank * in; k++)
             l->a[k] = (float)(gaussian ? usli_rng_normal(&rng) / l->rank : (2 * usli_rng_uniform(&rng) - 1) * bound);
         for (int64_t k = 0; random && k < l->rank * out; k++)
             l->b[k] = (float)((2 * usli_rng_uniform(&rng) - 1) / sqrt((double)l->rank));
@@ -120,6 +120,10 @@ static bool changes_base(const char *init) {
     return strncmp(init, "pissa", 5) == 0 || strcmp(init, "loftq") == 0;
 }
 
+bool usli_start_changes(const usli_adapter *a) {
+    return changes_base(a->init);
+}
+
 /* -1: until it stands. */
 static bool pissa_iterations(const char *init, int *out) {
     static const char NITER[] = "pissa_niter_";
@@ -154,6 +158,12 @@ static usl_status check_base(usl_model *m, const usli_adapter *a) {
                 "for another adapter",
                 other->init, other->name);
     if (!changes_base(a->init)) return USL_OK;
+    if (usli_model_sharers(m))
+        return usli_fail(
+            m->ctx, USL_ERR_INVALID,
+            "init_lora_weights = \"%s\" changes the base, which another model shares; open the model again "
+            "for this adapter",
+            a->init);
     for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
         if (!a->modules[i].rank) continue;
         int64_t layer;
@@ -163,6 +173,11 @@ static usl_status check_base(usl_model *m, const usli_adapter *a) {
                              "init_lora_weights = \"%s\" is for the matrices of blocks; leave embed_tokens and lm_head "
                              "out of target_modules",
                              a->init);
+        if (usli_slot_experts(&m->config, slot))
+            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                             "init_lora_weights = \"%s\" is for single matrices; leave the experts (%s) out of "
+                             "target_modules",
+                             a->init, usli_parameter_name(slot));
         usl_dtype type = usli_base_weight(m, slot, layer)->m.dtype;
         if (type != USL_F32 && type != USL_F16 && type != USL_BF16)
             return usli_fail(m->ctx, USL_ERR_INVALID,

@@ -33,7 +33,13 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
                           .inputs = c->offloaded ? (char *)t : NULL,
                           .blocks = t->blocks };
     float loss;
-    usli_targets targets = { .count = c->tokens, .index = &nothing, .target = &nothing, .losses = &loss };
+    usli_targets targets = { .count = c->tokens,
+                             .index = &nothing,
+                             .target = &nothing,
+                             .losses = &loss,
+                             .balance = (float)t->opts.router_aux_loss_coef,
+                             .micros = usli_trainer_micros(t, c->rows),
+                             .micro = &nothing };
     USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
     *bytes = arena.peak;
     return USL_OK;
@@ -231,12 +237,12 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
             t->arena_bytes = bytes;
             return USL_OK;
         }
-        if (c.tokens <= longest) {
+        if (c.tokens <= t->least_tokens) {
             c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
             return refuse(t, bytes, usli_plan_room(t, &c));
         }
-        c.tokens = c.tokens / 2 > longest ? c.tokens / 2 : longest;
+        c.tokens = c.tokens / 2 > t->least_tokens ? c.tokens / 2 : t->least_tokens;
         if (c.rows > c.tokens) c.rows = c.tokens;
     }
 }

@@ -122,6 +122,15 @@ function FastLanguageModel.from_pretrained(opts, more)
   return model, model.tokenizer
 end
 
+--- Another model with the same frozen weights, which are held once; adapters are its own. One trains while the other answers.
+---
+---     local other = model:share()
+function Model:share()
+  local other = core.model_share(self)
+  for _, field in ipairs { "name_or_path", "full_finetuning", "recompute", "dtype", "tokenizer" } do other[field] = self[field] end
+  return other
+end
+
 --- A model of random weights from a configuration, for pretraining: all weights are trained. The option tokenizer becomes the model's.
 ---
 ---     local model = FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, hidden_size = 64, ... }, { random_state = 1 })
@@ -165,7 +174,7 @@ local PEFT = {
   loftq_config = { "table" },
   use_dora = { "boolean", default = false },
   qat_scheme = { "string", refuse = "quantisation-aware training is not built in" },
-  target_parameters = { "table", refuse = "it is for mixtures of experts" },
+  target_parameters = { "table", refuse = 'name the parameters of a mixture among target_modules, as "mlp.experts.gate_up_proj"' },
   ensure_weight_tying = { "boolean", default = false },
   lora_embeddings = { "boolean", default = false }, -- PEFT's way with embed_tokens and lm_head among target_modules; else Unsloth's
   temporary_location = { "string", note = "no temporary files are written" },

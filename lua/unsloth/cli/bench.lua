@@ -72,12 +72,15 @@ if not (stats.grad_norm > 0 and stats.grad_norm < math.huge) or stats.loss ~= st
 end
 table.sort(seconds)
 local rate = 1 / seconds[(#seconds + 1) // 2]
-local memory, gemm = core.memory(model), core.gemm_rate(model)
+local memory = core.memory(model)
+trainer:close() -- a plan may have taken all there is, and products want some to be measured in
+local gemm = core.gemm_rate(model)
 local figures = unsloth.json.object({
   shape = o.shape or o[1], method = o.method, device = model:info().device, dtype = model:info().dtype, batch = o.batch, seq = o.seq, rows = o.rows,
   rank = o.rank, steps = o.steps, tokens_per_second = rate, peak_memory = memory, planned_memory = plan.total,
   accumulation = o.accumulation, order = o.order, tokens_per_update = tokens, updates_per_second = rate / tokens,
-  first_update_seconds = first, recomputed_layers = plan.recomputed_layers, whole_layers = plan.whole_layers, streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
+  first_update_seconds = first, recomputed_layers = plan.recomputed_layers, whole_layers = plan.whole_layers,
+  streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
   gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
   grad_norm = stats.grad_norm, load_seconds = loaded, threads = core.threads(),
 }, { "shape", "method", "device", "dtype", "batch", "seq", "rows", "rank", "steps", "tokens_per_second", "peak_memory", "planned_memory" })
