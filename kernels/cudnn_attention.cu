@@ -558,7 +558,8 @@ bool usli_cudnn_attention(usli_exec *x, const usli_attention_args *a, usli_pass 
     return true;
 }
 
-/* Where it is the quicker one, as measured: Hopper, 1.3 to 1.8 times as quick as the own kernels. Older GPUs keep these. */
+/* Where it is the quicker one, as measured: Hopper, 1.3 to 1.8 times as quick as the own kernels. Older GPUs keep
+ * these. */
 enum { QUICKER_FROM = 90 };
 
 usl_status usli_cudnn_open(usli_exec *x) {

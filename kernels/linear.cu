@@ -222,18 +222,33 @@ template <typename T> struct stacked {
 
 constexpr int RANKS_A_THREAD = 8;
 
-/* A thread per column of A, then per row of B, for eight ranks of one expert. */
+__device__ __forceinline__ int segment_of_rank(const adapters &g, int r) {
+    int s = 0;
+    while (s + 1 < g.count && r >= g.s[s + 1].rank0) s++;
+    return s;
+}
+
+/* A thread per column of A, then per row of B, for eight ranks of one expert: all eight loads are under way at once. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapters g, stacked<T> to) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    int first = (int)blockIdx.y * RANKS_A_THREAD, last = min(g.ranks, first + RANKS_A_THREAD), s = 0;
+    int first = (int)blockIdx.y * RANKS_A_THREAD, s = 0;
     int64_t expert = blockIdx.z;
+    float v[RANKS_A_THREAD];
     if (i < g.in) {
-        for (int r = first; r < last; r++) {
-            while (r >= g.s[s].rank0 + g.s[s].rank) s++;
-            T v = from_f32<T>(g.s[s].a[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i]);
-            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = v;
-            if (to.a_turned) to.a_turned[i * g.ranks + r] = v;
+#pragma unroll
+        for (int k = 0; k < RANKS_A_THREAD; k++) {
+            int r = first + k;
+            if (r >= g.ranks) break;
+            const auto &d = g.s[segment_of_rank(g, r)];
+            v[k] = d.a[(expert * d.rank + r - d.rank0) * g.in + i];
+        }
+#pragma unroll
+        for (int k = 0; k < RANKS_A_THREAD; k++) {
+            int r = first + k;
+            if (r >= g.ranks) break;
+            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = from_f32<T>(v[k]);
+            if (to.a_turned) to.a_turned[i * g.ranks + r] = from_f32<T>(v[k]);
         }
         return;
     }
@@ -242,13 +257,18 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
     while (i >= g.s[s].row0 + g.s[s].rows) s++;
     int64_t row = i - g.s[s].row0;
     if (to.bias && blockIdx.y == 0) to.bias[i] = g.s[s].bias ? load_any(g.s[s].bias, g.s[s].bias_dtype, row) : 0.0f;
-    for (int r = first; r < last; r++) {
-        int own = r - g.s[s].rank0;
-        T v = from_f32<T>(own >= 0 && own < g.s[s].rank
-                              ? g.s[s].scale * g.s[s].b[(expert * g.s[s].rows + row) * g.s[s].rank + own]
-                              : 0.0f);
-        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = v;
-        if (to.b_turned) to.b_turned[r * g.out + i] = v;
+    const float *b = g.s[s].b + (expert * g.s[s].rows + row) * g.s[s].rank;
+#pragma unroll
+    for (int k = 0; k < RANKS_A_THREAD; k++) {
+        int own = first + k - g.s[s].rank0;
+        v[k] = own >= 0 && own < g.s[s].rank ? g.s[s].scale * b[own] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < RANKS_A_THREAD; k++) {
+        int r = first + k;
+        if (r >= g.ranks) break;
+        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = from_f32<T>(v[k]);
+        if (to.b_turned) to.b_turned[r * g.out + i] = from_f32<T>(v[k]);
     }
 }
 
@@ -263,6 +283,7 @@ __global__ void __launch_bounds__(THREADS)
         int64_t expert = i / (g.ranks * g.in), r = i / g.in - expert * g.ranks;
         while (r >= g.s[s].rank0 + g.s[s].rank) s++;
         if (!g.s[s].da) return;
+#pragma unroll 8
         for (int p = 0; p < parts_a; p++) sum += da[p * all_a + i];
         g.s[s].da[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i % g.in] += sum;
         return;
@@ -273,6 +294,7 @@ __global__ void __launch_bounds__(THREADS)
     int r = (int)(i % g.ranks);
     while (o >= g.s[s].row0 + g.s[s].rows) s++;
     if (!g.s[s].db || r < g.s[s].rank0 || r >= g.s[s].rank0 + g.s[s].rank) return;
+#pragma unroll 8
     for (int p = 0; p < parts_b; p++) sum += db[p * all_b + i];
     g.s[s].db[(expert * g.s[s].rows + o - g.s[s].row0) * g.s[s].rank + r - g.s[s].rank0] += g.s[s].scale * sum;
 }

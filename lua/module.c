@@ -11,10 +11,14 @@ static const char CTX_NAME[] = "unsloth.ctx";
 
 /* ---- The context ---- */
 
+static const char PROGRESS_NAME[] = "unsloth.progress";
+
+/* A host may keep the context for longer than the state: nobody hears of its progress then. */
 static int ctx_close(lua_State *L) {
     usl_ctx **slot = lua_touserdata(L, 1);
     usl_ctx *ctx = *slot;
     *slot = NULL;
+    if (ctx && lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME) != LUA_TNIL) usl_ctx_set_progress(ctx, NULL, NULL);
     usl_ctx_free(ctx);
     return 0;
 }
@@ -22,6 +26,60 @@ static int ctx_close(lua_State *L) {
 static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
     (void)ud;
     if (level >= USL_LOG_INFO) fprintf(stderr, "unsloth: %s\n", text);
+}
+
+/* ---- Progress: a function of Lua's, on a thread of its own, since any thread may be the one that calls ---- */
+
+typedef struct progress_call {
+    lua_State *thread; /* the function is its only value; NULL: there is none */
+} progress_call;
+
+typedef struct progress_news {
+    const char *what;
+    uint64_t done, total;
+} progress_news;
+
+static int tell_progress(lua_State *T) {
+    const progress_news *news = lua_touserdata(T, 2);
+    lua_settop(T, 1);
+    lua_pushstring(T, news->what);
+    lua_pushinteger(T, (lua_Integer)news->done);
+    lua_pushinteger(T, (lua_Integer)news->total);
+    lua_call(T, 3, 0);
+    return 0;
+}
+
+/* Nothing before the protected call may raise: core's frames stand below. */
+static int call_progress(void *ud, const char *what, uint64_t done, uint64_t total) {
+    const progress_call *p = ud;
+    lua_State *T = p->thread;
+    progress_news news = { what ? what : "", done, total };
+    if (!T || lua_gettop(T) != 1 || !lua_checkstack(T, 4)) return 0; /* more than 1: it is running */
+    lua_pushcfunction(T, tell_progress);
+    lua_pushvalue(T, 1);
+    lua_pushlightuserdata(T, &news);
+    (void)lua_pcall(T, 2, 0, 0); /* a line that cannot be drawn stops nothing */
+    lua_settop(T, 1);
+    return 0;
+}
+
+/* set_progress(fn): fn(what, done, total) hears of what core is doing; nil: nobody */
+static int set_progress(lua_State *L) {
+    if (!lua_isnoneornil(L, 1)) luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
+    progress_call *p = lua_touserdata(L, 2);
+    if (!p) return 0; /* the context is a host's, and so is its progress */
+    p->thread = NULL;
+    lua_pushnil(L);
+    lua_setiuservalue(L, 2, 1);
+    if (lua_isnil(L, 1)) return 0;
+    lua_State *T = lua_newthread(L);
+    lua_setiuservalue(L, 2, 1);
+    lua_pushvalue(L, 1);
+    lua_xmove(L, T, 1);
+    p->thread = T;
+    return 0;
 }
 
 static usl_ctx *find_ctx(lua_State *L) {
@@ -54,6 +112,11 @@ usl_ctx *unsloth_lua_ctx(lua_State *L) {
     usl_ctx **slot = new_slot(L);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
     opts.log_fn = log_to_stderr;
+    progress_call *progress = lua_newuserdatauv(L, sizeof *progress, 1);
+    progress->thread = NULL;
+    lua_setfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
+    opts.progress_fn = call_progress;
+    opts.progress_ud = progress;
     if (usl_ctx_new(&opts, slot) != USL_OK) luaL_error(L, "unsloth: no memory or threads for a context");
     lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
     return *slot;
@@ -62,12 +125,15 @@ usl_ctx *unsloth_lua_ctx(lua_State *L) {
 /* ---- The C part ---- */
 
 int luaopen_unsloth_core(lua_State *L) {
-    static const luaL_Reg FUNCTIONS[] = {
-        { "nearest", ulua_nearest }, { "error", ulua_error_new }, { "call", ulua_callback }, { NULL, NULL }
-    };
-    static void (*const OPEN[])(lua_State *) = { ulua_machine_open,     ulua_json_open,      ulua_tensor_open,
-                                                 ulua_safetensors_open, ulua_tokenizer_open, ulua_dataset_open,
-                                                 ulua_model_open,       ulua_trainer_open,   ulua_export_open };
+    static const luaL_Reg FUNCTIONS[] = { { "nearest", ulua_nearest },
+                                          { "error", ulua_error_new },
+                                          { "call", ulua_callback },
+                                          { "set_progress", set_progress },
+                                          { NULL, NULL } };
+    static void (*const OPEN[])(lua_State *) = { ulua_machine_open,     ulua_json_open,        ulua_tensor_open,
+                                                 ulua_tensor_math_open, ulua_safetensors_open, ulua_tokenizer_open,
+                                                 ulua_dataset_open,     ulua_model_open,       ulua_trainer_open,
+                                                 ulua_export_open };
     ulua_error_open(L);
     unsloth_lua_ctx(L);
     luaL_newlib(L, FUNCTIONS);

@@ -59,6 +59,25 @@ static usl_status put_text(usli_gguf_writer *w, const char *key, const char *tex
     return usli_gguf_put_string(w, key, text, strlen(text));
 }
 
+static usl_status put_scaling(const usli_config *c, meta *k) {
+    static const char *const KINDS[] = {
+        [USLI_ROPE_LINEAR] = "linear", [USLI_ROPE_YARN] = "yarn", [USLI_ROPE_LONG] = "longrope"
+    };
+    size_t kind = (size_t)c->rope.kind;
+    if (kind >= sizeof KINDS / sizeof *KINDS || !KINDS[kind]) return USL_OK;
+    USLI_TRY(put_text(k->w, arch_key(k, "rope.scaling.type"), KINDS[kind]));
+    if (kind != USLI_ROPE_LONG)
+        USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.factor"), (float)c->rope.factor));
+    if (kind != USLI_ROPE_LINEAR) {
+        double attention, inv[1]; /* the factor is the same for any width */
+        usli_rope_frequencies(&c->rope, 2, NULL, 0, inv, &attention);
+        if (kind == USLI_ROPE_YARN) attention /= usli_gguf_yarn_attention(c);
+        USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, "rope.scaling.attn_factor"), (float)attention));
+    }
+    return usli_gguf_put_u32(k->w, arch_key(k, "rope.scaling.original_context_length"),
+                             (uint32_t)c->rope.original_context);
+}
+
 /* llama.cpp's numbers of ways to score experts. */
 enum { GGUF_SOFTMAX = 1, GGUF_SIGMOID = 2 };
 
@@ -143,12 +162,39 @@ static usl_status put_model(const usl_model *m, int method, meta *k) {
     USLI_TRY(put_latent(m, k));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "attention.layer_norm_rms_epsilon"), (float)c->norm_eps));
     USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "rope.freq_base"), (float)c->rope.theta));
-    if (c->rope.kind != USLI_ROPE_LINEAR && c->rope.kind != USLI_ROPE_YARN) return USL_OK;
-    USLI_TRY(put_text(w, arch_key(k, "rope.scaling.type"), c->rope.kind == USLI_ROPE_YARN ? "yarn" : "linear"));
-    USLI_TRY(usli_gguf_put_f32(w, arch_key(k, "rope.scaling.factor"), (float)c->rope.factor));
-    if (c->rope.original_context <= 0) return USL_OK;
-    return usli_gguf_put_u32(w, arch_key(k, "rope.scaling.original_context_length"),
-                             (uint32_t)c->rope.original_context);
+    return put_scaling(c, k);
+}
+
+/* What only some families have. */
+static usl_status put_family(const usl_model *m, meta *k) {
+    const usli_config *c = &m->config;
+    if (c->arch->query_scalar > 0 && c->query_scalar != usli_gguf_query_scalar(c))
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "query_pre_attn_scalar is %g, and readers of a .gguf would take %g; save_pretrained_merged "
+                         "keeps it",
+                         c->query_scalar, usli_gguf_query_scalar(c));
+    if (c->arch->local_rope && c->local_rope.kind != USLI_ROPE_DEFAULT)
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "rope scaling of the layers with a window has no name in a .gguf; save_pretrained_merged "
+                         "keeps it");
+    if (c->window > 0 && !usli_gguf_has_windows(c))
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "which layers have a window of %lld tokens has no name in a .gguf; save_pretrained_merged "
+                         "keeps it",
+                         (long long)c->window);
+    const struct {
+        const char *key;
+        double value;
+    } numbers[] = {
+        { "attn_logit_softcapping", c->attention_softcap },
+        { "final_logit_softcapping", c->logit_softcap },
+        { "rope.freq_base_swa", c->arch->local_rope ? c->local_rope.theta : 0 },
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i].value > 0)
+            USLI_TRY(usli_gguf_put_f32(k->w, arch_key(k, numbers[i].key), (float)numbers[i].value));
+    if (c->window <= 0) return USL_OK;
+    return usli_gguf_put_u32(k->w, arch_key(k, "attention.sliding_window"), (uint32_t)c->window);
 }
 
 static usl_status put_tokens(usl_ctx *ctx, usli_gguf_writer *w, const usli_tokenizer *tok, int64_t n) {
@@ -269,7 +315,7 @@ static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
     int64_t half = m->config.rot_dim / 2;
     double *inv = usli_malloc(m->ctx, (size_t)half * sizeof *inv), attention;
     if (!inv) return usli_nomem(m->ctx, (size_t)half * sizeof *inv);
-    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, inv, &attention);
+    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, 0, inv, &attention);
     usl_status st = USL_OK;
     for (int64_t i = 0; i < half && st == USL_OK; i++) {
         float d = (float)(pow(m->config.rope.theta, -(double)i / (double)half) / inv[i]);
@@ -293,6 +339,8 @@ static usl_status describe(const usl_model *m, int method, usli_gguf_writer *w, 
         }
     }
     int64_t half = m->config.rot_dim / 2;
+    for (int i = 0; i < 2 && m->config.rope.kind == USLI_ROPE_LONG; i++)
+        USLI_TRY(usli_gguf_add(w, usli_gguf_divisors[i], USL_F32, 1, &half));
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
 }
 
@@ -308,6 +356,9 @@ static usl_status write_tensors(usl_model *m, int method, usli_gguf_writer *w) {
             USLI_TRY(usli_export_tensor(m, slot, layer, &p, type_of(m, method, slot, layer), true, sink, w));
         }
     }
+    size_t bytes = (size_t)m->config.rot_dim / 2 * sizeof(float);
+    for (int i = 0; i < 2 && m->config.rope.kind == USLI_ROPE_LONG; i++)
+        USLI_TRY(usli_gguf_write(w, m->config.rope.divisors[i], bytes));
     return has_divisors(m) ? write_divisors(m, w) : USL_OK;
 }
 
@@ -329,6 +380,7 @@ usl_status usli_export_gguf(usl_model *m, const usli_tokenizer *tok, const char 
     USLI_TRY(usli_gguf_create(ctx, path, &w));
     meta k = { .w = w, .arch = m->config.arch->gguf };
     USLI_TRYGO(put_model(m, method, &k));
+    USLI_TRYGO(put_family(m, &k));
     USLI_TRYGO(put_tokenizer(m, tok, w));
     USLI_TRYGO(describe(m, method, w, &bytes));
     USLI_TRYGO(usli_export_check_disk(ctx, path, bytes));

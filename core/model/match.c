@@ -58,6 +58,11 @@ static int expert_word(const usli_config *c, const char *item, size_t len) {
     return -1;
 }
 
+/* In a mixture, their words mean the experts. */
+static bool is_dense(int slot) {
+    return slot == USLI_GATE || slot == USLI_UP || slot == USLI_DOWN;
+}
+
 /* Which of those words a list has. */
 static void expert_words(const usli_config *c, const char *list, bool *words) {
     const char *item;
@@ -87,9 +92,28 @@ static int by_words(const bool *words, usli_slot slot) {
  * "all-linear" alone. */
 static int by_default(const usli_config *c, usli_slot slot, bool all) {
     bool gate = slot == USLI_ROUTER || slot == USLI_SHARED_GATE;
-    bool dense = slot == USLI_GATE || slot == USLI_UP || slot == USLI_DOWN;
-    if (slot >= USLI_LINEARS || (gate && !all) || (dense && c->experts > 0)) return 0;
+    if (slot >= USLI_LINEARS || (gate && !all) || (is_dense(slot) && c->experts > 0)) return 0;
     return slot == USLI_EXPERTS_IN ? 2 : 1;
+}
+
+static bool has_module(const usl_model *m, usli_slot slot) {
+    int64_t rows, cols;
+    for (int64_t l = 0; l < m->config.layers; l++)
+        if (usli_slot_shape(&m->config, slot, l, &rows, &cols)) return true;
+    return false;
+}
+
+static usl_status refuse_target(usl_model *m, const char *item, size_t len) {
+    bool mixture = m->config.experts > 0;
+    char words[256];
+    size_t used = 0;
+    for (int s = 0; s < USLI_LINEARS; s++)
+        if (has_module(m, (usli_slot)s) && !usli_slot_experts(&m->config, (usli_slot)s) && !(mixture && is_dense(s)))
+            used += (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? ", " : "", usli_slots[s].peft);
+    if (mixture) snprintf(words + used, sizeof words - used, ", gate_proj, up_proj, down_proj");
+    return usli_fail(m->ctx, USL_ERR_INVALID,
+                     "target_modules: \"%.*s\" is no linear module of a %s block; use %s or \"all-linear\"", (int)len,
+                     item, m->config.arch->name, words);
 }
 
 /* Every item of the list names a module that adapters attach to. */
@@ -103,11 +127,7 @@ static usl_status check_targets(usl_model *m, const char *list) {
         usli_slot slot;
         for (int64_t i = 0; !found && i < usli_module_count(&m->config); i++)
             found = module_at(m, i, &slot, &layer, name, sizeof name) && item_names(&m->config, slot, name, item, len);
-        if (!found)
-            return usli_fail(m->ctx, USL_ERR_INVALID,
-                             "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
-                             "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
-                             (int)len, item, m->config.arch->name);
+        if (!found) return refuse_target(m, item, len);
     }
     bool words[3] = { false };
     expert_words(&m->config, list, words);

@@ -5,6 +5,7 @@ local options = require "unsloth.options"
 require "unsloth.generate"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 local json = core.json
 
@@ -90,7 +91,10 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
----@return userdata model, userdata|nil tokenizer
+---@param opts unsloth.LoadOptions|string options, or a path
+---@param more unsloth.LoadOptions|nil behind a path
+---@return unsloth.Model model
+---@return unsloth.Tokenizer|nil tokenizer
 function FastLanguageModel.from_pretrained(opts, more)
   if type(opts) == "string" then
     local name = opts
@@ -229,6 +233,7 @@ end
 
 -- A string is "all-linear", a name, or as in PEFT a regular expression over whole names.
 local function targets_of(o)
+  if o.target_modules == nil then return nil, nil, joined("modules_to_save", o.modules_to_save) end
   if type(o.target_modules) == "table" then
     local targets, saved = split_targets(o)
     return joined("target_modules", targets), nil, joined("modules_to_save", saved)
@@ -261,13 +266,20 @@ local function layer_list(o, layers)
 end
 
 --- Adds a LoRA adapter. Returns the same model.
+---
+---     model = FastLanguageModel.get_peft_model(model, { r = 16, lora_alpha = 16 })
+---@param model unsloth.Model
+---@param opts unsloth.PeftOptions|nil
+---@return unsloth.Model
 function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
+  -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
+  if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
   local targets, pattern, saved = targets_of(o)
-  if not targets and not pattern then errors.invalid "get_peft_model: target_modules names no module beside those that are trained whole" end
+  if o.target_modules and not targets and not pattern then errors.invalid "get_peft_model: target_modules names no module beside those that are trained whole" end
   local loftq = options.check("loftq_config", o.loftq_config, LOFTQ)
   if o.loftq_config and next(o.loftq_config) ~= nil and o.init_lora_weights ~= "loftq" then
     errors.invalid 'get_peft_model: loftq_config is for init_lora_weights = "loftq"; give both or neither'
@@ -282,15 +294,24 @@ function FastLanguageModel.get_peft_model(model, opts)
     init = INIT[o.init_lora_weights] or o.init_lora_weights, seed = o.random_state,
     loftq_bits = loftq.loftq_bits, loftq_iter = loftq.loftq_iter,
   }
+  model.adapter_options = o -- for the report
   if opts and opts.use_gradient_checkpointing ~= nil then model.recompute = RECOMPUTE[o.use_gradient_checkpointing] end
   return model
 end
 
---- Nothing to do here: a model answers and is trained as it is. They return the model.
+--- Nothing to do here: a model answers as it is. Returns the model.
+---
+---     FastLanguageModel.for_inference(model)
 function FastLanguageModel.for_inference(model) return model end
+
+--- Nothing to do here: a model is trained as it is. Returns the model.
+---
+---     FastLanguageModel.for_training(model)
 function FastLanguageModel.for_training(model) return model end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
+---
+---     model:release_trainer()
 function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
@@ -304,6 +325,12 @@ function M.check_adapter(dir)
 end
 
 local load_adapter = Model.load_adapter
+
+--- Reads a PEFT folder as an adapter and makes it active.
+---
+---     model:load_adapter("outputs/adapter", "mine")
+---@param dir string
+---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
   M.check_adapter(dir)
   self:release_trainer()
@@ -311,6 +338,8 @@ function Model:load_adapter(dir, ...)
 end
 
 --- Makes an adapter active by name.
+---
+---     model:set_adapter "mine"
 function Model:set_adapter(name)
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
   self:release_trainer()
@@ -318,6 +347,8 @@ function Model:set_adapter(name)
 end
 
 --- Leaves the base alone; returns the name that was active, for set_adapter.
+---
+---     local name = model:disable_adapter()
 function Model:disable_adapter()
   local name = self:active_adapter()
   self:release_trainer()
@@ -325,6 +356,9 @@ function Model:disable_adapter()
   return name
 end
 
+--- Prints how many parameters are trained, in PEFT's words.
+---
+---     model:print_trainable_parameters()
 function Model:print_trainable_parameters()
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,
@@ -346,6 +380,8 @@ local SAVE = {
 --- The adapter as a PEFT folder when there is one, else the weights as a Hugging Face folder. An adapter that began with
 --- init_lora_weights = "pissa" is for a base that PEFT changes in the same way when it loads it; with
 --- path_initial_model_for_weight_conversion = true it becomes plain LoRA of twice the rank, for the base as it was.
+---
+---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
   local o = options.check("save_pretrained", opts, SAVE)
   core.make_dir(dir)
@@ -365,6 +401,8 @@ local MERGED = {
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
 --- or "lora" for the adapter alone.
+---
+---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
@@ -392,6 +430,8 @@ local METHOD = { not_quantized = "bf16", fast_quantized = "q8_0", quantized = "q
 local GGUF_METHODS = { f32 = true, f16 = true, bf16 = true, q8_0 = true, q4_k_m = true }
 
 --- One .gguf in dir for each method: f32, f16, bf16, q8_0, q4_k_m. Returns their paths.
+---
+---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)

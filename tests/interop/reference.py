@@ -1,4 +1,4 @@
-"""A Llama in float64 NumPy from a .gguf, decoded by the gguf package: the truth that ours and llama.cpp are measured by."""
+"""A decoder in float64 NumPy from a .gguf, decoded by the gguf package: the truth that ours and llama.cpp are measured by."""
 import numpy as np
 from gguf import GGUFReader, dequantize
 
@@ -58,58 +58,118 @@ def rms_norm(x, w, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_table(x):
+    """llama.cpp looks it up in 16 bits."""
+    return np.where(np.abs(x) < 10, as_f16(gelu(as_f16(x))), np.maximum(x, 0))
+
+
+# What the metadata does not say. neox: the halves of a head turn together, not neighbours. Of `period` layers the last has no window; layers
+# with one may have angles of their own.
+FAMILIES = {
+    "llama": dict(),
+    "qwen2": dict(neox=True),
+    "qwen3": dict(neox=True),
+    "phi3": dict(neox=True),
+    "gemma": dict(neox=True, gelu=True, scaled=True),
+    "gemma2": dict(neox=True, gelu=True, scaled=True, period=2),
+    "gemma3": dict(neox=True, gelu=True, scaled=True, period=6, local=10000.0),
+}
+
+
 def logits(gguf, ids, rounded=False):
     """Returns (len(ids), vocabulary) float64. rounded: with the activations rounded as llama.cpp does, everything else exact."""
-    v = lambda key, default=None: gguf.value("llama." + key, default)
+    arch = gguf.value("general.architecture")
+    family = FAMILIES[arch]
+    v = lambda key, default=None: gguf.value(arch + "." + key, default)
     hidden, layers, heads = v("embedding_length"), v("block_count"), v("attention.head_count")
     kv_heads = v("attention.head_count_kv", heads)
     width = v("attention.key_length", hidden // heads)
     eps, base = v("attention.layer_norm_rms_epsilon"), v("rope.freq_base", 10000.0)
+    window, score_cap, logit_cap = (v(k, 0) for k in ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
     n = len(ids)
 
-    def linear(x, name):
+    def linear(x, name, bias=None):
         t = gguf.tensors.get(name) or gguf.tensors["token_embd.weight"]
         if rounded:
             x = rounded_for(t.tensor_type.name, x)
-        return x @ gguf.weight(t.name).T.astype(np.float64)
+        y = x @ gguf.weight(t.name).T.astype(np.float64)
+        return y if bias is None or gguf.weight(bias) is None else y + gguf.weight(bias)
 
-    # llama.cpp keeps q and k so that neighbours (2i, 2i + 1) turn together.
     half = v("rope.dimension_count", width) // 2
-    frequency = base ** (-np.arange(half) / half)
-    scaling = v("rope.scaling.type", "none")
+    own = base ** (-np.arange(half) / half)
+    scaling, turn = v("rope.scaling.type", "none"), 1.0
+    factors = gguf.weight("rope_freqs.weight")
     if scaling == "linear":
-        frequency = frequency / v("rope.scaling.factor")
+        own = own / v("rope.scaling.factor")
+    elif scaling == "yarn":
+        factor, original = v("rope.scaling.factor"), v("rope.scaling.original_context_length")
+        low, high = (2 * half * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (32, 1))
+        low, high = max(np.floor(low), 0), min(np.ceil(high), 2 * half - 1)
+        ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
+        own = own / factor * ramp + own * (1 - ramp)
+        turn = v("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
+    elif scaling == "longrope":
+        factors = gguf.weight(f"rope_factors_{'long' if n > v('rope.scaling.original_context_length') else 'short'}.weight")
+        turn = v("rope.scaling.attn_factor")
     elif scaling != "none":
         raise NotImplementedError(f"rope scaling {scaling}")
-    factors = gguf.weight("rope_freqs.weight")
     if factors is not None:
-        frequency = frequency / factors.astype(np.float64)
-    angle = np.arange(n)[:, None] * frequency[None, :]
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+        own = own / factors.astype(np.float64)
 
-    def rope(x):
-        even, odd = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
+    def rope(x, frequency):
+        angle = np.arange(n)[:, None] * frequency[None, :]
+        cos, sin = np.cos(angle)[:, None, :] * turn, np.sin(angle)[:, None, :] * turn
+        left = slice(0, half) if family.get("neox") else slice(0, 2 * half, 2)
+        right = slice(half, 2 * half) if family.get("neox") else slice(1, 2 * half, 2)
         out = x.copy()
-        out[..., 0 : 2 * half : 2], out[..., 1 : 2 * half : 2] = even * cos - odd * sin, even * sin + odd * cos
+        out[..., left], out[..., right] = x[..., left] * cos - x[..., right] * sin, x[..., left] * sin + x[..., right] * cos
         return out
 
-    future = np.triu(np.full((n, n), -np.inf), 1)
+    def normed(x, name):
+        w = gguf.weight(name)
+        return x if w is None else rms_norm(x, w, eps)
+
+    def capped(x, cap):
+        return cap * np.tanh(x / cap) if cap else x
+
+    place = np.arange(n)[:, None] - np.arange(n)[None, :]
+    activation = (gelu_table if rounded else gelu) if family.get("gelu") else silu
     x = gguf.weight("token_embd.weight")[ids].astype(np.float64)
+    if family.get("scaled"):
+        x = x * np.float32(np.sqrt(np.float32(hidden))).astype(np.float64)
     for i in range(layers):
         p = f"blk.{i}."
-        h = rms_norm(x, gguf.weight(p + "attn_norm.weight"), eps)
-        q = rope(linear(h, p + "attn_q.weight").reshape(n, heads, width))
-        k = rope(linear(h, p + "attn_k.weight").reshape(n, kv_heads, width))
-        w = linear(h, p + "attn_v.weight").reshape(n, kv_heads, width)
+        windowed = window and family.get("period") and (i + 1) % family["period"]
+        frequency = family["local"] ** (-np.arange(half) / half) if windowed and "local" in family else own
+        h = normed(x, p + "attn_norm.weight")
+        if gguf.weight(p + "attn_qkv.weight") is not None:
+            q, k, w = np.split(linear(h, p + "attn_qkv.weight"), [heads * width, (heads + kv_heads) * width], axis=1)
+        else:
+            q, k, w = (linear(h, f"{p}attn_{t}.weight", f"{p}attn_{t}.bias") for t in "qkv")
+        q, k, w = q.reshape(n, heads, width), k.reshape(n, kv_heads, width), w.reshape(n, kv_heads, width)
+        q, k = rope(normed(q, p + "attn_q_norm.weight"), frequency), rope(normed(k, p + "attn_k_norm.weight"), frequency)
         k, w = (np.repeat(t, heads // kv_heads, axis=1) for t in (k, w))
-        score = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(width) + future
+        score = capped(np.einsum("qhd,khd->hqk", q, k) / np.sqrt(width), score_cap)
+        score = np.where((place < 0) | (place >= window if windowed else False), -np.inf, score)
         score = np.exp(score - score.max(-1, keepdims=True))
         score /= score.sum(-1, keepdims=True)
-        x = x + linear(np.einsum("hqk,khd->qhd", score, w).reshape(n, heads * width), p + "attn_output.weight")
-        h = rms_norm(x, gguf.weight(p + "ffn_norm.weight"), eps)
-        gate, up = linear(h, p + "ffn_gate.weight"), linear(h, p + "ffn_up.weight")
-        x = x + linear(gate / (1 + np.exp(-gate)) * up, p + "ffn_down.weight")
-    return linear(rms_norm(x, gguf.weight("output_norm.weight"), eps), "output.weight")
+        h = linear(np.einsum("hqk,khd->qhd", score, w).reshape(n, heads * width), p + "attn_output.weight")
+        x = x + normed(h, p + "post_attention_norm.weight")
+        h = normed(x, p + "ffn_norm.weight")
+        if gguf.weight(p + "ffn_gate.weight") is not None:
+            gate, up = linear(h, p + "ffn_gate.weight"), linear(h, p + "ffn_up.weight")
+        else:
+            gate, up = np.split(linear(h, p + "ffn_up.weight"), 2, axis=1)
+        x = x + normed(linear(activation(gate) * up, p + "ffn_down.weight"), p + "post_ffw_norm.weight")
+    return capped(linear(normed(x, "output_norm.weight"), "output.weight"), logit_cap)
 
 
 def centred(x):
