@@ -117,7 +117,8 @@ static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     /* transformers 5 writes "dtype" alone. 4 reads it too, or, before 4.56, keeps its default of float32. */
     json_object_del(j, "torch_dtype");
     json_object_set_new(j, "dtype", json_string(name));
-    json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied));
+    json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied && !usli_model_unties(m)));
+    json_object_del(j, "quantization_config"); /* what is written is not */
     return j;
 }
 

@@ -21,7 +21,7 @@ bool usli_export_slot(const usl_model *m, int64_t i, usli_slot *slot, int64_t *l
     } else {
         *slot = i == last ? USLI_FINAL_NORM : USLI_HEAD;
     }
-    return usli_model_weight(m, *slot, *layer)->storage != NULL;
+    return usli_model_weight(m, *slot, *layer)->storage || (*slot == USLI_HEAD && usli_model_unties(m));
 }
 
 usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes) {
@@ -58,8 +58,9 @@ static void row_task(void *arg, int64_t task, int worker) {
     int64_t row = source_row(j, j->first + task);
     char *out = j->out + (size_t)task * j->row_bytes;
     if (j->raw) {
-        memcpy(out, (const char *)usli_model_weight(j->m, j->slot, j->layer)->m.data + (size_t)row * j->row_bytes,
-               j->row_bytes);
+        const usli_weight *w =
+            j->slot == USLI_HEAD ? usli_model_head(j->m) : usli_model_weight(j->m, j->slot, j->layer);
+        memcpy(out, (const char *)w->m.data + (size_t)row * j->row_bytes, j->row_bytes);
         return;
     }
     float *values = j->scratch + (int64_t)worker * j->cols;
@@ -69,9 +70,13 @@ static void row_task(void *arg, int64_t task, int worker) {
 
 /* A vector as so many rows of one value: it is never blocked, and a bias may be permuted. */
 static void set_shape(job *j) {
-    const usli_weight *w = usli_model_weight(j->m, j->slot, j->layer);
-    j->rows = j->piece->rows;
-    j->cols = w->m.cols;
+    usli_slot_shape(&j->m->config, j->slot, j->layer, &j->rows, &j->cols);
+    if (j->cols) {
+        j->rows = j->piece->rows;
+        return;
+    }
+    j->cols = j->rows;
+    j->rows = 1;
 }
 
 static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
@@ -101,8 +106,9 @@ usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, const
     usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     set_shape(&j);
     if (!cols) return vector(&j, sink, ud);
-    bool merged = m->active && slot < USLI_LINEARS && usli_adapter_module(m, m->active, slot, layer)->rank;
-    const usli_weight *w = usli_model_weight(m, slot, layer);
+    bool adapts = m->active && (slot < USLI_LINEARS || slot == USLI_EMBED || slot == USLI_HEAD);
+    bool merged = adapts && usli_adapter_module(m, m->active, slot, layer)->rank;
+    const usli_weight *w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
     j.raw = !merged && w->m.dtype == dtype && w->m.data; /* the very bytes of the base */
     j.row_bytes = usli_row_bytes(dtype, j.cols);
     int64_t slab = SLAB / j.cols > 1 ? SLAB / j.cols : 1;
