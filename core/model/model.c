@@ -322,6 +322,7 @@ static void lora_param(const usl_model *m, usli_param_ref *out) {
     out->ndim = p->ndim;
     out->shape[0] = p->shape[0];
     out->shape[1] = p->shape[1];
+    out->shape[2] = 1;
     out->count = p->shape[0] * p->shape[1];
     out->experts = stack > 1 && out->part == 2 ? stack : 0;
     out->trainable = true;
@@ -355,6 +356,7 @@ static void copy_param(const usl_model *m, usli_param_ref *out) {
     usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
     out->ndim = cols ? 2 : 1;
     out->shape[1] = cols ? cols : 1;
+    out->shape[2] = 1;
     out->count = out->shape[0] * out->shape[1];
     out->experts = 0;
     out->trainable = true;
