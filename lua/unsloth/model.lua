@@ -279,7 +279,9 @@ function FastLanguageModel.get_peft_model(model, opts)
   if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
   local targets, pattern, saved = targets_of(o)
-  if o.target_modules and not targets and not pattern then errors.invalid "get_peft_model: target_modules names no module beside those that are trained whole" end
+  if o.target_modules and not targets and not pattern then
+    errors.invalid "get_peft_model: target_modules names no module beside those that are trained whole"
+  end
   local loftq = options.check("loftq_config", o.loftq_config, LOFTQ)
   if o.loftq_config and next(o.loftq_config) ~= nil and o.init_lora_weights ~= "loftq" then
     errors.invalid 'get_peft_model: loftq_config is for init_lora_weights = "loftq"; give both or neither'
