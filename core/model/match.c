@@ -118,6 +118,8 @@ static usl_status refuse_target(usl_model *m, const char *item, size_t len) {
 
 /* Every item of the list names a module that adapters attach to. */
 static usl_status check_targets(usl_model *m, const char *list) {
+    bool words[3] = { false };
+    expert_words(&m->config, list, words);
     const char *item;
     char name[128];
     size_t len;
@@ -129,8 +131,6 @@ static usl_status check_targets(usl_model *m, const char *list) {
             found = module_at(m, i, &slot, &layer, name, sizeof name) && item_names(&m->config, slot, name, item, len);
         if (!found) return refuse_target(m, item, len);
     }
-    bool words[3] = { false };
-    expert_words(&m->config, list, words);
     if (words[0] != words[1])
         return usli_fail(m->ctx, USL_ERR_INVALID,
                          "target_modules: %s of the experts is fused with %s, so name both or neither",

@@ -681,7 +681,8 @@ function Model:active_adapter() end
 ---     model:save_adapter "outputs/adapter"
 ---@param dir string
 ---@param base string|nil
-function Model:save_adapter(dir, base) end
+---@param as_lora boolean|nil what PiSSA made becomes plain LoRA of twice the rank
+function Model:save_adapter(dir, base, as_lora) end
 
 --- The names of all parameters, and for each whether it is trained.
 ---

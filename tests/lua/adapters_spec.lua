@@ -215,3 +215,67 @@ describe("an adapter", function()
     damaged("", unsloth.tensor { 1, 2, 3 }, "length")
   end)
 end)
+
+describe("an adapter of a mixture", function()
+  local function with(case, opts)
+    local model = core.model_open(support.root .. "tests/golden/" .. case .. "/model", { device = "cpu", dtype = "float32" })
+    return FastLanguageModel.get_peft_model(model, opts)
+  end
+
+  it("names experts by words, parameters or patterns", function()
+    local seven <close> = with("qwen2_moe", { r = 2 })
+    local stacked = seven:get_param "base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight"
+    assert.equals(2 * 2 * 4, stacked.shape[1]) -- gate and up, rank, experts
+    local one <close> = with("qwen2_moe", { r = 2, target_modules = { "mlp.experts.down_proj", "shared_expert.up_proj" }, rank_pattern = { down_proj = 3 } })
+    local names = one:params()
+    local found = {}
+    for _, name in ipairs(names) do
+      local kind = name:match "layers%.0%.(.*)%.lora_A"
+      if kind then found[#found + 1] = kind end
+    end
+    assert.same({ "mlp.shared_expert.up_proj", "mlp.experts" }, found)
+  end)
+
+  it("refuses what has no meaning for experts", function()
+    local function refuses(texts, opts) support.fails(nil, texts, with, "qwen2_moe", opts) end
+    refuses("name both or neither", { target_modules = { "gate_proj" } })
+    refuses("no magnitudes", { use_dora = true })
+    refuses("no magnitudes", { use_dora = true, target_modules = { "gate" } })
+    refuses("single matrices", { init_lora_weights = "pissa" })
+    refuses("trained by LoRA", { modules_to_save = { "mlp.experts.down_proj" } })
+  end)
+
+  it("has magnitudes beside experts and in latent attention", function()
+    local model <close> = with("deepseek_v3", { r = 2, use_dora = true, init_lora_weights = false, target_modules =
+      [[.*(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj|shared_experts.*)]] })
+    local ids, out = { 5, 7, 11, 3, 2, 9 }, support.temp_dir()
+    finally(function() support.remove(out) end)
+    local now = model:logits(ids)
+    core.export_merged(model, nil, out .. "/merged", "float32")
+    assert.is_true(core.model_open(out .. "/merged", { device = "cpu", dtype = "float32" }):logits(ids):distance(now) < 1e-5)
+    model:save_adapter(out .. "/adapter")
+    model:load_adapter(out .. "/adapter", "again")
+    assert.is_true(model:logits(ids):distance(now) < 1e-6)
+    local rows = core.rows_new(0)
+    rows:add(ids)
+    local trainer <close> = core.trainer_new(model, rows, nil, { batch = 1, accumulation = 1, max_steps = 1 }, nil)
+    local checked = 0
+    for _, name in ipairs(model:params()) do
+      if name:find "layers.1.*magnitude" then
+        checked = checked + 1
+        trainer:gradients(1, 1)
+        local value, gradient = model:get_param(name), trainer:get_grad(name):totable()
+        local function loss(step)
+          local list = value:totable()
+          list[1] = list[1] + step
+          model:set_param(name, core.tensor(list))
+          return trainer:gradients(1, 1).loss
+        end
+        local difference = (loss(1e-2) - loss(-1e-2)) / 2e-2
+        model:set_param(name, value)
+        assert.is_true(math.abs(difference - gradient[1]) < 2e-4 + 2e-2 * math.abs(gradient[1]), name .. ": " .. difference .. " " .. gradient[1])
+      end
+    end
+    assert.equals(8, checked)
+  end)
+end)
