@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <lauxlib.h>
@@ -23,7 +24,8 @@ static lua_State *main_state;
 static usl_ctx *main_ctx;
 static pthread_t main_thread;
 static volatile sig_atomic_t is_running;
-volatile sig_atomic_t program_prompting, program_interrupted;
+static volatile time_t raised_at;
+volatile sig_atomic_t program_prompting, program_interrupted, program_raised;
 
 static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
                             "  -e stat   execute string 'stat'\n"
@@ -38,8 +40,15 @@ static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
                             "A first word that is no file but a verb runs a built-in tool: info, chat, generate, "
                             "bench, plan (each with --help).\n";
 
+/* What files say may stand in a sentence: it must not steer the terminal. */
 static void complain(const char *text) {
-    fprintf(stderr, "%s: %s\n", PROGRAM, text);
+    fprintf(stderr, "%s: ", PROGRAM);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if ((*p < 32 && *p != '\n' && *p != '\t') || *p == 127)
+            fprintf(stderr, "\\x%02X", *p);
+        else
+            fputc(*p, stderr);
+    fputc('\n', stderr);
     fflush(stderr);
 }
 
@@ -55,18 +64,25 @@ static void forget_interrupt(lua_State *L) {
 static void stop_hook(lua_State *L, lua_Debug *ar) {
     (void)ar;
     forget_interrupt(L);
+    program_raised = 1;
+    raised_at = time(NULL);
     ulua_error_push(L, USL_ERR_CANCELLED, "interrupted: what was saved before is whole");
     lua_error(L);
 }
 
+/* What a script that catches its errors may take to be stopped once more, not to be ended. */
+enum { IMPATIENT = 2 /* seconds */ };
+
 /* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. A second
- * Ctrl-C before Lua has stopped ends the program, and so does one while nothing runs. */
+ * Ctrl-C before Lua has stopped, or soon after an error that the script has caught, ends the program, and so does one
+ * while nothing runs. */
 static void on_interrupt(int number) {
     if (!pthread_equal(pthread_self(), main_thread)) {
         pthread_kill(main_thread, number);
         return;
     }
-    if (!program_prompting && (!is_running || program_interrupted)) _exit(EXIT_INTERRUPTED);
+    bool again = program_interrupted || (program_raised && time(NULL) - raised_at <= IMPATIENT);
+    if (!program_prompting && (!is_running || again)) _exit(EXIT_INTERRUPTED);
     program_interrupted = 1;
     if (program_prompting) return;
     if (main_ctx) usl_ctx_cancel(main_ctx);

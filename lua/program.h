@@ -13,6 +13,8 @@ enum { PROGRAM_INTERRUPTED = 100 };
 
 /* A line is being read; Ctrl-C was pressed. */
 extern volatile sig_atomic_t program_prompting, program_interrupted;
+/* An interrupt became an error, and no prompt has come since. */
+extern volatile sig_atomic_t program_raised;
 
 /* Calls as lua_pcall does, with a traceback; Ctrl-C stops it. */
 int program_call(lua_State *L, int nargs, int nresults);

@@ -194,7 +194,7 @@ static void remember(lua_State *L, const char *text) {
 
 /* False at the end of input, and at Ctrl-C, when program_interrupted tells. */
 static bool read_prompted(lua_State *L, const char *prompt) {
-    program_interrupted = 0;
+    program_interrupted = program_raised = 0;
     program_prompting = 1;
     bool ok = push_line(L, prompt);
     program_prompting = 0;

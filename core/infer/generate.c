@@ -376,12 +376,13 @@ static usl_status check_request(usl_model *m, const usli_prompt *prompts, int ro
     if (!(o->temperature >= 0 && o->temperature <= 1e30))
         return usli_fail(m->ctx, USL_ERR_INVALID, "temperature is %g; a number from 0 (greedy) to 1e30 is wanted",
                          o->temperature);
-    if (!(o->top_p >= 0 && o->top_p <= 1) || !(o->min_p >= 0 && o->min_p <= 1) || !(o->repetition_penalty >= 0) ||
+    if (!(o->top_p >= 0 && o->top_p <= 1) || !(o->min_p >= 0 && o->min_p <= 1) || !(o->repetition_penalty > 0) ||
         o->top_k < 0 || o->vocab < 0)
-        return usli_fail(m->ctx, USL_ERR_INVALID,
-                         "top_p %g and min_p %g must lie between 0 and 1; top_k %d, repetition_penalty %g and vocab "
-                         "%lld must not be negative",
-                         o->top_p, o->min_p, o->top_k, o->repetition_penalty, (long long)o->vocab);
+        return usli_fail(
+            m->ctx, USL_ERR_INVALID,
+            "top_p %g and min_p %g must lie between 0 and 1, repetition_penalty %g above 0; top_k %d and vocab "
+            "%lld must not be negative",
+            o->top_p, o->min_p, o->repetition_penalty, o->top_k, (long long)o->vocab);
     if (o->stop_count > 0 && !o->stop_ids)
         return usli_fail(m->ctx, USL_ERR_INVALID, "stop_count is %lld and stop_ids is NULL", (long long)o->stop_count);
     for (int i = 0; i < rows; i++) {

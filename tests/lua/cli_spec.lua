@@ -293,6 +293,12 @@ describe("unsloth-lua", function()
     local _, err, code = run("-e", [[io.popen("kill -INT " .. io.open("/proc/self/stat"):read "n"):close() while true do end]])
     assert.equals(130, code, err)
     assert.equals("unsloth-lua: interrupted: what was saved before is whole\n", err)
+    -- A script that catches it may go on, but not when it comes again at once.
+    local out
+    out, _, code = run("-e", [[local function stop() io.popen("kill -INT " .. io.open("/proc/self/stat"):read "n"):close() while true do end end
+      print(pcall(stop)) pcall(stop) print "alive"]])
+    assert.equals(130, code)
+    assert.is_nil(out:find "alive")
   end)
 
   check("says that standard output cannot be written", function()

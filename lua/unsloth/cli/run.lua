@@ -29,12 +29,12 @@ M.options = {
   { "seed", "N", "of weights and tokens", 3407, within = { 0 } },
 }
 
-local UNITS = { [""] = 1, B = 1, KIB = 1 << 10, MIB = 1 << 20, GIB = 1 << 30, KB = 1000, MB = 10 ^ 6, GB = 10 ^ 9 }
+local UNITS = { B = 1, KIB = 1 << 10, MIB = 1 << 20, GIB = 1 << 30, KB = 1000, MB = 10 ^ 6, GB = 10 ^ 9 }
 
 function M.bytes(text)
   if not text then return 0 end
   local number, unit = text:match "^([%d.]+)%s*(%a*)$"
-  local factor = tonumber(number) and UNITS[unit:upper()]
+  local factor = tonumber(number) and UNITS[unit:upper()] -- a bare number is a slip, not bytes
   local bytes = factor and math.tointeger(tonumber(number) * factor // 1)
   if not bytes or bytes == 0 then errors.invalid('--memory is "%s"; a size like 24GiB is wanted', text) end
   return bytes
