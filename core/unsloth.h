@@ -105,8 +105,8 @@ typedef void (*usl_log_fn)(void *ud, usl_log_level level, const char *text);
 typedef int (*usl_progress_fn)(void *ud, const char *what, uint64_t done, uint64_t total);
 
 /* Asked before the library reads, looks at or lists a path (READ), or makes, replaces or removes it (WRITE). Return
- * non-zero to refuse: the call fails with USL_ERR_IO. The path is as it was given: resolving it is the host's. Of the hub
- * its URL is asked too, before anything is contacted. */
+ * non-zero to refuse: the call fails with USL_ERR_IO. The path is as it was given: resolving it is the host's. Of the
+ * hub its URL is asked too, before anything is contacted. */
 typedef enum usl_access { USL_ACCESS_READ, USL_ACCESS_WRITE } usl_access;
 typedef int (*usl_access_fn)(void *ud, const char *path, usl_access access);
 
@@ -585,7 +585,8 @@ typedef struct usl_decode_rate {
 USL_API usl_status usl_model_decode_rate(usl_model *model, int rows, int64_t prompt, int64_t new_tokens,
                                          usl_decode_rate *out);
 
-/* ---- The hub ------------------------------------------------------------------------------------------------------ */
+/* ---- The hub ------------------------------------------------------------------------------------------------------
+ */
 
 /* The Hugging Face hub, and its cache as huggingface_hub keeps it. The environment says where: HF_HOME, HF_HUB_CACHE,
  * XDG_CACHE_HOME, HF_ENDPOINT, HF_TOKEN (else the token file), HF_HUB_OFFLINE. */

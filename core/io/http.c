@@ -345,8 +345,8 @@ static usl_status run(usli_http *http, usli_request *requests, size_t count, boo
     }
 }
 
-usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop,
-                         usl_status (*tick)(void *ud), void *ud) {
+usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop, usl_status (*tick)(void *ud),
+                         void *ud) {
     for (size_t i = 0; i < count; i++) {
         usli_request *r = &requests[i];
         r->http = http;
@@ -367,17 +367,18 @@ usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, 
 
 usl_status usli_http_new(usl_ctx *ctx, usli_http **out) {
     *out = NULL;
-    return usli_fail(ctx, USL_ERR_UNSUPPORTED,
-                     "this build has no libcurl, so nothing is downloaded or uploaded; install libcurl4-openssl-dev and "
-                     "build again, or fetch the files otherwise and give their folder");
+    return usli_fail(
+        ctx, USL_ERR_UNSUPPORTED,
+        "this build has no libcurl, so nothing is downloaded or uploaded; install libcurl4-openssl-dev and "
+        "build again, or fetch the files otherwise and give their folder");
 }
 
 void usli_http_free(usli_http *http) {
     (void)http;
 }
 
-usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop,
-                         usl_status (*tick)(void *ud), void *ud) {
+usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop, usl_status (*tick)(void *ud),
+                         void *ud) {
     (void)http, (void)requests, (void)count, (void)stop, (void)tick, (void)ud;
     return USL_ERR_UNSUPPORTED; /* nobody has a session to call it with */
 }

@@ -35,15 +35,15 @@ typedef struct usli_request {
     usl_status (*finish)(void *ud, struct usli_request *r);
     uint64_t offset; /* > 0: asks for what comes from there on */
     /* Answered. */
-    long status;      /* 0: nothing came */
-    char *text;       /* new, 0-terminated: usli_request_clear; NULL when there is none */
+    long status; /* 0: nothing came */
+    char *text;  /* new, 0-terminated: usli_request_clear; NULL when there is none */
     size_t text_len;
     int64_t length; /* Content-Length; -1: unknown */
     int64_t linked_size;
     char etag[USLI_HTTP_NOTE], linked_etag[USLI_HTTP_NOTE], commit[USLI_HTTP_NOTE]; /* "" when absent */
     char code[USLI_HTTP_NOTE], message[USLI_HTTP_NOTE];                             /* X-Error-Code, X-Error-Message */
     char location[2048];
-    int64_t retry_after; /* seconds; -1: not said */
+    int64_t retry_after;          /* seconds; -1: not said */
     char trouble[USLI_HTTP_NOTE]; /* of a connection that failed for good; then status is 0 */
     uint64_t moved;               /* bytes of bodies so far, in either direction */
     /* private */
@@ -58,10 +58,10 @@ typedef struct usli_request {
 void usli_request_clear(usl_ctx *ctx, usli_request *r); /* text and url; the rest is borrowed */
 
 /* Until all have an answer. tick, may be NULL, is called ten times a second. Fails with the first failure of a callback
- * or of tick, and with USL_ERR_CANCELLED; what a server refuses is no failure here. stop: end at the first request whose
- * status is no success. */
-usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop,
-                         usl_status (*tick)(void *ud), void *ud);
+ * or of tick, and with USL_ERR_CANCELLED; what a server refuses is no failure here. stop: end at the first request
+ * whose status is no success. */
+usl_status usli_http_run(usli_http *http, usli_request *requests, size_t count, bool stop, usl_status (*tick)(void *ud),
+                         void *ud);
 /* True for 200 to 299. */
 bool usli_http_good(const usli_request *r);
 

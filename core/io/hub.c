@@ -12,7 +12,8 @@
 /* ---- What uploads need too ---- */
 
 char *usli_hub_escape(usl_ctx *ctx, const char *text, bool all) {
-    static const char PLAIN[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~", HEX[] = "0123456789ABCDEF";
+    static const char PLAIN[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~",
+                      HEX[] = "0123456789ABCDEF";
     char *out = usli_malloc(ctx, 3 * strlen(text) + 1), *p = out;
     if (!out) return NULL;
     for (; *text; text++) {
@@ -40,27 +41,33 @@ usl_status usli_hub_may(const usli_hub *hub, usl_access access, const char *what
 static usl_status refused_login(const usli_hub *hub, const usli_request *r) {
     usl_ctx *ctx = hub->ctx;
     if (strcmp(r->code, "GatedRepo") == 0)
-        return usli_fail(ctx, USL_ERR_IO,
-                         "%s is gated (%ld): accept its conditions at %s/%s, then set HF_TOKEN (or the option token) to a "
-                         "token of that account",
-                         hub->repo, r->status, hub->endpoint, hub->repo);
+        return usli_fail(
+            ctx, USL_ERR_IO,
+            "%s is gated (%ld): accept its conditions at %s/%s, then set HF_TOKEN (or the option token) to a "
+            "token of that account",
+            hub->repo, r->status, hub->endpoint, hub->repo);
     if (!hub->token)
-        return usli_fail(ctx, USL_ERR_NOT_FOUND,
-                         "%s: the hub knows no such repository, or it is private (%ld): check the name, or set HF_TOKEN "
-                         "(or the option token)",
-                         hub->repo, r->status);
-    return usli_fail(ctx, USL_ERR_IO, "%s: the hub does not let this token do that (%ld%s%.200s): check HF_TOKEN and its rights",
+        return usli_fail(
+            ctx, USL_ERR_NOT_FOUND,
+            "%s: the hub knows no such repository, or it is private (%ld): check the name, or set HF_TOKEN "
+            "(or the option token)",
+            hub->repo, r->status);
+    return usli_fail(ctx, USL_ERR_IO,
+                     "%s: the hub does not let this token do that (%ld%s%.200s): check HF_TOKEN and its rights",
                      hub->repo, r->status, *r->message ? ", " : "", r->message);
 }
 
 static usl_status refused_name(const usli_hub *hub, const usli_request *r, const char *file) {
     usl_ctx *ctx = hub->ctx;
     if (strcmp(r->code, "RevisionNotFound") == 0)
-        return usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: has no revision \"%s\" (404); give a branch, a tag or a commit of it",
-                         hub->repo, hub->revision);
+        return usli_fail(ctx, USL_ERR_NOT_FOUND,
+                         "%s: has no revision \"%s\" (404); give a branch, a tag or a commit of it", hub->repo,
+                         hub->revision);
     if (file)
-        return usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: has no file %s at revision %s (404)", hub->repo, file, hub->revision);
-    return usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: there is no such repository at %s (404), and no path of that name here; check the name",
+        return usli_fail(ctx, USL_ERR_NOT_FOUND, "%s: has no file %s at revision %s (404)", hub->repo, file,
+                         hub->revision);
+    return usli_fail(ctx, USL_ERR_NOT_FOUND,
+                     "%s: there is no such repository at %s (404), and no path of that name here; check the name",
                      hub->repo, hub->endpoint);
 }
 
@@ -69,19 +76,21 @@ usl_status usli_hub_refused(const usli_hub *hub, const usli_request *r, const ch
     const char *what = file ? file : "";
     const char *space = file ? " " : "";
     if (r->status == 0)
-        return usli_fail(ctx, USL_ERR_IO,
-                         "%s%s%s: %s does not answer (%s); check the network, or give the path of a folder or of a .gguf",
-                         hub->repo, space, what, hub->endpoint, *r->trouble ? r->trouble : "no connection");
+        return usli_fail(
+            ctx, USL_ERR_IO,
+            "%s%s%s: %s does not answer (%s); check the network, or give the path of a folder or of a .gguf", hub->repo,
+            space, what, hub->endpoint, *r->trouble ? r->trouble : "no connection");
     if (r->status == 401 || r->status == 403) return refused_login(hub, r);
     if (r->status == 404) return refused_name(hub, r, file);
     if (r->status == 429) {
         char when[64] = "later";
         if (r->retry_after >= 0) snprintf(when, sizeof when, "in %lld s", (long long)r->retry_after);
-        return usli_fail(ctx, USL_ERR_IO, "%s%s%s: the hub takes no more requests for now (429): try again %s%s", hub->repo, space,
-                         what, when, hub->token ? "" : ", or set HF_TOKEN, which allows more");
+        return usli_fail(ctx, USL_ERR_IO, "%s%s%s: the hub takes no more requests for now (429): try again %s%s",
+                         hub->repo, space, what, when, hub->token ? "" : ", or set HF_TOKEN, which allows more");
     }
     if (r->status >= 500)
-        return usli_fail(ctx, USL_ERR_IO, "%s%s%s: the hub fails (%ld); try again later", hub->repo, space, what, r->status);
+        return usli_fail(ctx, USL_ERR_IO, "%s%s%s: the hub fails (%ld); try again later", hub->repo, space, what,
+                         r->status);
     return usli_fail(ctx, USL_ERR_IO, "%s%s%s: the hub answers %ld%s%.300s", hub->repo, space, what, r->status,
                      *r->message ? ", " : "", *r->message ? r->message : "");
 }
@@ -98,7 +107,8 @@ static usl_status read_revision(usli_hub *hub, const usli_request *r, char ***na
     json_t *siblings = json_object_get(answer, "siblings");
     usl_status st = USL_OK;
     if (!sha || strlen(sha) != 40 || strspn(sha, "0123456789abcdef") != 40 || !json_is_array(siblings)) {
-        st = usli_fail(ctx, USL_ERR_FORMAT, "%s: the answer names no commit and no files; is HF_ENDPOINT a hub?", r->url);
+        st = usli_fail(ctx, USL_ERR_FORMAT, "%s: the answer names no commit and no files; is HF_ENDPOINT a hub?",
+                       r->url);
     } else {
         memcpy(hub->commit, sha, sizeof hub->commit);
         json_array_foreach(siblings, i, one) {
@@ -264,9 +274,9 @@ static usl_status on_turn(void *ud, usli_request *r, usli_http_turn *turn) {
 static usl_status wrong_size(download *d, uint64_t came) {
     usl_ctx *ctx = d->hub->ctx;
     USLI_TRY(usli_growing_clear(d->file));
-    return usli_fail(ctx, USL_ERR_FORMAT, "%s %s: %llu bytes came%s where the hub says %lld; the file is refused, try again",
-                     d->hub->repo, d->name, (unsigned long long)came, came > (uint64_t)d->size ? " or more" : "",
-                     (long long)d->size);
+    return usli_fail(ctx, USL_ERR_FORMAT,
+                     "%s %s: %llu bytes came%s where the hub says %lld; the file is refused, try again", d->hub->repo,
+                     d->name, (unsigned long long)came, came > (uint64_t)d->size ? " or more" : "", (long long)d->size);
 }
 
 static usl_status on_bytes(void *ud, uint64_t at, const void *data, size_t size) {
@@ -285,8 +295,9 @@ static usl_status on_end(void *ud, usli_request *r) {
     if (d->size >= 0 && d->at != (uint64_t)d->size) return wrong_size(d, d->at);
     if (is_proved(d)) return keep(d);
     USLI_TRY(usli_growing_clear(d->file));
-    return usli_fail(d->hub->ctx, USL_ERR_FORMAT, "%s %s: the bytes that came have another checksum than the hub says; the file is "
-                                                  "refused, try again",
+    return usli_fail(d->hub->ctx, USL_ERR_FORMAT,
+                     "%s %s: the bytes that came have another checksum than the hub says; the file is "
+                     "refused, try again",
                      d->hub->repo, d->name);
 }
 
@@ -312,7 +323,9 @@ static usl_status tell(void *ud) {
 static usl_status set_url(batch *b, size_t i) {
     usli_hub *hub = b->hub;
     char *name = usli_hub_escape(hub->ctx, b->files[i].name, false);
-    if (name) b->requests[i].url = usli_hub_format(hub->ctx, "%s/%s/resolve/%s/%s", hub->endpoint, hub->repo, hub->commit, name);
+    if (name)
+        b->requests[i].url =
+            usli_hub_format(hub->ctx, "%s/%s/resolve/%s/%s", hub->endpoint, hub->repo, hub->commit, name);
     usli_free(hub->ctx, name);
     return b->requests[i].url ? USL_OK : usli_nomem(hub->ctx, 0);
 }
@@ -322,7 +335,8 @@ static usl_status set_url(batch *b, size_t i) {
 static usl_status follow_within(batch *b, size_t i, bool *again) {
     usli_hub *hub = b->hub;
     usli_request *r = &b->requests[i];
-    if (r->status < 300 || r->status >= 400 || *r->linked_etag || r->location[0] != '/' || r->location[1] == '/') return USL_OK;
+    if (r->status < 300 || r->status >= 400 || *r->linked_etag || r->location[0] != '/' || r->location[1] == '/')
+        return USL_OK;
     const char *host = strstr(hub->endpoint, "://") + 3, *slash = strchr(host, '/');
     int root = (int)(slash ? slash - hub->endpoint : (long)strlen(hub->endpoint));
     char *url = usli_hub_format(hub->ctx, "%.*s%s", root, hub->endpoint, r->location);
@@ -351,8 +365,8 @@ static usl_status ask_about(batch *b, usli_http *http) {
         const usli_request *r = &b->requests[i];
         if (r->status < 200 || r->status >= 400) return usli_hub_refused(b->hub, r, d->name);
         if (!read_etag(r, d->etag))
-            return usli_fail(b->hub->ctx, USL_ERR_FORMAT, "%s: the answer has no ETag that names the file; is HF_ENDPOINT a hub?",
-                             r->url);
+            return usli_fail(b->hub->ctx, USL_ERR_FORMAT,
+                             "%s: the answer has no ETag that names the file; is HF_ENDPOINT a hub?", r->url);
         d->size = r->linked_size >= 0 ? r->linked_size : r->status < 300 ? r->length : -1;
         USLI_TRY(set_paths(d));
     }
@@ -368,10 +382,11 @@ static usl_status check_disk(batch *b) {
         wanted += (uint64_t)d->size - (part ? size : 0);
     }
     if (wanted <= room) return USL_OK;
-    return usli_fail(b->hub->ctx, USL_ERR_IO,
-                     "%s: %.2f GiB are to come and %.2f GiB are free in %s; free some disk space, or set HF_HUB_CACHE to "
-                     "another folder",
-                     b->hub->repo, (double)wanted / (1 << 30), (double)room / (1 << 30), b->hub->cache);
+    return usli_fail(
+        b->hub->ctx, USL_ERR_IO,
+        "%s: %.2f GiB are to come and %.2f GiB are free in %s; free some disk space, or set HF_HUB_CACHE to "
+        "another folder",
+        b->hub->repo, (double)wanted / (1 << 30), (double)room / (1 << 30), b->hub->cache);
 }
 
 static usl_status fetch_bytes(batch *b, usli_http *http) {
@@ -475,16 +490,17 @@ static usl_status download_all(usli_hub *hub, char **path) {
 static usl_status get(usli_hub *hub, bool refresh, char **path) {
     char missing[256], what[512];
     if (usli_may(hub->ctx, hub->cache, USL_ACCESS_READ) != USL_OK)
-        return usli_fail(hub->ctx, USL_ERR_NOT_FOUND,
-                         "%s: there is no such file or folder, and the host program does not allow the hub's cache to be read; "
-                         "give a path that it allows",
-                         hub->repo);
+        return usli_fail(
+            hub->ctx, USL_ERR_NOT_FOUND,
+            "%s: there is no such file or folder, and the host program does not allow the hub's cache to be read; "
+            "give a path that it allows",
+            hub->repo);
     if (!refresh || hub->local_only) {
         USLI_TRY(usli_hub_find_commit(hub));
         USLI_TRY(usli_hub_look(hub, path, missing));
         if (*path) return USL_OK;
-        snprintf(what, sizeof what, "%.200s%s%.60s is not in the cache %.180s", missing, *hub->commit ? " of revision " : " ",
-                 hub->revision, hub->cache);
+        snprintf(what, sizeof what, "%.200s%s%.60s is not in the cache %.180s", missing,
+                 *hub->commit ? " of revision " : " ", hub->revision, hub->cache);
     }
     USLI_TRY(usli_hub_may(hub, USL_ACCESS_READ, what));
     return download_all(hub, path);

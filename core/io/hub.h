@@ -17,11 +17,11 @@ enum { USLI_HUB_COMMIT = 41 }; /* 40 hexadecimal digits and a 0 */
 /* A repository and where its things are; everything is owned. */
 typedef struct usli_hub {
     usl_ctx *ctx;
-    char *repo;                    /* "org/name" */
-    char *file;                    /* what stood behind "org/name:": a .gguf's name or a part of it; NULL: nothing */
-    char *revision;                /* a branch, a tag, or a commit */
-    char *endpoint, *token;        /* no slash at the end; NULL: no token */
-    char *cache, *dir, *locks;     /* CACHE, CACHE/models--ORG--NAME, CACHE/.locks/models--ORG--NAME */
+    char *repo;                   /* "org/name" */
+    char *file;                   /* what stood behind "org/name:": a .gguf's name or a part of it; NULL: nothing */
+    char *revision;               /* a branch, a tag, or a commit */
+    char *endpoint, *token;       /* no slash at the end; NULL: no token */
+    char *cache, *dir, *locks;    /* CACHE, CACHE/models--ORG--NAME, CACHE/.locks/models--ORG--NAME */
     char commit[USLI_HUB_COMMIT]; /* "" until it is known */
     bool local_only;              /* the network is not to be touched: */
     const char *why_local;        /* by what */
@@ -41,8 +41,8 @@ void usli_hub_close(usli_hub *hub);
 usl_status usli_hub_find_commit(usli_hub *hub);
 /* CACHE/.../snapshots/COMMIT/name, new; name "" is the folder. NULL for want of memory. */
 char *usli_hub_snapshot(const usli_hub *hub, const char *name);
-/* The snapshot's path when it has all that is wanted, a .gguf's when that is wanted; *path is new, or NULL; missing, which
- * has room for 256, names what is not there. */
+/* The snapshot's path when it has all that is wanted, a .gguf's when that is wanted; *path is new, or NULL; missing,
+ * which has room for 256, names what is not there. */
 usl_status usli_hub_look(usli_hub *hub, char **path, char *missing);
 /* Which of a repository's files are wanted: bits of USLI_HUB_*. Fails with a sentence when none makes a model. */
 enum { USLI_HUB_WANTED = 1, USLI_HUB_INDEX = 2, USLI_HUB_GGUF = 4 };
@@ -68,9 +68,11 @@ char *usli_hub_escape(usl_ctx *ctx, const char *text, bool all);
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
-char *usli_hub_format(usl_ctx *ctx, const char *fmt, ...);
+char *
+usli_hub_format(usl_ctx *ctx, const char *fmt, ...);
 
-/* Finds the repository in the cache, or downloads what is wanted of it. *path is new: the snapshot, or a .gguf in it. */
+/* Finds the repository in the cache, or downloads what is wanted of it. *path is new: the snapshot, or a .gguf in it.
+ */
 usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);
 /* Uploads the files of a folder and of the folders in it, but none whose name begins with a dot, as one commit. */
 usl_status usli_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts);

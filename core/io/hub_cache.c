@@ -23,7 +23,8 @@ static size_t repo_length(const char *name, size_t *slashes) {
     for (;; n++) {
         char c = name[n];
         if (is_name_char(c)) continue;
-        if (n == start || name[start] == '.' || name[start] == '-' || name[n - 1] == '.' || name[n - 1] == '-') return 0;
+        if (n == start || name[start] == '.' || name[start] == '-' || name[n - 1] == '.' || name[n - 1] == '-')
+            return 0;
         if (c != '/') break;
         ++*slashes;
         start = n + 1;
@@ -114,7 +115,8 @@ static usl_status find_token(usl_ctx *ctx, const char *home, const char *given, 
     if (text) text += strspn(text, " \t\r\n");
     while (text && (unsigned char)text[len] > 32 && (unsigned char)text[len] < 127) len++;
     if (text && (text[len + strspn(text + len, " \t\r\n")] || len > 512))
-        st = usli_fail(ctx, USL_ERR_INVALID, "the hub's token holds a character that no token has; give it as it was made (HF_TOKEN, or %s)",
+        st = usli_fail(ctx, USL_ERR_INVALID,
+                       "the hub's token holds a character that no token has; give it as it was made (HF_TOKEN, or %s)",
                        file ? file : "the option token");
     else if (len && !(*token = usli_strndup(ctx, text, len)))
         st = usli_nomem(ctx, len);
@@ -127,7 +129,8 @@ static usl_status set_endpoint(usl_ctx *ctx, char **out) {
     const char *url = env("HF_ENDPOINT");
     if (!url) url = "https://huggingface.co";
     if (strncmp(url, "https://", 8) != 0 && strncmp(url, "http://", 7) != 0)
-        return usli_fail(ctx, USL_ERR_INVALID, "HF_ENDPOINT is \"%s\"; an address that begins with https:// is wanted", url);
+        return usli_fail(ctx, USL_ERR_INVALID, "HF_ENDPOINT is \"%s\"; an address that begins with https:// is wanted",
+                         url);
     size_t n = strlen(url);
     while (n && url[n - 1] == '/') n--;
     return (*out = usli_strndup(ctx, url, n)) ? USL_OK : usli_nomem(ctx, n);
@@ -151,11 +154,12 @@ usl_status usli_hub_open(usl_ctx *ctx, const char *name, const usl_hub_opts *opt
     hub->ctx = ctx;
     if (opts) memcpy(&o, opts, opts->size < sizeof o ? opts->size : sizeof o);
     if (!n || (name[n] && !usli_hub_is_path(name + n + 1)))
-        return usli_fail(ctx, USL_ERR_INVALID, "\"%s\" cannot be a repository of the hub; a name like org/name is wanted", name);
+        return usli_fail(ctx, USL_ERR_INVALID,
+                         "\"%s\" cannot be a repository of the hub; a name like org/name is wanted", name);
     const char *revision = o.revision && *o.revision ? o.revision : "main";
     if (!usli_hub_is_path(revision))
-        return usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" cannot be a revision; a branch, a tag or a commit is wanted", name,
-                         revision);
+        return usli_fail(ctx, USL_ERR_INVALID, "%s: \"%s\" cannot be a revision; a branch, a tag or a commit is wanted",
+                         name, revision);
     hub->local_only = o.local_files_only || env_is_true("HF_HUB_OFFLINE") || env_is_true("TRANSFORMERS_OFFLINE");
     hub->why_local = o.local_files_only ? "local_files_only is set" : "HF_HUB_OFFLINE is set";
     hub->tokenizer_only = o.tokenizer_only != 0;
@@ -173,7 +177,7 @@ usl_status usli_hub_open(usl_ctx *ctx, const char *name, const usl_hub_opts *opt
 }
 
 void usli_hub_close(usli_hub *hub) {
-    char *const owned[] = { hub->repo,  hub->file, hub->revision, hub->endpoint,
+    char *const owned[] = { hub->repo,  hub->file,  hub->revision, hub->endpoint,
                             hub->token, hub->cache, hub->dir,      hub->locks };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) usli_free(hub->ctx, owned[i]);
 }
@@ -247,7 +251,8 @@ static usl_status look_for_gguf(usli_hub *hub, char **found, char *missing) {
         if (there) hits++, hit = i;
     }
     if (st == USL_OK && hits == 1 && !(*found = usli_hub_snapshot(hub, names[hit]))) st = usli_nomem(ctx, 0);
-    if (!*found) snprintf(missing, 256, "%.200s", hub->file ? hub->file : hits ? "the name of one .gguf" : "config.json");
+    if (!*found)
+        snprintf(missing, 256, "%.200s", hub->file ? hub->file : hits ? "the name of one .gguf" : "config.json");
     usli_free_names(ctx, names, count);
     usli_free(ctx, dir);
     return st;
@@ -315,8 +320,12 @@ static bool among(const char *name, const char *const *list) {
     return false;
 }
 
-static const char *const TOKENIZER_FILES[] = { "tokenizer.json",  "tokenizer_config.json", "special_tokens_map.json",
-                                               "added_tokens.json", "chat_template.jinja",   "chat_template.json",
+static const char *const TOKENIZER_FILES[] = { "tokenizer.json",
+                                               "tokenizer_config.json",
+                                               "special_tokens_map.json",
+                                               "added_tokens.json",
+                                               "chat_template.jinja",
+                                               "chat_template.json",
                                                NULL };
 static const char *const MODEL_FILES[] = { "config.json", "generation_config.json", "adapter_config.json",
                                            "adapter_model.safetensors", NULL };
@@ -329,11 +338,13 @@ static usl_status no_gguf(usli_hub *hub, char *const *names, size_t count, size_
             n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", names[i]);
     if (!n)
         return usli_fail(hub->ctx, USL_ERR_NOT_FOUND,
-                         "%s: holds neither safetensors nor a .gguf; choose a repository that does, or convert it", hub->repo);
+                         "%s: holds neither safetensors nor a .gguf; choose a repository that does, or convert it",
+                         hub->repo);
     if (hub->file && !hits)
-        return usli_fail(hub->ctx, USL_ERR_NOT_FOUND, "%s: has no file \"%s\"; there are %s", hub->repo, hub->file, list);
-    return usli_fail(hub->ctx, USL_ERR_INVALID, "%s: holds several .gguf files, give one as \"%s:FILE\": %s", hub->repo, hub->repo,
-                     list);
+        return usli_fail(hub->ctx, USL_ERR_NOT_FOUND, "%s: has no file \"%s\"; there are %s", hub->repo, hub->file,
+                         list);
+    return usli_fail(hub->ctx, USL_ERR_INVALID, "%s: holds several .gguf files, give one as \"%s:FILE\": %s", hub->repo,
+                     hub->repo, list);
 }
 
 usl_status usli_hub_choose(usli_hub *hub, char *const *names, size_t count, uint8_t *flags) {
@@ -349,11 +360,13 @@ usl_status usli_hub_choose(usli_hub *hub, char *const *names, size_t count, uint
         adapter |= strcmp(name, "adapter_config.json") == 0;
         tokenizer |= strcmp(name, "tokenizer.json") == 0;
         if (hub->file) continue;
-        if (among(name, TOKENIZER_FILES) || (!hub->tokenizer_only && among(name, MODEL_FILES))) flags[i] = USLI_HUB_WANTED;
+        if (among(name, TOKENIZER_FILES) || (!hub->tokenizer_only && among(name, MODEL_FILES)))
+            flags[i] = USLI_HUB_WANTED;
     }
     if (hub->tokenizer_only && !hub->file) {
         if (tokenizer) return USL_OK;
-        return usli_fail(hub->ctx, USL_ERR_NOT_FOUND, "%s: has no tokenizer.json; choose a repository that has one", hub->repo);
+        return usli_fail(hub->ctx, USL_ERR_NOT_FOUND, "%s: has no tokenizer.json; choose a repository that has one",
+                         hub->repo);
     }
     bool weights = config && (whole < count || index < count);
     if (!hub->file && (weights || adapter)) {

@@ -23,7 +23,7 @@ typedef struct push {
     usli_http *http;
     upload *files;
     size_t count, cap;
-    uint64_t done, total; /* bytes of large files */
+    uint64_t done, total;  /* bytes of large files */
     usli_request *running; /* of the bytes under way */
     size_t running_count;
 } push;
@@ -94,13 +94,16 @@ static const char *token_for(const push *p, const char *url) {
     return strncmp(url, p->hub.endpoint, n) == 0 && url[n] == '/' ? p->hub.token : NULL;
 }
 
-/* Posts a text. *answer, may be NULL, is new: json_decref; *status tells of a refusal when it is wanted, else a refusal is
- * a failure. */
+/* Posts a text. *answer, may be NULL, is new: json_decref; *status tells of a refusal when it is wanted, else a refusal
+ * is a failure. */
 static usl_status post_text(push *p, const char *url, const char *type, const char *text, size_t len, json_t **answer,
                             long *status) {
     usl_ctx *ctx = p->hub.ctx;
-    usli_request r = { .method = "POST", .headers = { type, "Accept: application/vnd.git-lfs+json, application/json" },
-                       .token = token_for(p, url), .body = text, .body_size = len };
+    usli_request r = { .method = "POST",
+                       .headers = { type, "Accept: application/vnd.git-lfs+json, application/json" },
+                       .token = token_for(p, url),
+                       .body = text,
+                       .body_size = len };
     if (answer) *answer = NULL;
     if (!(r.url = usli_strdup(ctx, url))) return usli_nomem(ctx, strlen(url));
     usl_status st = usli_http_run(p->http, &r, 1, true, NULL, NULL);
@@ -126,15 +129,16 @@ static usl_status post_json(push *p, char *url, json_t *body, const char *type, 
     return st;
 }
 
-static const char JSON_TYPE[] = "Content-Type: application/json", LFS_TYPE[] = "Content-Type: application/vnd.git-lfs+json";
+static const char JSON_TYPE[] = "Content-Type: application/json",
+                  LFS_TYPE[] = "Content-Type: application/vnd.git-lfs+json";
 
 static usl_status make_repo(push *p, bool is_private) {
     usli_hub *hub = &p->hub;
     const char *slash = strchr(hub->repo, '/');
     long status = 0;
     char *url = usli_hub_format(hub->ctx, "%s/api/repos/create", hub->endpoint);
-    json_t *body = json_pack("{s:s,s:s%,s:s,s:b}", "name", slash + 1, "organization", hub->repo, (size_t)(slash - hub->repo),
-                             "type", "model", "private", is_private);
+    json_t *body = json_pack("{s:s,s:s%,s:s,s:b}", "name", slash + 1, "organization", hub->repo,
+                             (size_t)(slash - hub->repo), "type", "model", "private", is_private);
     USLI_TRY(post_json(p, url, body, JSON_TYPE, NULL, &status));
     /* 409: it is there. Nor does it matter to a commit that this token may make none. */
     if ((status >= 200 && status < 300) || status == 409 || status == 403) return USL_OK;
@@ -150,12 +154,13 @@ static usl_status ask_modes(push *p, size_t from, size_t to) {
     for (size_t i = from; i < to; i++) {
         const usli_map *m = p->files[i].map;
         char *sample = base64(ctx, m->data, m->size < SAMPLE ? m->size : SAMPLE);
-        json_array_append_new(list, json_pack("{s:s,s:s,s:I}", "path", p->files[i].name, "sample", sample ? sample : "", "size",
-                                              (json_int_t)m->size));
+        json_array_append_new(list, json_pack("{s:s,s:s,s:I}", "path", p->files[i].name, "sample", sample ? sample : "",
+                                              "size", (json_int_t)m->size));
         usli_free(ctx, sample);
     }
     char *revision = usli_hub_escape(ctx, p->hub.revision, true);
-    char *url = revision ? usli_hub_format(ctx, "%s/api/models/%s/preupload/%s", p->hub.endpoint, p->hub.repo, revision) : NULL;
+    char *url =
+        revision ? usli_hub_format(ctx, "%s/api/models/%s/preupload/%s", p->hub.endpoint, p->hub.repo, revision) : NULL;
     usli_free(ctx, revision);
     USLI_TRY(post_json(p, url, json_pack("{s:o}", "files", list), JSON_TYPE, &answer, NULL));
     size_t k;
@@ -214,8 +219,8 @@ static bool is_url(const char *text) {
 }
 
 static usl_status bad_action(push *p, const upload *u) {
-    return usli_fail(p->hub.ctx, USL_ERR_FORMAT, "%s %s: the hub does not say where the bytes are to go; try again later", p->hub.repo,
-                     u->name);
+    return usli_fail(p->hub.ctx, USL_ERR_FORMAT,
+                     "%s %s: the hub does not say where the bytes are to go; try again later", p->hub.repo, u->name);
 }
 
 /* One PUT, with the lines that the hub wants in it. */
@@ -250,10 +255,12 @@ static usl_status put_parts(push *p, const upload *u, const char *href, json_t *
     for (size_t i = 0; i < count && st == USL_OK; i++) {
         const char *url = NULL, *key;
         json_t *value;
-        json_object_foreach(header, key, value)
-            if (key[0] >= '0' && key[0] <= '9' && strtoull(key, NULL, 10) == i + 1) url = json_string_value(value);
+        json_object_foreach(header, key, value) if (key[0] >= '0' && key[0] <= '9' && strtoull(key, NULL, 10) == i + 1)
+            url = json_string_value(value);
         size_t left = u->map->size - i * chunk;
-        puts[i] = (usli_request){ .method = "PUT", .headers = { "Content-Type:" }, .body = u->map->data + i * chunk,
+        puts[i] = (usli_request){ .method = "PUT",
+                                  .headers = { "Content-Type:" },
+                                  .body = u->map->data + i * chunk,
                                   .body_size = left < chunk ? left : chunk };
         if (!is_url(url))
             st = bad_action(p, u);
@@ -264,7 +271,8 @@ static usl_status put_parts(push *p, const upload *u, const char *href, json_t *
     for (size_t i = 0; i < count && st == USL_OK; i++)
         json_array_append_new(parts, json_pack("{s:I,s:s}", "partNumber", (json_int_t)(i + 1), "etag", puts[i].etag));
     if (st == USL_OK)
-        st = post_json(p, usli_strdup(ctx, href), json_pack("{s:s,s:O}", "oid", u->oid, "parts", parts), LFS_TYPE, NULL, NULL);
+        st = post_json(p, usli_strdup(ctx, href), json_pack("{s:s,s:O}", "oid", u->oid, "parts", parts), LFS_TYPE, NULL,
+                       NULL);
     for (size_t i = 0; puts && i < count; i++) usli_request_clear(ctx, &puts[i]);
     if (parts) json_decref(parts);
     usli_free(ctx, puts);
@@ -276,8 +284,8 @@ static usl_status put_large(push *p, const upload *u, json_t *object) {
     json_t *error = json_object_get(object, "error"), *actions = json_object_get(object, "actions");
     if (error) {
         const char *message = json_string_value(json_object_get(error, "message"));
-        return usli_fail(p->hub.ctx, USL_ERR_IO, "%s %s: the hub does not take the file (%lld%s%.300s)", p->hub.repo, u->name,
-                         (long long)json_integer_value(json_object_get(error, "code")), message ? ", " : "",
+        return usli_fail(p->hub.ctx, USL_ERR_IO, "%s %s: the hub does not take the file (%lld%s%.300s)", p->hub.repo,
+                         u->name, (long long)json_integer_value(json_object_get(error, "code")), message ? ", " : "",
                          message ? message : "");
     }
     json_t *up = json_object_get(actions, "upload"), *verify = json_object_get(actions, "verify");
@@ -285,15 +293,16 @@ static usl_status put_large(push *p, const upload *u, json_t *object) {
         json_t *header = json_object_get(up, "header"), *chunk = json_object_get(header, "chunk_size");
         const char *href = json_string_value(json_object_get(up, "href"));
         if (!is_url(href)) return bad_action(p, u);
-        long long size = json_is_string(chunk) ? strtoll(json_string_value(chunk), NULL, 10) : json_integer_value(chunk);
+        long long size =
+            json_is_string(chunk) ? strtoll(json_string_value(chunk), NULL, 10) : json_integer_value(chunk);
         if (chunk && size < 1) return bad_action(p, u);
         USLI_TRY(chunk ? put_parts(p, u, href, header, (size_t)size) : put_whole(p, u, href, header));
     }
     p->done += u->map->size;
     const char *href = json_string_value(json_object_get(verify, "href"));
     if (!is_url(href)) return USL_OK;
-    return post_json(p, usli_strdup(p->hub.ctx, href), json_pack("{s:s,s:I}", "oid", u->oid, "size", (json_int_t)u->map->size),
-                     LFS_TYPE, NULL, NULL);
+    return post_json(p, usli_strdup(p->hub.ctx, href),
+                     json_pack("{s:s,s:I}", "oid", u->oid, "size", (json_int_t)u->map->size), LFS_TYPE, NULL, NULL);
 }
 
 static const upload *find_oid(const push *p, const char *oid) {
@@ -307,8 +316,8 @@ static usl_status put_batch(push *p, json_t *objects) {
     json_t *answer, *one;
     size_t asked = json_array_size(objects), answered = 0, k;
     char *url = usli_hub_format(hub->ctx, "%s/%s.git/info/lfs/objects/batch", hub->endpoint, hub->repo);
-    json_t *body = json_pack("{s:s,s:[s,s],s:o,s:s,s:{s:s}}", "operation", "upload", "transfers", "basic", "multipart", "objects",
-                             objects, "hash_algo", "sha256", "ref", "name", hub->revision);
+    json_t *body = json_pack("{s:s,s:[s,s],s:o,s:s,s:{s:s}}", "operation", "upload", "transfers", "basic", "multipart",
+                             "objects", objects, "hash_algo", "sha256", "ref", "name", hub->revision);
     USLI_TRY(post_json(p, url, body, LFS_TYPE, &answer, NULL));
     usl_status st = USL_OK;
     json_array_foreach(json_object_get(answer, "objects"), k, one) {
@@ -319,7 +328,8 @@ static usl_status put_batch(push *p, json_t *objects) {
     }
     json_decref(answer);
     if (st == USL_OK && answered < asked)
-        st = usli_fail(hub->ctx, USL_ERR_FORMAT, "%s: the hub says nothing of %zu files that are to come; try again later", hub->repo,
+        st = usli_fail(hub->ctx, USL_ERR_FORMAT,
+                       "%s: the hub says nothing of %zu files that are to come; try again later", hub->repo,
                        asked - answered);
     return st;
 }
@@ -368,12 +378,14 @@ static usl_status add_line(push *p, lines *out, json_t *value) {
 
 static usl_status add_upload(push *p, lines *out, const upload *u) {
     if (u->large)
-        return add_line(p, out, json_pack("{s:s,s:{s:s,s:s,s:s,s:I}}", "key", "lfsFile", "value", "path", u->name, "algo", "sha256",
-                                          "oid", u->oid, "size", (json_int_t)u->map->size));
+        return add_line(p, out,
+                        json_pack("{s:s,s:{s:s,s:s,s:s,s:I}}", "key", "lfsFile", "value", "path", u->name, "algo",
+                                  "sha256", "oid", u->oid, "size", (json_int_t)u->map->size));
     char *content = base64(p->hub.ctx, u->map->data, u->map->size);
     if (!content) return usli_nomem(p->hub.ctx, u->map->size);
-    usl_status st = add_line(p, out, json_pack("{s:s,s:{s:s,s:s,s:s}}", "key", "file", "value", "path", u->name, "encoding", "base64",
-                                               "content", content));
+    usl_status st = add_line(p, out,
+                             json_pack("{s:s,s:{s:s,s:s,s:s}}", "key", "file", "value", "path", u->name, "encoding",
+                                       "base64", "content", content));
     usli_free(p->hub.ctx, content);
     return st;
 }
@@ -381,11 +393,13 @@ static usl_status add_upload(push *p, lines *out, const upload *u) {
 static usl_status commit(push *p, const char *message) {
     usl_ctx *ctx = p->hub.ctx;
     lines out = { NULL, 0, 0 };
-    usl_status st = add_line(p, &out, json_pack("{s:s,s:{s:s,s:s}}", "key", "header", "value", "summary", message, "description", ""));
+    usl_status st = add_line(
+        p, &out, json_pack("{s:s,s:{s:s,s:s}}", "key", "header", "value", "summary", message, "description", ""));
     for (size_t i = 0; i < p->count && st == USL_OK; i++)
         if (!p->files[i].ignored) st = add_upload(p, &out, &p->files[i]);
     char *revision = usli_hub_escape(ctx, p->hub.revision, true);
-    char *url = revision ? usli_hub_format(ctx, "%s/api/models/%s/commit/%s", p->hub.endpoint, p->hub.repo, revision) : NULL;
+    char *url =
+        revision ? usli_hub_format(ctx, "%s/api/models/%s/commit/%s", p->hub.endpoint, p->hub.repo, revision) : NULL;
     if (st == USL_OK && !url) st = usli_nomem(ctx, 0);
     if (st == USL_OK) st = post_text(p, url, "Content-Type: application/x-ndjson", out.text, out.len, NULL, NULL);
     usli_free(ctx, revision);
@@ -400,11 +414,13 @@ static usl_status run(push *p, const char *name, const char *dir, const usl_hub_
     usli_hub *hub = &p->hub;
     USLI_TRY(usli_hub_open(hub->ctx, name, o, hub));
     if (!strchr(hub->repo, '/') || hub->file)
-        return usli_fail(hub->ctx, USL_ERR_INVALID, "\"%s\" cannot be uploaded to; a name like user/name is wanted", name);
+        return usli_fail(hub->ctx, USL_ERR_INVALID, "\"%s\" cannot be uploaded to; a name like user/name is wanted",
+                         name);
     USLI_TRY(usli_hub_may(hub, USL_ACCESS_WRITE, "nothing can be uploaded"));
     if (!hub->token)
         return usli_fail(hub->ctx, USL_ERR_INVALID,
-                         "%s: an upload needs a token with the right to write: set HF_TOKEN (or the option token)", hub->repo);
+                         "%s: an upload needs a token with the right to write: set HF_TOKEN (or the option token)",
+                         hub->repo);
     USLI_TRY(gather(p, dir, "", DEPTH));
     if (!p->count) return usli_fail(hub->ctx, USL_ERR_NOT_FOUND, "%s: holds no file to upload", dir);
     USLI_TRY(usli_http_new(hub->ctx, &p->http));

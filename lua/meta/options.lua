@@ -18,7 +18,7 @@
 ---@field load_in_4bit? boolean boolean, default true
 ---@field load_in_8bit? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
 ---@field load_in_fp8? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
----@field local_files_only? boolean boolean; nothing to do: nothing is downloaded
+---@field local_files_only? boolean boolean
 ---@field max_lora_rank? integer integer; nothing to do: any rank may be used
 ---@field max_seq_length? integer integer, default 0
 ---@field model_name? string string
@@ -28,10 +28,10 @@
 ---@field random_state? integer integer, default 3407; nothing to do: loading draws nothing at random
 ---@field resize_model_vocab? integer integer; not here: the vocabulary stays as it is
 ---@field return_logits? boolean boolean; nothing to do: model:logits gives them
----@field revision? string string; nothing to do: nothing is downloaded, files are taken as they lie
+---@field revision? string string
 ---@field rope_scaling? table table
 ---@field text_only? boolean boolean; nothing to do: models are text-only here
----@field token? string|boolean string or boolean; nothing to do: nothing is downloaded
+---@field token? string|boolean string or boolean
 ---@field trust_remote_code? boolean boolean, default false; not here: no code of a model is run; leave it out
 ---@field unsloth_tiled_mlp? boolean boolean, default false; not here: the memory plan recomputes instead
 ---@field use_exact_model_name? boolean boolean; nothing to do: names are never changed
@@ -171,6 +171,7 @@
 ---@field report_to? string|table string or table, default "none"
 ---@field restore_callback_states_from_checkpoint? boolean boolean; nothing to do: callbacks are Lua functions
 ---@field resume_from_checkpoint? string|boolean string or boolean
+---@field router_aux_loss_coef? number number
 ---@field run_name? string string
 ---@field save_only_model? boolean boolean, default false; not here: checkpoints are whole, so that a run can go on; use model:save_pretrained
 ---@field save_safetensors? boolean boolean, default true; not here: only safetensors are written

@@ -20,8 +20,8 @@ end
 function M.find(name, opts)
   if core.path_kind(name) then return name end
   if not core.hub_is_name(name) then
-    errors.raise("USL_ERR_NOT_FOUND", "%s: there is no such file or folder; give the path of a folder (config.json, *.safetensors, tokenizer.json) "
-      .. "or of a .gguf, or a name of the hub like org/name", name)
+    errors.raise("USL_ERR_NOT_FOUND", "%s: there is no such file or folder, and a name of the hub is like org/name; give its path, of a folder "
+      .. "(config.json, *.safetensors, tokenizer.json) or of a .gguf", name)
   end
   local o = opts or {}
   return core.hub_get(name, { token = token_of(o.token), revision = o.revision or nil, local_files_only = o.local_files_only or nil,

@@ -67,7 +67,9 @@ local function split_adapter(path, opts)
   if not core.path_kind(base) and not core.hub_is_name(base) then
     errors.raise("USL_ERR_NOT_FOUND", "%s: the adapter's base model %s is not there; load the base and call model:load_adapter(dir)", path, base)
   end
-  return hub.find(base, { token = opts.token, local_files_only = opts.local_files_only }), path
+  local ok, found = pcall(hub.find, base, { token = opts.token, local_files_only = opts.local_files_only })
+  if not ok then errors.raise(found.code or "USL_ERR_NOT_FOUND", "%s: the adapter's base model: %s", path, tostring(found)) end
+  return found, path
 end
 
 local function open_tokenizer(paths)

@@ -10,6 +10,7 @@ DIR/faults.json           read at each request; its lists are used up answer by 
      "cut": {"model.safetensors": [1000]},                           bytes after which the connection is cut
      "lie": {"model.safetensors": 7},                                bytes by which the size is said wrong
      "corrupt": ["model.safetensors"], "no_range": true, "chunk": 40000, "refuse_lfs": "over quota",
+     "hostile": ["../../escape"],                                    names that no repository has
      "hold": "model.safetensors"}                                    answers stop halfway until DIR/go is there
 """
 import base64
@@ -67,6 +68,7 @@ def is_large(name):
 
 class Hub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_):
         pass
@@ -116,7 +118,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.refuse(status)
         if revision not in ("main", "v1", "refs/pr/1", commit_of(repo)):
             return self.refuse(404, "RevisionNotFound", "Invalid rev id")
-        siblings = [{"rfilename": n} for n in files_of(repo)] + [{"rfilename": "../outside"}]
+        siblings = [{"rfilename": n} for n in files_of(repo)]
+        siblings += [{"rfilename": n} for n in faults().get("hostile", [])]
         self.answer(200, {"id": repo, "sha": commit_of(repo), "siblings": siblings})
 
     def resolve(self, repo, commit, name):
@@ -177,6 +180,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.note()
         path = urllib.parse.unquote(self.path)
         m = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
+        if m and m[1] == "old/name":
+            return self.answer(307, b"", [("Location", f"/api/models/org/one/revision/{m[2]}")])
         if m:
             return self.revision(m[1], m[2])
         m = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
@@ -232,7 +237,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.store(f"pushed/{repo}/{value['path']}", stored)
             else:
                 self.store(f"pushed/{repo}.header", json.dumps(value).encode())
-        self.answer(200, {"success": True, "commitOid": "0" * 40, "commitUrl": "there"})
+        self.answer(200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"https://hub/{repo}/commit/{'0' * 40}"})
 
     def do_POST(self):
         self.note()
@@ -246,7 +251,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             if os.path.isdir(made):
                 return self.refuse(409, None, "You already created this model repo")
             os.makedirs(made)
-            return self.answer(200, {"url": "there"})
+            return self.answer(200, {"url": f"https://hub/{asked['organization']}/{asked['name']}"})
+        if path == "/api/validate-yaml":  # huggingface_hub asks, of a README.md
+            return self.answer(200, {"errors": [], "warnings": []})
         m = re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path)
         if m:
             asked = json.loads(data)["files"]
