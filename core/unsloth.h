@@ -105,7 +105,8 @@ typedef void (*usl_log_fn)(void *ud, usl_log_level level, const char *text);
 typedef int (*usl_progress_fn)(void *ud, const char *what, uint64_t done, uint64_t total);
 
 /* Asked before the library reads, looks at or lists a path (READ), or makes, replaces or removes it (WRITE). Return
- * non-zero to refuse: the call fails with USL_ERR_IO. The path is as it was given: resolving it is the host's. */
+ * non-zero to refuse: the call fails with USL_ERR_IO. The path is as it was given: resolving it is the host's. Of the
+ * hub its URL is asked too, before anything is contacted. */
 typedef enum usl_access { USL_ACCESS_READ, USL_ACCESS_WRITE } usl_access;
 typedef int (*usl_access_fn)(void *ud, const char *path, usl_access access);
 
@@ -600,6 +601,34 @@ typedef struct usl_decode_rate {
 } usl_decode_rate;
 USL_API usl_status usl_model_decode_rate(usl_model *model, int rows, int64_t prompt, int64_t new_tokens,
                                          usl_decode_rate *out);
+
+/* ---- The hub ------------------------------------------------------------------------------------------------------
+ */
+
+/* The Hugging Face hub, and its cache as huggingface_hub keeps it. The environment says where: HF_HOME, HF_HUB_CACHE,
+ * XDG_CACHE_HOME, HF_ENDPOINT, HF_TOKEN (else the token file), HF_HUB_OFFLINE. */
+typedef struct usl_hub_opts {
+    size_t size;
+    const char *revision; /* a branch, a tag or a commit; NULL: "main" */
+    const char *token;    /* NULL: the environment's; "": none */
+    int local_files_only; /* never contacts anybody */
+    int refresh;          /* asks what the revision is now, also when the cache knows it */
+    int tokenizer_only;   /* no weights */
+    int is_private;       /* a repository that an upload makes */
+    const char *message;  /* of an upload's commit; NULL: "Upload with unsloth-lua" */
+} usl_hub_opts;
+#define USL_HUB_OPTS_INIT \
+    { sizeof(usl_hub_opts), NULL, NULL, 0, 0, 0, 0, NULL }
+
+/* 1 when a name can be a repository's: "org/name", or "org/name:file.gguf" for one file of it; a name that is no path
+ * here may be looked for there. */
+USL_API int usl_hub_is_name(const char *name);
+/* *path is new (usl_free): a folder that holds the model, or a .gguf. What the cache holds whole is taken without the
+ * network; else the files that a model needs (no .bin, no second format) are downloaded, several at a time: parts go on
+ * where they were cut, sizes and checksums are proved. */
+USL_API usl_status usl_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);
+/* Uploads all files of a folder as one commit; makes the repository when there is none. A token is needed. */
+USL_API usl_status usl_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts);
 
 /* What scripts need of the file system, since C and Lua have no word for folders. */
 typedef enum usl_path_kind { USL_PATH_NONE, USL_PATH_FILE, USL_PATH_DIR } usl_path_kind;

@@ -138,6 +138,7 @@ void ulua_dataset_open(lua_State *L);
 void ulua_model_open(lua_State *L);
 void ulua_trainer_open(lua_State *L);
 void ulua_export_open(lua_State *L);
+void ulua_hub_open(lua_State *L);
 void ulua_machine_open(lua_State *L);
 
 #endif

@@ -247,9 +247,10 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
         status = luaL_loadfile(L, lua_tostring(L, -1));
         lua_remove(L, -2);
     } else {
-        lua_pushfstring(
-            L, "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, bench, plan)",
-            name);
+        lua_pushfstring(L,
+                        "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, "
+                        "download, bench, plan)",
+                        name);
         status = LUA_ERRFILE;
     }
     if (status == LUA_OK) status = program_call(L, push_arguments(L), LUA_MULTRET);

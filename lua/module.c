@@ -133,7 +133,7 @@ int luaopen_unsloth_core(lua_State *L) {
     static void (*const OPEN[])(lua_State *) = { ulua_machine_open,     ulua_json_open,        ulua_tensor_open,
                                                  ulua_tensor_math_open, ulua_safetensors_open, ulua_tokenizer_open,
                                                  ulua_dataset_open,     ulua_model_open,       ulua_trainer_open,
-                                                 ulua_export_open };
+                                                 ulua_export_open,      ulua_hub_open };
     ulua_error_open(L);
     unsloth_lua_ctx(L);
     luaL_newlib(L, FUNCTIONS);

@@ -37,6 +37,7 @@ local HOMES = {
   ["^sys/"] = "core/base/",
   ["^oneapi/"] = "core/cpu/blas.c",
   ["^cblas%.h$"] = "core/cpu/blas.c",
+  ["^curl/"] = "core/io/http.c",
   ["^pcre2%.h$"] = "core/text/",
   ["^cuda"] = "kernels/",
   ["^lua%.h$"] = "lua/",

@@ -25,6 +25,7 @@ for word in "$@"; do
 done
 
 export USL_SHARED="${USL_SHARED:-$PWD/../shared}"
+export HF_HUB_OFFLINE=1 # a mistyped path is asked of nobody; the tests of the hub have one of their own
 export CTEST_OUTPUT_ON_FAILURE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 jobs=$(nproc)
 logs=build/logs

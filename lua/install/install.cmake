@@ -40,7 +40,7 @@ install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/unsloth-lua RENAM
 # ---- For those who link --------------------------------------------------------------------------------------------
 # What the static library needs, by name, so that it is found on the machine that links.
 set(USL_STATIC_LIBS)
-foreach(lib ${USL_GEMM_LIBS} ${USL_CUDA_LIBS} pthread m dl)
+foreach(lib ${USL_GEMM_LIBS} ${USL_CUDA_LIBS} ${USL_CURL_LIBS} pthread m dl)
   get_filename_component(name "${lib}" NAME)
   string(REGEX REPLACE "^lib(.*)\\.(so|a).*$" "\\1" name "${name}")
   list(APPEND USL_STATIC_LIBS -l${name})

@@ -18,7 +18,7 @@
 ---@field load_in_4bit? boolean boolean, default true
 ---@field load_in_8bit? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
 ---@field load_in_fp8? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
----@field local_files_only? boolean boolean; nothing to do: nothing is downloaded
+---@field local_files_only? boolean boolean
 ---@field max_lora_rank? integer integer; nothing to do: any rank may be used
 ---@field max_seq_length? integer integer, default 0
 ---@field model_name? string string
@@ -28,10 +28,10 @@
 ---@field random_state? integer integer, default 3407; nothing to do: loading draws nothing at random
 ---@field resize_model_vocab? integer integer; not here: the vocabulary stays as it is
 ---@field return_logits? boolean boolean; nothing to do: model:logits gives them
----@field revision? string string; nothing to do: nothing is downloaded, files are taken as they lie
+---@field revision? string string
 ---@field rope_scaling? table table
 ---@field text_only? boolean boolean; nothing to do: models are text-only here
----@field token? string|boolean string or boolean; nothing to do: nothing is downloaded
+---@field token? string|boolean string or boolean
 ---@field trust_remote_code? boolean boolean, default false; not here: no code of a model is run; leave it out
 ---@field unsloth_tiled_mlp? boolean boolean, default false; not here: the memory plan recomputes instead
 ---@field use_exact_model_name? boolean boolean; nothing to do: names are never changed

@@ -1,6 +1,7 @@
 --- Models with Unsloth's words: FastLanguageModel, saving, adapters.
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
+local hub = require "unsloth.hub"
 local options = require "unsloth.options"
 require "unsloth.generate"
 
@@ -11,7 +12,6 @@ local json = core.json
 
 -- ---- Loading --------------------------------------------------------------------------------------------------------
 
-local NO_DOWNLOAD = "nothing is downloaded"
 local OPEN = {
   model_name = { "string" },
   max_seq_length = { "integer", default = 0, check = options.at_least(0) }, -- 0: 2048, or the model's limit when that is less
@@ -23,9 +23,9 @@ local OPEN = {
   full_finetuning = { "boolean", default = false },
   device = { "string" },
   rope_scaling = { "table" },
-  token = { "string|boolean", note = NO_DOWNLOAD },
-  revision = { "string", note = NO_DOWNLOAD .. ", files are taken as they lie" },
-  local_files_only = { "boolean", note = NO_DOWNLOAD },
+  token = { "string|boolean" }, -- these three: of a name of the hub
+  revision = { "string" },
+  local_files_only = { "boolean" },
   trust_remote_code = { "boolean", default = false, refuse = "no code of a model is run; leave it out" },
   device_map = { "string", default = "sequential", note = "the model goes to one device, which `device` names" },
   use_gradient_checkpointing = { "string|boolean", default = "auto", only = { auto = true, unsloth = true, [true] = true, [false] = true } },
@@ -56,24 +56,20 @@ local function read_text(path)
   return text
 end
 
-local function check_path(name)
-  if core.path_kind(name) then return end
-  errors.raise("USL_ERR_NOT_FOUND", '%s: there is no such file or folder; models are not downloaded: fetch it (config.json, *.safetensors, '
-    .. "tokenizer.json, or a .gguf) and give its path", name)
-end
-
 -- A PEFT folder names its base; returns the base's path and the adapter's.
-local function split_adapter(path)
+local function split_adapter(path, opts)
   local text = core.path_kind(path) == "folder" and not core.path_kind(path .. "/config.json") and read_text(path .. "/adapter_config.json")
   if not text then return path, nil end
   local base = json.decode(text, path .. "/adapter_config.json").base_model_name_or_path
   if type(base) ~= "string" or base == "" then
     errors.raise("USL_ERR_FORMAT", "%s/adapter_config.json: base_model_name_or_path does not name the base model", path)
   end
-  if not core.path_kind(base) then
+  if not core.path_kind(base) and not core.hub_is_name(base) then
     errors.raise("USL_ERR_NOT_FOUND", "%s: the adapter's base model %s is not there; load the base and call model:load_adapter(dir)", path, base)
   end
-  return base, path
+  local ok, found = pcall(hub.find, base, { token = opts.token, local_files_only = opts.local_files_only })
+  if not ok then errors.raise(found.code or "USL_ERR_NOT_FOUND", "%s: the adapter's base model: %s", path, tostring(found)) end
+  return found, path
 end
 
 local function open_tokenizer(paths)
@@ -91,7 +87,7 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
----@param opts unsloth.LoadOptions|string options, or a path
+---@param opts unsloth.LoadOptions|string options, or a path, or a name of the hub
 ---@param more unsloth.LoadOptions|nil behind a path
 ---@return unsloth.Model model
 ---@return unsloth.Tokenizer|nil tokenizer
@@ -103,13 +99,12 @@ function FastLanguageModel.from_pretrained(opts, more)
     opts.model_name = name
   end
   local o = options.check("from_pretrained", opts, OPEN)
-  if not o.model_name then errors.invalid "from_pretrained needs model_name, the path of a folder or of a .gguf" end
+  if not o.model_name then errors.invalid "from_pretrained needs model_name, the path of a folder or of a .gguf, or a name of the hub" end
   if o.load_in_16bit and o.full_finetuning then errors.invalid "from_pretrained: give load_in_16bit or full_finetuning, not both" end
   if opts.load_in_4bit and (o.load_in_16bit or o.full_finetuning) then
     errors.invalid "from_pretrained: load_in_4bit, load_in_16bit and full_finetuning exclude each other"
   end
-  check_path(o.model_name)
-  local base, adapter = split_adapter(o.model_name)
+  local base, adapter = split_adapter(hub.find(o.model_name, o), o)
   local model = core.model_open(base, {
     device = o.device, dtype = o.dtype, max_seq_length = o.max_seq_length, full_finetuning = o.full_finetuning,
     load_in_4bit = o.load_in_4bit and not o.load_in_16bit and not o.full_finetuning,
@@ -318,10 +313,11 @@ function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
 
---- Raises when the folder is not there or is no adapter's.
+--- The folder of an adapter, which may be the hub's; raises when it is not there or is no adapter's.
 function M.check_adapter(dir)
   if type(dir) ~= "string" then errors.invalid("load_adapter wants the path of an adapter's folder, not a %s", type(dir)) end
-  if core.path_kind(dir .. "/adapter_config.json") then return end
+  if not core.path_kind(dir) and core.hub_is_name(dir) then dir = hub.find(dir) end
+  if core.path_kind(dir .. "/adapter_config.json") then return dir end
   errors.raise("USL_ERR_NOT_FOUND", "%s: %s; give the folder that save_pretrained or PEFT wrote (adapter_config.json, adapter_model.safetensors)",
     dir, core.path_kind(dir) and "holds no adapter_config.json" or "there is no such adapter")
 end
@@ -334,7 +330,7 @@ local load_adapter = Model.load_adapter
 ---@param dir string
 ---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
-  M.check_adapter(dir)
+  dir = M.check_adapter(dir)
   self:release_trainer()
   return load_adapter(self, dir, ...)
 end
@@ -398,7 +394,7 @@ local MERGED = {
   save_method = { "string", default = "merged_16bit" },
   maximum_memory_usage = { "number", note = "weights are written one at a time" },
   max_shard_size = { "string", note = "one file is written" },
-  push_to_hub = { "boolean", default = false, refuse = "nothing is uploaded" },
+  push_to_hub = { "boolean", default = false, refuse = "push_to_hub_merged and push_to_hub_gguf upload" },
 }
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",

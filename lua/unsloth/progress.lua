@@ -90,7 +90,7 @@ local function line_of(task)
   local seconds = core.clock() - task.start
   local parts = { task.name }
   if task.total > 0 then
-    parts[#parts + 1] = ("%d/%d"):format(task.done, task.total)
+    parts[#parts + 1] = task.bytes and ("%s of %s"):format(M.bytes(task.done), M.bytes(task.total)) or ("%d/%d"):format(task.done, task.total)
     if task.done > 0 then parts[#parts + 1] = M.duration(seconds / task.done * (task.total - task.done)) .. " left" end
   end
   parts[#parts + 1] = M.bytes(core.peak_memory())
@@ -191,10 +191,11 @@ local function hear(what, done, total)
   task:update(done, total)
 end
 
--- Functions of core that say how far they are: the name of their task, and which argument names the object.
-local LONG = { model_open = { "loading", 1 }, model_random = { "making weights" }, export_merged = { "exporting", 3 }, export_gguf = { "exporting", 3 } }
+-- Functions of core that say how far they are: the name of their task, which argument names the object, whether they count bytes.
+local LONG = { hub_get = { "downloading", 1, true }, hub_push = { "uploading", 1, true },
+  model_open = { "loading", 1 }, model_random = { "making weights" }, export_merged = { "exporting", 3 }, export_gguf = { "exporting", 3 } }
 
-local function watch(name, kind, object)
+local function watch(name, kind, object, bytes)
   local inner = core[name]
   if not inner then return end
   core[name] = function(...)
@@ -203,11 +204,12 @@ local function watch(name, kind, object)
     local path = object and select(object, ...)
     if type(path) == "table" then path = path[1] end
     local task <close> = M.task(type(path) == "string" and kind .. " " .. path or kind)
+    task.bytes = bytes
     task.object = type(path) == "string" and path or nil
     return inner(...)
   end
 end
-for name, task in pairs(LONG) do watch(name, task[1], task[2]) end
+for name, task in pairs(LONG) do watch(name, table.unpack(task)) end
 core.set_progress(hear)
 
 -- ---- Training -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 --- Tokenizers: AutoTokenizer, and what transformers' tokenizers answer to.
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
+local hub = require "unsloth.hub"
 local options = require "unsloth.options"
 
 local M = {}
@@ -10,22 +11,25 @@ local Tokenizer = core.Tokenizer
 local OPEN = {
   use_fast = { "boolean", default = true, refuse = "there is one tokenizer, and it is the fast one" },
   trust_remote_code = { "boolean", default = false, refuse = "no code of a model is run" },
-  token = { "string|boolean", note = "nothing is downloaded" },
-  revision = { "string", note = "files are taken as they lie" },
-  local_files_only = { "boolean", note = "nothing is downloaded" },
+  token = { "string|boolean" }, -- these three: of a name of the hub
+  revision = { "string" },
+  local_files_only = { "boolean" },
   padding_side = { "string", note = "nothing is padded" },
 }
 
 M.AutoTokenizer = {}
 
---- Opens a folder's tokenizer.json, such a file itself, or the tokenizer inside a .gguf.
+--- Opens a folder's tokenizer.json, such a file itself, or the tokenizer inside a .gguf; or what a name of the hub stands for.
 ---
 ---     local tok = unsloth.AutoTokenizer.from_pretrained("model")
 ---     print(table.concat(tok:encode("Hello"), " "))
 function M.AutoTokenizer.from_pretrained(path, opts)
   if type(path) == "table" then path, opts = path[1], {} end
   if type(path) ~= "string" then errors.invalid "AutoTokenizer.from_pretrained wants the path of a folder or a file" end
-  options.check("AutoTokenizer.from_pretrained", opts, OPEN)
+  local o = options.check("AutoTokenizer.from_pretrained", opts, OPEN)
+  if not core.path_kind(path) and core.hub_is_name(path) then
+    path = hub.find(path, { token = o.token, revision = o.revision, local_files_only = o.local_files_only, tokenizer_only = true })
+  end
   return core.tokenizer_open(path)
 end
 

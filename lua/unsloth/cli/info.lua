@@ -2,13 +2,14 @@
 local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
+local hub = require "unsloth.hub"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 local templates = require "unsloth.templates"
 
 local o = args.parse(arg, {
   name = "info", words = "PATH",
-  about = "Describes a model folder, a .gguf or a .safetensors file, and checks its whole structure without reading weights.",
+  about = "Describes a model folder, a .gguf, a .safetensors file or a model of the hub, and checks its whole structure without reading weights.",
   options = { { "tensors", nil, "list every tensor" } },
 })
 if #o ~= 1 then errors.invalid "info wants one path, of a folder, a .gguf or a .safetensors file" end
@@ -110,6 +111,7 @@ local function say_memory(path, config, bytes, types)
 end
 
 local path = o[1]:gsub("(.)/+$", "%1")
+if not core.path_kind(path) and core.hub_is_name(path) then path = hub.find(path) end
 if core.path_kind(path .. "/adapter_config.json") and not core.path_kind(path .. "/config.json") then
   errors.invalid("%s is an adapter: info takes its adapter_model.safetensors, or the model in its base_model_name_or_path", path)
 end
