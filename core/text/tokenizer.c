@@ -89,6 +89,10 @@ done:
 
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok) {
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
+    for (int32_t c = 0; c < 0x800; c++) {
+        char text[2] = { (char)(c < 0x80 ? c : 0xC0 | c >> 6), (char)(0x80 | (c & 63)) };
+        tok->char_ids[c] = usli_vocab_find(&tok->vocab, text, c < 0x80 ? 1 : 2);
+    }
     for (int k = 0; k < 2; k++) {
         for (size_t i = 0; i < sets[k]->count; i++) {
             usli_added *t = &sets[k]->items[i];
@@ -123,6 +127,7 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
     if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
     if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
     usli_bpe_find_words(tok);
+    usli_bpe_find_cuts(tok);
     /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
     return usli_tokenizer_index_added(tok);
 }
@@ -140,9 +145,28 @@ typedef struct encoder {
     usli_ids ids;
 } encoder;
 
+/* Cuts text at the matches of each pattern in turn, and encodes what is left in the end. */
+static usl_status encode_cut(encoder *e, int level, const char *text, size_t len) {
+    if (level == e->tok->cut_count) return usli_bpe_encode(e->ctx, e->tok, &e->bpe, text, len, &e->ids);
+    usli_scan_fn scan = e->tok->cuts[level];
+    size_t last = 0;
+    for (size_t at = 0, end; at < len; at = end) {
+        end = scan(text, len, at);
+        if (end == at) {
+            end += usli_utf8_step(text[at]);
+            continue;
+        }
+        if (at > last) USLI_TRY(encode_cut(e, level + 1, text + last, at - last));
+        USLI_TRY(encode_cut(e, level + 1, text + at, end - at));
+        last = end;
+    }
+    return len > last ? encode_cut(e, level + 1, text + last, len - last) : USL_OK;
+}
+
 /* Normalised text without added tokens. */
 static usl_status encode_plain(encoder *e, const char *text, size_t len, bool from_start) {
     usli_work *w = &e->work;
+    if (e->tok->direct) return encode_cut(e, 0, text, len);
     w->now.text.len = 0;
     w->now.spans.count = 0;
     w->from_start = from_start;
