@@ -22,14 +22,27 @@ local function at_row(ds, i, format, ...)
   errors.raise("USL_ERR_FORMAT", "%s: " .. format, ds:where(i), ...)
 end
 
+local BATCH = 1 << 20 -- bytes of texts that are tokenised at a time
+
+-- Texts that wait for their turn: tokenised together, on all threads, and added in their order.
+local function flush(self, rows)
+  local texts = self.waiting
+  self.waiting, self.waiting_bytes = {}, 0
+  if #texts == 0 then return end
+  for _, ids in ipairs(self.tokenizer:encode_once(texts)) do
+    if ids[#ids] == self.tokenizer.eos_token_id then self.with_eos = self.with_eos + 1 end
+    rows:add(ids)
+  end
+end
+
 local function add_text(self, rows, ds, i, text)
   if type(text) ~= "string" then
     at_row(ds, i, 'column "%s" is %s; a text is wanted (dataset_text_field or formatting_func says where it is)',
       self.args.dataset_text_field, text == nil and "missing" or "a " .. type(text))
   end
-  local ids = self.tokenizer:encode_once(text)
-  if ids[#ids] == self.tokenizer.eos_token_id then self.with_eos = self.with_eos + 1 end
-  rows:add(ids)
+  self.waiting[#self.waiting + 1] = text
+  self.waiting_bytes = self.waiting_bytes + #text
+  if self.waiting_bytes >= BATCH then flush(self, rows) end
 end
 
 -- Messages to ids by the tokenizer's chat template; tools are the row's.
@@ -84,19 +97,23 @@ end
 local function tokenized(self, ds, formatting_func)
   local rows = core.rows_new(self.max_seq_length)
   local field = self.args.dataset_text_field
+  self.waiting, self.waiting_bytes = {}, 0
   for i in progress.count("tokenising", #ds) do
     local row = ds[i]
     if formatting_func then
       local text = core.call(formatting_func, row)
       for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one) end
     elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
+      flush(self, rows)
       add_completion(self, rows, ds, i, row)
     elseif row[field] == nil and row.messages ~= nil then
+      flush(self, rows)
       add_messages(self, rows, ds, i, row.messages)
     else
       add_text(self, rows, ds, i, row[field])
     end
   end
+  flush(self, rows)
   return rows
 end
 
