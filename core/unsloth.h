@@ -215,6 +215,11 @@ USL_API void usl_tokenizer_free(usl_tokenizer *tok);
 /* *ids is new: usl_free(ctx, ids). Special spellings in the text become their ids. */
 USL_API usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const char *text, size_t len,
                                         int add_special, int32_t **ids, size_t *count);
+/* Many texts on the context's threads, with the ids that each would have alone: those of text i stand at offsets[i] up
+ * to offsets[i + 1] in ids. Both are new. */
+USL_API usl_status usl_tokenizer_encode_batch(usl_ctx *ctx, const usl_tokenizer *tok, const char *const *texts,
+                                              const size_t *lens, size_t count, int add_special, int32_t **ids,
+                                              size_t **offsets);
 /* *text is new: usl_free; 0-terminated, len without it. An id outside the vocabulary is an error. */
 USL_API usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
                                         int skip_special, char **text, size_t *len);

@@ -1,4 +1,5 @@
 /* Tokenizers: text to ids and back. */
+#include <limits.h>
 #include <string.h>
 
 #include "lua/binding.h"
@@ -38,6 +39,43 @@ static int tokenizer_encode(lua_State *L) {
     ULUA_TRY(L, usl_tokenizer_encode(unsloth_lua_ctx(L), tok, text, len, special, (int32_t **)ids, &count));
     ulua_push_ids(L, *ids, count);
     return 1;
+}
+
+/* encode_batch(texts, opts) -> an array of arrays */
+static int tokenizer_encode_batch(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    check_options(L, 3, "encode_batch", "add_special_tokens");
+    bool special = ulua_flag(L, 3, "add_special_tokens", true);
+    size_t count = (size_t)luaL_len(L, 2);
+    const char **texts = ulua_buffer(L, (count + 1) * sizeof *texts);
+    size_t *lens = ulua_buffer(L, (count + 1) * sizeof *lens);
+    for (size_t i = 0; i < count; i++) {
+        /* Texts stay where they are as long as the array holds them. */
+        if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING)
+            return ulua_fail(L, USL_ERR_INVALID, "encode_batch: entry %I of the array is a %s; texts are wanted",
+                             (LUAI_UACINT)i + 1, luaL_typename(L, -1));
+        texts[i] = lua_tolstring(L, -1, &lens[i]);
+        lua_pop(L, 1);
+    }
+    void **ids = ulua_adopt(L), **offsets = ulua_adopt(L);
+    ULUA_TRY(L, usl_tokenizer_encode_batch(unsloth_lua_ctx(L), tok, texts, lens, count, special, (int32_t **)ids,
+                                           (size_t **)offsets));
+    lua_createtable(L, count < INT_MAX ? (int)count : 0, 0);
+    for (size_t i = 0; i < count; i++) {
+        const size_t *at = *offsets;
+        ulua_push_ids(L, (const int32_t *)*ids + at[i], at[i + 1] - at[i]);
+        lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
+    return 1;
+}
+
+/* tokenizer(text, opts): the method encode_plus, which is in Lua. */
+static int tokenizer_call(lua_State *L) {
+    lua_getfield(L, 1, "encode_plus");
+    lua_insert(L, 1);
+    lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
+    return lua_gettop(L);
 }
 
 static int tokenizer_decode(lua_State *L) {
@@ -213,6 +251,7 @@ static bool tokenizer_get(lua_State *L, void *ptr, const char *key) {
 }
 
 static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
+                                    { "encode_batch", tokenizer_encode_batch },
                                     { "decode", tokenizer_decode },
                                     { "token_to_id", tokenizer_token_to_id },
                                     { "id_to_token", tokenizer_id_to_token },
@@ -223,7 +262,7 @@ static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
                                     { "set_special", tokenizer_set_special },
                                     { "rename", tokenizer_rename },
                                     { NULL, NULL } };
-static const luaL_Reg META[] = { { "__len", tokenizer_len }, { NULL, NULL } };
+static const luaL_Reg META[] = { { "__len", tokenizer_len }, { "__call", tokenizer_call }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };
 
 static const luaL_Reg STREAM_METHODS[] = { { "push", stream_push }, { "finish", stream_finish }, { NULL, NULL } };

@@ -21,6 +21,13 @@ usl_status usl_tokenizer_encode(usl_ctx *ctx, const usl_tokenizer *tok, const ch
     return usli_tokenizer_encode(ctx, tok, text, len, add_special ? USLI_ENCODE_SPECIAL : 0, ids, count);
 }
 
+usl_status usl_tokenizer_encode_batch(usl_ctx *ctx, const usl_tokenizer *tok, const char *const *texts,
+                                      const size_t *lens, size_t count, int add_special, int32_t **ids,
+                                      size_t **offsets) {
+    return usli_tokenizer_encode_batch(ctx, tok, texts, lens, count, add_special ? USLI_ENCODE_SPECIAL : 0, ids,
+                                       offsets);
+}
+
 usl_status usl_tokenizer_decode(usl_ctx *ctx, const usl_tokenizer *tok, const int32_t *ids, size_t count,
                                 int skip_special, char **text, size_t *len) {
     return usli_tokenizer_decode(ctx, tok, ids, count, skip_special != 0, text, len);

@@ -131,6 +131,50 @@ void usli_pool_run(usli_pool *p, int64_t tasks, usli_task_fn fn, void *arg) {
     pthread_mutex_unlock(&p->lock);
 }
 
+struct usli_workers {
+    usl_ctx *ctx;
+    pthread_mutex_t lock;
+    usl_ctx lent[];
+};
+
+/* The allocator that the context was given need not stand several threads. */
+static void *locked_realloc(void *ud, void *ptr, size_t size) {
+    usli_workers *w = ud;
+    pthread_mutex_lock(&w->lock);
+    void *out = NULL;
+    if (size)
+        out = usli_realloc(w->ctx, ptr, size);
+    else
+        usli_free(w->ctx, ptr);
+    pthread_mutex_unlock(&w->lock);
+    return out;
+}
+
+usl_status usli_workers_new(usl_ctx *ctx, usli_workers **out) {
+    size_t bytes = sizeof(usli_workers) + (size_t)ctx->pool->threads * sizeof(usl_ctx);
+    usli_workers *w = usli_calloc(ctx, 1, bytes);
+    *out = w;
+    if (!w) return usli_nomem(ctx, bytes);
+    w->ctx = ctx;
+    pthread_mutex_init(&w->lock, NULL);
+    for (int i = 0; i < ctx->pool->threads; i++) {
+        w->lent[i].realloc_fn = locked_realloc;
+        w->lent[i].realloc_ud = w;
+        atomic_init(&w->lent[i].refs, 1);
+    }
+    return USL_OK;
+}
+
+usl_ctx *usli_workers_ctx(usli_workers *w, int worker) {
+    return &w->lent[worker];
+}
+
+void usli_workers_free(usli_workers *w) {
+    if (!w) return;
+    pthread_mutex_destroy(&w->lock);
+    usli_free(w->ctx, w);
+}
+
 void usli_without_signals(void (*fn)(void *arg), void *arg) {
     static const int OF_ITS_OWN[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
     sigset_t deferred, before;

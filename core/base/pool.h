@@ -15,6 +15,13 @@ int usli_pool_threads(const usli_pool *pool);
  * not call this again. */
 void usli_pool_run(usli_pool *pool, int64_t tasks, usli_task_fn fn, void *arg);
 
+/* A context for each thread of ctx's pool, for tasks that need memory: each has a sentence of its own, and their memory
+ * is ctx's, one of them at a time. What they took may be freed with ctx once the tasks are done. */
+typedef struct usli_workers usli_workers;
+usl_status usli_workers_new(usl_ctx *ctx, usli_workers **out);
+usl_ctx *usli_workers_ctx(usli_workers *w, int worker);
+void usli_workers_free(usli_workers *w); /* NULL is fine */
+
 /* Calls fn(arg) while the calling thread takes no signals: they wait until it is done. Those that its own instructions
  * raise come at once, as ever. Threads of a pool take no signals in any case. */
 void usli_without_signals(void (*fn)(void *arg), void *arg);

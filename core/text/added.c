@@ -85,7 +85,8 @@ usl_status usli_added_split(usl_ctx *ctx, const usli_added_set *set, const char 
     size_t done = 0;
     out->count = 0;
     for (size_t at = 0; set->count && at < len;) {
-        const usli_added *t = longest(set, text + at, len - at);
+        unsigned char c = (unsigned char)text[at];
+        const usli_added *t = set->first[c] < set->first[c + 1] ? longest(set, text + at, len - at) : NULL;
         if (!t) {
             at++;
             continue;

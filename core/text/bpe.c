@@ -4,7 +4,7 @@
 
 #include "core/text/parts.h"
 
-enum { WORDS_MIN = 32, WORDS_MAX = 16384 };
+enum { WORDS_MIN = 32, WORDS_MAX = 16384, SHORT = 40 };
 
 usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len) {
     w->word_count = WORDS_MIN;
@@ -18,6 +18,7 @@ void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w) {
     usli_free(ctx, w->symbols);
     usli_free(ctx, w->heap);
     usli_free(ctx, w->affixed.data);
+    usli_free(ctx, w->spelled.data);
     memset(w, 0, sizeof *w);
 }
 
@@ -69,10 +70,10 @@ static usl_status try_pair(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wor
         if (pair.id < 0) return USL_OK;
         pair.rank = tok->score_rank[pair.id];
     } else {
-        int64_t rank = a->id < 0 || b->id < 0 ? -1 : usli_merges_find(&tok->merges, a->id, b->id);
-        if (rank < 0) return USL_OK;
-        pair.rank = (uint32_t)rank;
-        pair.id = tok->merges.pairs[3 * rank + 2];
+        const usli_merge *merge = a->id < 0 || b->id < 0 ? NULL : usli_merges_find(&tok->merges, a->id, b->id);
+        if (!merge) return USL_OK;
+        pair.rank = merge->rank1;
+        pair.id = merge->result;
     }
     return push(ctx, w, pair);
 }
@@ -99,6 +100,42 @@ static usl_status merge_all(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_wo
     return USL_OK;
 }
 
+/* The same without a heap, for as few symbols as most words have: the best pair is looked for anew each time. */
+static usl_status merge_short(usl_ctx *ctx, const usli_tokenizer *tok, const usli_bpe_work *w, usli_ids *out) {
+    int32_t ids[SHORT + 1], results[SHORT + 1];
+    uint32_t ranks[SHORT + 1]; /* of the pair that begins here; UINT32_MAX: none */
+    size_t n = w->symbol_count;
+    for (size_t i = 0; i < n; i++) ids[i] = w->symbols[i].id;
+#define RANK(i)                                                                                           \
+    do {                                                                                                  \
+        const usli_merge *m_ =                                                                            \
+            ids[i] < 0 || ids[(i) + 1] < 0 ? NULL : usli_merges_find(&tok->merges, ids[i], ids[(i) + 1]); \
+        ranks[i] = m_ ? m_->rank1 : UINT32_MAX;                                                           \
+        results[i] = m_ ? m_->result : -1;                                                                \
+    } while (0)
+    for (size_t i = 0; i + 1 < n; i++) RANK(i);
+    while (n > 1) {
+        size_t best = 0;
+        uint32_t rank = ranks[0];
+        for (size_t i = 1; i + 1 < n; i++)
+            if (ranks[i] < rank) rank = ranks[best = i];
+        if (rank == UINT32_MAX) break;
+        ids[best] = results[best];
+        n--;
+        for (size_t i = best + 1; i < n; i++) {
+            ids[i] = ids[i + 1];
+            ranks[i] = ranks[i + 1];
+            results[i] = results[i + 1];
+        }
+        if (best + 1 < n) RANK(best);
+        if (best) RANK(best - 1);
+    }
+#undef RANK
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= 0) USLI_TRY(usli_ids_add(ctx, out, ids[i]));
+    return USL_OK;
+}
+
 /* ---- Symbols
  * ------------------------------------------------------------------------------------------------------------------ */
 
@@ -107,7 +144,7 @@ static usl_status char_id(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work
                           size_t at, size_t n, int32_t *id) {
     bool prefix = tok->prefix && at > 0, suffix = tok->suffix && at + n == len;
     if (!prefix && !suffix) {
-        *id = usli_vocab_find(&tok->vocab, text + at, n);
+        *id = n <= 2 ? tok->char_ids[usli_utf8_get(text + at)] : usli_vocab_find(&tok->vocab, text + at, n);
         return USL_OK;
     }
     w->affixed.len = 0;
@@ -168,14 +205,36 @@ static usl_status add_bytes(usl_ctx *ctx, const usli_tokenizer *tok, const char 
     return USL_OK;
 }
 
+static usl_status spell(usl_ctx *ctx, usli_buf *out, const char *text, size_t len) {
+    USLI_TRY(usli_grow(ctx, &out->data, &out->cap, 2 * len + 1, 1));
+    char *p = out->data;
+    for (size_t i = 0; i < len; i++) {
+        int32_t code = usli_byte_char((unsigned char)text[i]);
+        if (code >= 0x80) {
+            *p++ = (char)(0xC0 | code >> 6);
+            *p++ = (char)(0x80 | (code & 63));
+        } else {
+            *p++ = (char)code;
+        }
+    }
+    out->len = (size_t)(p - out->data);
+    return USL_OK;
+}
+
 static usl_status encode_anew(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                               usli_ids *out) {
+    if (tok->direct) {
+        USLI_TRY(spell(ctx, &w->spelled, text, len));
+        text = w->spelled.data;
+        len = w->spelled.len;
+    }
     if (tok->ignore_merges) {
         int32_t id = usli_vocab_find(&tok->vocab, text, len);
         if (id >= 0) return usli_ids_add(ctx, out, id);
     }
     w->symbol_count = 0;
     USLI_TRY(tok->model == USLI_MODEL_SPM ? spm_symbols(ctx, tok, w, text, len) : bpe_symbols(ctx, tok, w, text, len));
+    if (tok->model == USLI_MODEL_BPE && w->symbol_count <= SHORT) return merge_short(ctx, tok, w, out);
     USLI_TRY(merge_all(ctx, tok, w, text));
     for (int32_t i = w->symbol_count ? 0 : -1; i >= 0; i = w->symbols[i].next) {
         const usli_symbol *s = &w->symbols[i];
@@ -191,21 +250,22 @@ static usl_status encode_anew(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_
  * --------------------------------------------------------------------------------------------------------------------
  */
 
-/* Texts repeat their words: the ids of a short one are copied from where they were put out last. */
+/* Texts repeat their words: the ids of a short one are kept. */
 static usl_status encode_word(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                               usli_ids *out) {
     if (len > sizeof w->words->text || len == 0) return encode_anew(ctx, tok, w, text, len, out);
     usli_word *known = &w->words[usli_hash_bytes(text, len) & (w->word_count - 1)];
     size_t at = out->count;
     if (known->len == len && memcmp(known->text, text, len) == 0) {
-        USLI_TRY(usli_grow(ctx, &out->items, &out->cap, at + known->ids_count, sizeof *out->items));
-        for (size_t i = 0; i < known->ids_count; i++) out->items[at + i] = out->items[known->ids_at + i];
-        out->count += known->ids_count;
+        if (known->count == 1) return usli_ids_add(ctx, out, known->ids[0]);
+        for (int i = 0; i < known->count; i++) USLI_TRY(usli_ids_add(ctx, out, known->ids[i]));
         return USL_OK;
     }
     USLI_TRY(encode_anew(ctx, tok, w, text, len, out));
-    known->ids_at = (uint32_t)at;
-    known->ids_count = (uint16_t)(out->count - at);
+    size_t count = out->count - at;
+    if (count > sizeof known->ids / sizeof *known->ids) return USL_OK;
+    for (size_t i = 0; i < count; i++) known->ids[i] = out->items[at + i];
+    known->count = (uint8_t)count;
     known->len = (uint8_t)len;
     memcpy(known->text, text, len);
     return USL_OK;
@@ -256,6 +316,24 @@ void usli_bpe_find_words(usli_tokenizer *tok) {
         note_joints(tok, pair[2]);
     }
     tok->words_part = true;
+}
+
+void usli_bpe_find_cuts(usli_tokenizer *tok) {
+    const usli_steps *steps = &tok->pre_tokenizer;
+    const usli_step *last = steps->count ? &steps->items[steps->count - 1] : NULL;
+    tok->direct = false;
+    tok->cut_count = 0;
+    if (tok->model != USLI_MODEL_BPE || tok->prefix || tok->suffix || tok->words_part) return;
+    if (!last || last->kind != USLI_PRE_BYTE_LEVEL || last->add_prefix_space) return;
+    for (size_t i = 0; i < steps->count; i++) {
+        const usli_step *s = &steps->items[i];
+        usli_scan_fn scan = s->regex ? usli_regex_scan(s->regex) : s->kind == USLI_PRE_DIGITS ? usli_scan_number : NULL;
+        if (s == last && !s->regex) continue;
+        if (!scan || s->behavior != USLI_ISOLATED || tok->cut_count == sizeof tok->cuts / sizeof *tok->cuts) return;
+        if (s != last && s->kind != USLI_PRE_SPLIT && s->kind != USLI_PRE_DIGITS) return;
+        tok->cuts[tok->cut_count++] = scan;
+    }
+    tok->direct = true;
 }
 
 usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,

@@ -37,16 +37,12 @@ usl_status usli_buf_code(usl_ctx *ctx, usli_buf *b, int32_t code) {
     return usli_buf_add(ctx, b, c, n);
 }
 
-usl_status usli_spans_add(usl_ctx *ctx, usli_spans *s, size_t start, size_t end, bool match) {
-    USLI_TRY(usli_grow(ctx, &s->items, &s->cap, s->count + 1, sizeof *s->items));
-    s->items[s->count++] = (usli_span){ start, end, match };
-    return USL_OK;
+usl_status usli_spans_grow(usl_ctx *ctx, usli_spans *s) {
+    return usli_grow(ctx, &s->items, &s->cap, s->count + 1, sizeof *s->items);
 }
 
-usl_status usli_ids_add(usl_ctx *ctx, usli_ids *ids, int32_t id) {
-    USLI_TRY(usli_grow(ctx, &ids->items, &ids->cap, ids->count + 1, sizeof *ids->items));
-    ids->items[ids->count++] = id;
-    return USL_OK;
+usl_status usli_ids_grow(usl_ctx *ctx, usli_ids *ids) {
+    return usli_grow(ctx, &ids->items, &ids->cap, ids->count + 1, sizeof *ids->items);
 }
 
 static void pieces_free(usl_ctx *ctx, usli_pieces *p) {

@@ -25,7 +25,12 @@ typedef struct usli_spans {
     usli_span *items;
     size_t count, cap;
 } usli_spans;
-usl_status usli_spans_add(usl_ctx *ctx, usli_spans *s, size_t start, size_t end, bool match);
+usl_status usli_spans_grow(usl_ctx *ctx, usli_spans *s);
+static inline usl_status usli_spans_add(usl_ctx *ctx, usli_spans *s, size_t start, size_t end, bool match) {
+    if (s->count == s->cap) USLI_TRY(usli_spans_grow(ctx, s));
+    s->items[s->count++] = (usli_span){ start, end, match };
+    return USL_OK;
+}
 
 /* A text cut into pieces, which need not lie one behind the other. */
 typedef struct usli_pieces {
@@ -68,9 +73,21 @@ int usli_char_byte(int32_t code);
 /* ---- Regular expressions
  * ---------------------------------------------------------------------------------------------- */
 
+/* Where the match of a pattern that begins at `at` (before len) ends; `at` when there is none. Without state. */
+typedef size_t (*usli_scan_fn)(const char *text, size_t len, size_t at);
+typedef struct usli_scanner {
+    const char *pattern;
+    usli_scan_fn scan;
+} usli_scanner;
+extern const usli_scanner usli_scanners[];                        /* the last one is empty */
+usli_scan_fn usli_scanner_find(const char *pattern, size_t len);  /* NULL: no scanner knows this pattern */
+size_t usli_scan_number(const char *text, size_t len, size_t at); /* \p{N} */
+
 typedef struct usli_regex usli_regex;
-usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, usli_regex **out);
+/* by_hand: a scanner matches where one knows the pattern; tests ask for PCRE2 itself. */
+usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, bool by_hand, usli_regex **out);
 void usli_regex_free(usli_regex *regex);
+usli_scan_fn usli_regex_scan(const usli_regex *regex); /* NULL: PCRE2 matches it */
 /* What one caller needs to match; ctx pays for the memory. */
 typedef struct usli_matcher usli_matcher;
 usl_status usli_matcher_new(usl_ctx *ctx, const usli_regex *regex, usli_matcher **out);
@@ -181,15 +198,34 @@ static inline const char *usli_vocab_text(const usli_vocab *v, int32_t id) {
 typedef struct usli_merges {
     int32_t *pairs; /* left, right, result; by rank */
     size_t count, cap;
-    uint32_t *slots; /* rank and one, 0 free */
+    struct usli_merge *slots; /* open addressing */
     size_t slot_count;
+    uint32_t *maybe; /* a bit for each hash that a pair has: most neighbours are none, and this is small */
+    unsigned slot_shift, maybe_shift;
 } usli_merges;
+typedef struct usli_merge {
+    int32_t left, right, result;
+    uint32_t rank1; /* rank and one; 0: free */
+} usli_merge;
 void usli_merges_free(usl_ctx *ctx, usli_merges *m);
 usl_status usli_merges_add(usl_ctx *ctx, usli_merges *m, int32_t left, int32_t right, int32_t result);
 /* Call once, after the last. Of equal pairs the last counts. */
 usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m);
-/* -1: none. */
-int64_t usli_merges_find(const usli_merges *m, int32_t left, int32_t right);
+static inline uint64_t usli_merge_hash(int32_t left, int32_t right) {
+    uint64_t hash = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9e3779b97f4a7c15u;
+    return (hash ^ hash >> 32) * 0xd6e8feb86659fd93u;
+}
+/* NULL: none. */
+static inline const usli_merge *usli_merges_find(const usli_merges *m, int32_t left, int32_t right) {
+    if (!m->slots) return NULL;
+    uint64_t hash = usli_merge_hash(left, right);
+    size_t bit = hash >> m->maybe_shift, mask = m->slot_count - 1;
+    if (!(m->maybe[bit / 32] >> (bit & 31) & 1)) return NULL;
+    for (size_t i = hash >> m->slot_shift;; i = (i + 1) & mask) {
+        const usli_merge *s = &m->slots[i];
+        if (!s->rank1 || (s->left == left && s->right == right)) return s->rank1 ? s : NULL;
+    }
+}
 
 /* ---- Added tokens
  * ------------------------------------------------------------------------------------------------------ */
@@ -234,7 +270,12 @@ typedef struct usli_ids {
     int32_t *items;
     size_t count, cap;
 } usli_ids;
-usl_status usli_ids_add(usl_ctx *ctx, usli_ids *ids, int32_t id);
+usl_status usli_ids_grow(usl_ctx *ctx, usli_ids *ids);
+static inline usl_status usli_ids_add(usl_ctx *ctx, usli_ids *ids, int32_t id) {
+    if (ids->count == ids->cap) USLI_TRY(usli_ids_grow(ctx, ids));
+    ids->items[ids->count++] = id;
+    return USL_OK;
+}
 
 typedef struct usli_symbol {
     uint32_t start, len; /* len 0: merged away */
@@ -244,12 +285,11 @@ typedef struct usli_bigram {
     uint32_t rank, left, len;
     int32_t id;
 } usli_bigram;
-/* A short word that was encoded before; its ids stand in what was put out. */
+/* A short word that was encoded before: one line of the processor's cache. */
 typedef struct usli_word {
-    uint32_t ids_at;
-    uint16_t ids_count;
-    uint8_t len; /* 0: free */
-    char text[57];
+    int32_t ids[5];
+    uint8_t count, len; /* len 0: free */
+    char text[42];
 } usli_word;
 /* One for each call. */
 typedef struct usli_bpe_work {
@@ -258,14 +298,15 @@ typedef struct usli_bpe_work {
     usli_symbol *symbols;
     usli_bigram *heap;
     size_t symbol_cap, heap_cap, heap_count, symbol_count;
-    usli_buf affixed;
+    usli_buf affixed, spelled;
 } usli_bpe_work;
 /* len: of the whole text, so that short ones pay for little. */
 usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len);
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
-/* Sets words_part and joint. */
+/* Sets words_part and joint; direct and its cuts. */
 void usli_bpe_find_words(usli_tokenizer *tok);
-/* Appends the ids of one piece. */
+void usli_bpe_find_cuts(usli_tokenizer *tok);
+/* Appends the ids of one piece, which is not spelled yet when the tokenizer is direct. */
 usl_status usli_bpe_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
                            usli_ids *out);
 
@@ -289,10 +330,16 @@ struct usl_tokenizer {
     uint32_t *score_rank; /* SPM: by id */
     usli_model_kind model;
     bool byte_fallback, ignore_merges, fuse_unk;
-    bool words_part;       /* a piece may be cut before each run of USLI_SPACE_SIGN... */
-    bool joint[256];       /* ...that does not come after this byte: no token can lie across the cut */
-    bool keep_unknown;     /* a character without a token stays between its neighbours, as in llama.cpp */
-    char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
+    bool words_part; /* a piece may be cut before each run of USLI_SPACE_SIGN... */
+    bool joint[256]; /* ...that does not come after this byte: no token can lie across the cut */
+    /* Pre-tokenising that does nothing but cut where these match, one within the pieces of the other, and spell bytes:
+     * then a text is encoded as it is read, and only words that were not met before are spelled. */
+    bool direct;
+    usli_scan_fn cuts[4];
+    int cut_count;
+    int32_t char_ids[0x800]; /* of the characters below, -1: none */
+    bool keep_unknown;       /* a character without a token stays between its neighbours, as in llama.cpp */
+    char *prefix, *suffix;   /* continuing_subword_prefix, end_of_word_suffix; NULL when empty */
     size_t prefix_len, suffix_len;
     int32_t model_unk; /* what a character without a token becomes; -1: nothing */
     int32_t byte_ids[256];
@@ -318,7 +365,7 @@ struct usl_tokenizer {
 usl_status usli_tokenizer_new(usl_ctx *ctx, usli_tokenizer **out);
 /* Once the vocabulary, the added tokens and the steps stand: kinds, byte ids, the tables of added tokens. */
 usl_status usli_tokenizer_finish(usli_tokenizer *tok);
-/* The tables of added tokens, whose spellings lie in the vocabulary's blob. */
+/* What depends on spellings: characters' ids; the tables of added tokens, whose text lies in the vocabulary's blob. */
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok);
 /* Appends text with each `from` of the tokens renamed since it was read replaced. */
 usl_status usli_renamed_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, usli_buf *out);

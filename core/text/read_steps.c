@@ -61,7 +61,7 @@ static usl_status read_pattern(usl_ctx *ctx, const json_t *from, const char *wha
     step->text_len = json_string_length(text);
     step->text = usli_strndup(ctx, json_string_value(text), step->text_len);
     if (!step->text) return usli_nomem(ctx, step->text_len + 1);
-    return regex ? usli_regex_new(ctx, step->text, step->text_len, &step->regex) : USL_OK;
+    return regex ? usli_regex_new(ctx, step->text, step->text_len, true, &step->regex) : USL_OK;
 }
 
 static usl_status read_prepend(usl_ctx *ctx, const json_t *from, const char *what, usli_step *step) {
@@ -133,7 +133,7 @@ static usl_status read_byte_level(usl_ctx *ctx, const json_t *json, const char *
     USLI_TRY(read_flag(ctx, json, what, "add_prefix_space", true, &step->add_prefix_space));
     USLI_TRY(read_flag(ctx, json, what, "use_regex", true, &use_regex));
     step->behavior = USLI_ISOLATED;
-    return use_regex ? usli_regex_new(ctx, WORDS, sizeof WORDS - 1, &step->regex) : USL_OK;
+    return use_regex ? usli_regex_new(ctx, WORDS, sizeof WORDS - 1, true, &step->regex) : USL_OK;
 }
 
 static usl_status read_metaspace(usl_ctx *ctx, const json_t *json, const char *what, usli_step *step) {

@@ -8,6 +8,7 @@
 
 struct usli_regex {
     usl_ctx *ctx;
+    usli_scan_fn scan; /* what matches instead of PCRE2; the rest is NULL then */
     pcre2_general_context *memory;
     pcre2_code *code;
 };
@@ -81,12 +82,17 @@ static usl_status translate(usl_ctx *ctx, const char *p, size_t len, usli_buf *o
     return USL_OK;
 }
 
-usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, usli_regex **out) {
+usl_status usli_regex_new(usl_ctx *ctx, const char *pattern, size_t len, bool by_hand, usli_regex **out) {
     usli_buf text = { 0 };
     *out = NULL;
     usli_regex *r = usli_calloc(ctx, 1, sizeof *r);
     if (!r) return usli_nomem(ctx, sizeof *r);
     r->ctx = ctx;
+    r->scan = by_hand ? usli_scanner_find(pattern, len) : NULL;
+    if (r->scan) {
+        *out = r;
+        return USL_OK;
+    }
     usl_status st;
     USLI_TRYGO(usli_buf_add(ctx, &text, "", 0));
     USLI_TRYGO(translate(ctx, pattern, len, &text));
@@ -121,6 +127,10 @@ done:
     return st;
 }
 
+usli_scan_fn usli_regex_scan(const usli_regex *regex) {
+    return regex->scan;
+}
+
 void usli_regex_free(usli_regex *r) {
     if (!r) return;
     pcre2_code_free(r->code);
@@ -134,6 +144,10 @@ usl_status usli_matcher_new(usl_ctx *ctx, const usli_regex *regex, usli_matcher 
     if (!m) return usli_nomem(ctx, sizeof *m);
     m->ctx = ctx;
     m->regex = regex;
+    if (regex->scan) {
+        *out = m;
+        return USL_OK;
+    }
     m->memory = pcre2_general_context_create(take, give, ctx);
     if (m->memory) m->data = pcre2_match_data_create(1, m->memory);
     if (!m->data) {
@@ -153,6 +167,15 @@ void usli_matcher_free(usli_matcher *m) {
 
 usl_status usli_matcher_next(usli_matcher *m, const char *text, size_t len, size_t *start, size_t *end) {
     size_t at = *start;
+    if (m->regex->scan) {
+        for (; at < len; at += usli_utf8_step(text[at])) {
+            *end = m->regex->scan(text, len, at);
+            if (*end == at) continue;
+            *start = at;
+            return USL_OK;
+        }
+        at = len + 1;
+    }
     while (at <= len) {
         int rc = pcre2_match(m->regex->code, (PCRE2_SPTR)text, len, at, PCRE2_NO_UTF_CHECK, m->data, NULL);
         /* The machine code's stack is small; the interpreter takes the heap. */

@@ -158,11 +158,28 @@ static usl_status cut(usl_ctx *ctx, const usli_step *step, const usli_spans *fou
     return USL_OK;
 }
 
+/* Where all matches and all that lies between them are pieces, nothing needs marking first. */
+static usl_status isolate(usl_ctx *ctx, usli_matcher *m, const char *text, usli_span s, usli_spans *out) {
+    size_t len = s.end - s.start, last = 0;
+    text += s.start;
+    for (size_t start = 0, end; start < len; start = end) {
+        USLI_TRY(usli_matcher_next(m, text, len, &start, &end));
+        if (start > last) USLI_TRY(usli_spans_add(ctx, out, s.start + last, s.start + start, false));
+        last = end;
+        if (end > start) USLI_TRY(usli_spans_add(ctx, out, s.start + start, s.start + end, false));
+    }
+    return USL_OK;
+}
+
 /* Cuts each piece of w->now and leaves its text alone. */
 static usl_status split(usl_ctx *ctx, const usli_step *step, usli_matcher *m, usli_work *w) {
     const usli_spans *in = &w->now.spans;
     for (size_t i = 0; i < in->count; i++) {
         usli_span s = in->items[i];
+        if (m && step->behavior == USLI_ISOLATED && !step->invert) {
+            USLI_TRY(isolate(ctx, m, w->now.text.data, s, &w->next.spans));
+            continue;
+        }
         w->found.count = 0;
         USLI_TRY(usli_step_find(ctx, step, m, w->now.text.data + s.start, s.end - s.start, s.start, &w->found));
         USLI_TRY(cut(ctx, step, &w->found, &w->next.spans));

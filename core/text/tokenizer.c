@@ -89,6 +89,10 @@ done:
 
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok) {
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
+    for (int32_t c = 0; c < 0x800; c++) {
+        char text[2] = { (char)(c < 0x80 ? c : 0xC0 | c >> 6), (char)(0x80 | (c & 63)) };
+        tok->char_ids[c] = usli_vocab_find(&tok->vocab, text, c < 0x80 ? 1 : 2);
+    }
     for (int k = 0; k < 2; k++) {
         for (size_t i = 0; i < sets[k]->count; i++) {
             usli_added *t = &sets[k]->items[i];
@@ -123,95 +127,9 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok) {
     if (tok->special[USLI_UNK] < 0) tok->special[USLI_UNK] = tok->model_unk;
     if (tok->model_unk >= 0) tok->vocab.entries[tok->model_unk].kind = USLI_TOKEN_UNKNOWN;
     usli_bpe_find_words(tok);
+    usli_bpe_find_cuts(tok);
     /* A spelling lies in the vocabulary's blob, which has stopped moving only now. */
     return usli_tokenizer_index_added(tok);
-}
-
-/* ---- Text to ids
- * --------------------------------------------------------------------------------------------------------- */
-
-typedef struct encoder {
-    usl_ctx *ctx;
-    const usli_tokenizer *tok;
-    usli_work work;
-    usli_bpe_work bpe;
-    usli_segments outer, inner;
-    usli_buf normal;
-    usli_ids ids;
-} encoder;
-
-/* Normalised text without added tokens. */
-static usl_status encode_plain(encoder *e, const char *text, size_t len, bool from_start) {
-    usli_work *w = &e->work;
-    w->now.text.len = 0;
-    w->now.spans.count = 0;
-    w->from_start = from_start;
-    USLI_TRY(usli_buf_add(e->ctx, &w->now.text, text, len));
-    USLI_TRY(usli_spans_add(e->ctx, &w->now.spans, 0, len, false));
-    USLI_TRY(usli_pre_tokenize(e->ctx, &e->tok->pre_tokenizer, w));
-    for (size_t i = 0; i < w->now.spans.count; i++) {
-        usli_span s = w->now.spans.items[i];
-        USLI_TRY(usli_bpe_encode(e->ctx, e->tok, &e->bpe, w->now.text.data + s.start, s.end - s.start, &e->ids));
-    }
-    return USL_OK;
-}
-
-/* Text between added tokens that are looked for as it was written. */
-static usl_status encode_raw(encoder *e, const char *text, size_t len, bool from_start) {
-    usli_work *w = &e->work;
-    w->now.text.len = 0;
-    USLI_TRY(usli_buf_add(e->ctx, &w->now.text, text, len));
-    USLI_TRY(usli_normalize(e->ctx, &e->tok->normalizer, w));
-    usli_buf t = e->normal;
-    e->normal = w->now.text;
-    w->now.text = t;
-    USLI_TRY(usli_added_split(e->ctx, &e->tok->normalized, e->normal.data, e->normal.len, &e->inner));
-    for (size_t i = 0; i < e->inner.count; i++) {
-        usli_segment s = e->inner.items[i];
-        USLI_TRY(s.id >= 0 ? usli_ids_add(e->ctx, &e->ids, s.id)
-                           : encode_plain(e, e->normal.data + s.start, s.end - s.start, from_start && s.start == 0));
-    }
-    return USL_OK;
-}
-
-static usl_status add_template(encoder *e, const usli_ids *ids, unsigned flags) {
-    for (size_t i = 0; (flags & USLI_ENCODE_SPECIAL) && i < ids->count; i++)
-        USLI_TRY(usli_ids_add(e->ctx, &e->ids, ids->items[i]));
-    return USL_OK;
-}
-
-usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, unsigned flags,
-                                 int32_t **ids, size_t *count) {
-    encoder e = { .ctx = ctx, .tok = tok };
-    usl_status st;
-    *ids = NULL;
-    *count = 0;
-    /* Positions are 32 bits, and byte-level spelling doubles the text. */
-    if (len > INT32_MAX / 4)
-        return usli_fail(ctx, USL_ERR_INVALID, "a text of %zu bytes is too long to encode; cut it", len);
-    size_t broken, valid = usli_utf8_valid(text, len, &broken);
-    if (broken)
-        return usli_fail(ctx, USL_ERR_INVALID, "the text is not valid UTF-8 at byte %zu; convert it first", valid + 1);
-    USLI_TRYGO(usli_bpe_work_new(ctx, &e.bpe, len));
-    USLI_TRYGO(usli_grow(ctx, &e.ids.items, &e.ids.cap, len / 3 + 8, sizeof *e.ids.items));
-    USLI_TRYGO(add_template(&e, &tok->template_before, flags));
-    USLI_TRYGO(usli_added_split(ctx, &tok->raw, text, len, &e.outer));
-    for (size_t i = 0; i < e.outer.count; i++) {
-        usli_segment s = e.outer.items[i];
-        USLI_TRYGO(s.id >= 0 ? usli_ids_add(ctx, &e.ids, s.id)
-                             : encode_raw(&e, text + s.start, s.end - s.start, s.start == 0));
-    }
-    USLI_TRYGO(add_template(&e, &tok->template_after, flags));
-    *ids = e.ids.items;
-    *count = e.ids.count;
-done:
-    usli_work_free(ctx, &e.work);
-    usli_bpe_work_free(ctx, &e.bpe);
-    usli_free(ctx, e.outer.items);
-    usli_free(ctx, e.inner.items);
-    usli_free(ctx, e.normal.data);
-    if (st != USL_OK) usli_free(ctx, e.ids.items);
-    return st;
 }
 
 /* ---- Ids to text

@@ -43,6 +43,10 @@ void usli_tokenizer_release(usli_tokenizer *tok);           /* NULL is fine */
  * character like others. */
 usl_status usli_tokenizer_encode(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, unsigned flags,
                                  int32_t **ids, size_t *count);
+/* Many texts on the context's threads: text i's ids stand at offsets[i] .. offsets[i + 1] of ids. Both are new. */
+usl_status usli_tokenizer_encode_batch(usl_ctx *ctx, const usli_tokenizer *tok, const char *const *texts,
+                                       const size_t *lens, size_t count, unsigned flags, int32_t **ids,
+                                       size_t **offsets);
 /* *text is new (usli_free), 0-terminated, len without it; always UTF-8 (broken bytes become U+FFFD). An id that no
  * token has is an error. len may be NULL. */
 usl_status usli_tokenizer_decode(usl_ctx *ctx, const usli_tokenizer *tok, const int32_t *ids, size_t count,

@@ -130,6 +130,7 @@ int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len) {
 void usli_merges_free(usl_ctx *ctx, usli_merges *m) {
     usli_free(ctx, m->pairs);
     usli_free(ctx, m->slots);
+    usli_free(ctx, m->maybe);
     memset(m, 0, sizeof *m);
 }
 
@@ -142,26 +143,29 @@ usl_status usli_merges_add(usl_ctx *ctx, usli_merges *m, int32_t left, int32_t r
     return USL_OK;
 }
 
-static size_t merge_slot(const usli_merges *m, int32_t left, int32_t right) {
-    size_t mask = m->slot_count - 1, i = mix((uint64_t)(uint32_t)left << 32 | (uint32_t)right) & mask;
-    for (; m->slots[i]; i = (i + 1) & mask) {
-        const int32_t *p = m->pairs + 3 * ((size_t)m->slots[i] - 1);
-        if (p[0] == left && p[1] == right) break;
-    }
-    return i;
+static unsigned bits_for(size_t count) {
+    unsigned bits = 5;
+    while (((size_t)1 << bits) < count) bits++;
+    return bits;
 }
 
 usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m) {
-    size_t count = 16;
-    while (count < m->count * 2) count *= 2;
+    unsigned bits = bits_for(m->count + m->count / 2), maybe_bits = bits_for(8 * m->count);
+    size_t count = (size_t)1 << bits, words = ((size_t)1 << maybe_bits) / 32;
     m->slots = usli_calloc(ctx, count, sizeof *m->slots);
-    if (!m->slots) return usli_nomem(ctx, count * sizeof *m->slots);
+    m->maybe = usli_calloc(ctx, words, sizeof *m->maybe);
+    if (!m->slots || !m->maybe) return usli_nomem(ctx, count * sizeof *m->slots);
     m->slot_count = count;
-    for (size_t i = 0; i < m->count; i++)
-        m->slots[merge_slot(m, m->pairs[3 * i], m->pairs[3 * i + 1])] = (uint32_t)i + 1;
+    m->slot_shift = 64 - bits;
+    m->maybe_shift = 64 - maybe_bits;
+    for (size_t i = 0; i < m->count; i++) {
+        const int32_t *p = m->pairs + 3 * i;
+        uint64_t hash = usli_merge_hash(p[0], p[1]);
+        size_t bit = hash >> m->maybe_shift, at = hash >> m->slot_shift;
+        m->maybe[bit / 32] |= (uint32_t)1 << (bit & 31);
+        while (m->slots[at].rank1 && (m->slots[at].left != p[0] || m->slots[at].right != p[1]))
+            at = (at + 1) & (count - 1);
+        m->slots[at] = (usli_merge){ p[0], p[1], p[2], (uint32_t)i + 1 };
+    }
     return USL_OK;
-}
-
-int64_t usli_merges_find(const usli_merges *m, int32_t left, int32_t right) {
-    return m->slot_count ? (int64_t)m->slots[merge_slot(m, left, right)] - 1 : -1;
 }

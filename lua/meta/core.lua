@@ -483,6 +483,14 @@ core.Tokenizer = Tokenizer
 ---@return integer[]
 function Tokenizer:encode(text, opts) end
 
+--- The ids of many texts, made on all threads: an array of arrays, each as encode gives it.
+---
+---     print(#tokenizer:encode_batch { "Hello", "Hello again" })
+---@param texts string[]
+---@param opts { add_special_tokens: boolean }|nil default true
+---@return integer[][]
+function Tokenizer:encode_batch(texts, opts) end
+
 --- The text of ids.
 ---
 ---     print(tokenizer:decode(tokenizer:encode("Hello"), { skip_special_tokens = true }))
