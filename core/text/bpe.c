@@ -16,6 +16,7 @@ usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len) {
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w) {
     usli_free(ctx, w->words);
     usli_free(ctx, w->symbols);
+    usli_free(ctx, w->ends);
     usli_free(ctx, w->heap);
     usli_free(ctx, w->affixed.data);
     usli_free(ctx, w->spelled.data);
@@ -228,6 +229,7 @@ static usl_status encode_anew(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_
         text = w->spelled.data;
         len = w->spelled.len;
     }
+    if (tok->model == USLI_MODEL_UNIGRAM) return usli_unigram_encode(ctx, tok, w, text, len, out);
     if (tok->ignore_merges) {
         int32_t id = usli_vocab_find(&tok->vocab, text, len);
         if (id >= 0) return usli_ids_add(ctx, out, id);
@@ -305,7 +307,7 @@ static bool spells_itself(const usli_tokenizer *tok, int32_t id) {
 
 void usli_bpe_find_words(usli_tokenizer *tok) {
     /* These look at where a piece begins and ends. */
-    if (tok->prefix || tok->suffix || tok->ignore_merges) return;
+    if (tok->prefix || tok->suffix || tok->ignore_merges || tok->model == USLI_MODEL_UNIGRAM) return;
     /* Unknown characters on both sides may become one token. */
     if (usli_vocab_find(&tok->vocab, USLI_SPACE_SIGN, SIGN) < 0) return;
     if (tok->model == USLI_MODEL_SPM)

@@ -83,6 +83,7 @@ static bool steps_are(const usli_steps *steps, const char *const *parts, size_t 
 }
 
 const char *usli_tokenizer_ggml_model(const usli_tokenizer *tok) {
+    if (tok->model == USLI_MODEL_UNIGRAM) return "t5";
     for (size_t i = 0; i < tok->pre_tokenizer.count; i++)
         if (tok->pre_tokenizer.items[i].kind == USLI_PRE_BYTE_LEVEL) return "gpt2";
     return "llama";
@@ -95,7 +96,7 @@ const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok) {
     for (size_t i = 0; i < sizeof SPELLINGS / sizeof *SPELLINGS; i++)
         if (steps_are(&tok->pre_tokenizer, SPELLINGS[i].parts, 3)) return SPELLINGS[i].name;
     /* A SentencePiece vocabulary has no pre-tokeniser, and readers look at none. */
-    return strcmp(usli_tokenizer_ggml_model(tok), "llama") == 0 ? "default" : NULL;
+    return strcmp(usli_tokenizer_ggml_model(tok), "gpt2") != 0 ? "default" : NULL;
 }
 
 /* ---- What stands around a SentencePiece vocabulary

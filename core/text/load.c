@@ -14,7 +14,7 @@ typedef struct loader {
     json_t *parts[6];
     char unk[256];
     size_t unk_len;
-    bool has_unk, has_vocab;
+    bool has_unk, has_vocab, scored;
 } loader;
 
 enum { NORMALIZER, PRE_TOKENIZER, POST_PROCESSOR, DECODER, ADDED_TOKENS, PART_COUNT };
@@ -29,7 +29,32 @@ static usl_status keep_key(loader *l, const usli_json_reader *r) {
     return usli_buf_add(l->ctx, &l->key, r->str, r->len);
 }
 
+/* Unigram's: an array of [token, score], whose places are the ids. */
+static usl_status read_scored(loader *l, usli_json_reader *r) {
+    for (int64_t id = 0;; id++) {
+        USLI_TRY(usli_json_next(r));
+        if (r->kind == USLI_JSON_ARRAY_END) return USL_OK;
+        if (r->kind != USLI_JSON_ARRAY)
+            return usli_fail(l->ctx, USL_ERR_FORMAT, "entry %lld of the model's vocab must be a token and its score",
+                             (long long)id + 1);
+        USLI_TRY(usli_json_expect(r, USLI_JSON_STRING, "a token"));
+        USLI_TRY(keep_key(l, r));
+        USLI_TRY(usli_json_next(r));
+        if (r->kind != USLI_JSON_FLOAT && r->kind != USLI_JSON_INT)
+            return usli_fail(l->ctx, USL_ERR_FORMAT, "the score of token %lld must be a number", (long long)id);
+        double score = r->d;
+        USLI_TRY(usli_json_expect(r, USLI_JSON_ARRAY_END, "the end of a token's entry"));
+        USLI_TRY(usli_vocab_add(l->ctx, &l->tok->vocab, l->key.data, l->key.len, id, true));
+        USLI_TRY(usli_unigram_add(l->ctx, &l->tok->unigram, l->key.len, score));
+        l->tok->vocab.entries[id].score = (float)score;
+    }
+}
+
 static usl_status read_vocab(loader *l, usli_json_reader *r) {
+    if (r->kind == USLI_JSON_ARRAY) {
+        l->has_vocab = l->scored = true;
+        return read_scored(l, r);
+    }
     if (r->kind != USLI_JSON_OBJECT) return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's vocab must be an object");
     l->has_vocab = true;
     for (;;) {
@@ -132,6 +157,14 @@ static usl_status model_unk(loader *l, const usli_json_reader *r) {
     return USL_OK;
 }
 
+static usl_status model_unk_id(loader *l, const usli_json_reader *r) {
+    if (r->kind == USLI_JSON_NULL) return USL_OK;
+    if (r->kind != USLI_JSON_INT || r->i < 0 || r->i > INT32_MAX)
+        return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's unk_id must be a token's id");
+    l->tok->model_unk = (int32_t)r->i;
+    return USL_OK;
+}
+
 static usl_status model_dropout(loader *l, const usli_json_reader *r) {
     if (r->kind == USLI_JSON_NULL || ((r->kind == USLI_JSON_INT || r->kind == USLI_JSON_FLOAT) && r->d == 0))
         return USL_OK;
@@ -140,8 +173,13 @@ static usl_status model_dropout(loader *l, const usli_json_reader *r) {
 
 static usl_status model_type(loader *l, const usli_json_reader *r) {
     if (r->kind == USLI_JSON_STRING && usli_json_is(r, "BPE")) return USL_OK;
+    if (r->kind == USLI_JSON_STRING && usli_json_is(r, "Unigram")) {
+        l->tok->model = USLI_MODEL_UNIGRAM;
+        l->tok->fuse_unk = true;
+        return USL_OK;
+    }
     if (r->kind != USLI_JSON_STRING) return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's type must be a text");
-    return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the model %.*s is not supported; BPE is",
+    return usli_fail(l->ctx, USL_ERR_UNSUPPORTED, "the model %.*s is not supported; BPE and Unigram are",
                      (int)(r->len < 50 ? r->len : 50), r->str);
 }
 
@@ -158,6 +196,7 @@ static usl_status model_field(loader *l, const char *key, usli_json_reader *r) {
     if (strcmp(key, "type") == 0) return model_type(l, r);
     if (strcmp(key, "dropout") == 0) return model_dropout(l, r);
     if (strcmp(key, "unk_token") == 0) return model_unk(l, r);
+    if (strcmp(key, "unk_id") == 0) return model_unk_id(l, r);
     if (strcmp(key, "byte_fallback") == 0) return model_flag(l, r, key, &t->byte_fallback);
     if (strcmp(key, "ignore_merges") == 0) return model_flag(l, r, key, &t->ignore_merges);
     if (strcmp(key, "fuse_unk") == 0) return model_flag(l, r, key, &t->fuse_unk);
@@ -297,7 +336,13 @@ static void score_by_merges(usli_tokenizer *t) {
 
 static usl_status put_together(loader *l) {
     usli_tokenizer *t = l->tok;
-    if (l->merges) USLI_TRY(read_merges(l));
+    bool unigram = t->model == USLI_MODEL_UNIGRAM;
+    if (unigram != l->scored)
+        return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's vocab must be %s",
+                         unigram ? "a list of tokens with scores" : "an object");
+    if (unigram && t->model_unk >= (int32_t)t->unigram.count)
+        return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's unk_id %d is not in the vocabulary", (int)t->model_unk);
+    if (l->merges && !unigram) USLI_TRY(read_merges(l));
     if (l->has_unk) {
         t->model_unk = usli_vocab_find(&t->vocab, l->unk, l->unk_len);
         if (t->model_unk < 0)
@@ -312,7 +357,7 @@ static usl_status put_together(loader *l) {
     t->has_decoder = l->parts[DECODER] != NULL;
     USLI_TRY(read_post_processor(l, l->parts[POST_PROCESSOR]));
     USLI_TRY(usli_tokenizer_finish(t));
-    score_by_merges(t);
+    if (!unigram) score_by_merges(t);
     return USL_OK;
 }
 

@@ -262,8 +262,9 @@ usl_status usli_added_split(usl_ctx *ctx, const usli_added_set *set, const char 
  * ------------------------------------------------------------------------------------------------------------ */
 
 typedef enum usli_model_kind {
-    USLI_MODEL_BPE, /* pairs of ids, ranked by the list of merges */
-    USLI_MODEL_SPM  /* pairs whose joined text is a token, ranked by its score */
+    USLI_MODEL_BPE,     /* pairs of ids, ranked by the list of merges */
+    USLI_MODEL_UNIGRAM, /* the likeliest way to write a piece */
+    USLI_MODEL_SPM      /* pairs whose joined text is a token, ranked by its score */
 } usli_model_kind;
 
 typedef struct usli_ids {
@@ -291,8 +292,17 @@ typedef struct usli_word {
     uint8_t count, len; /* len 0: free */
     char text[42];
 } usli_word;
+/* The best way to write a text up to here. */
+typedef struct usli_unigram_end {
+    double score;
+    size_t start; /* of its last token; SIZE_MAX: there is none yet */
+    int32_t id;   /* -1: an unknown character */
+    size_t next;  /* on the way that was chosen, where the token behind this place ends */
+} usli_unigram_end;
 /* One for each call. */
 typedef struct usli_bpe_work {
+    usli_unigram_end *ends;
+    size_t ends_cap;
     usli_word *words; /* each at the place its hash gives; a newer one takes it over */
     size_t word_count;
     usli_symbol *symbols;
@@ -303,6 +313,16 @@ typedef struct usli_bpe_work {
 /* len: of the whole text, so that short ones pay for little. */
 usl_status usli_bpe_work_new(usl_ctx *ctx, usli_bpe_work *w, size_t len);
 void usli_bpe_work_free(usl_ctx *ctx, usli_bpe_work *w);
+typedef struct usli_unigram {
+    double *scores; /* by id: logarithms of probability */
+    size_t count, cap, longest;
+    double least;
+} usli_unigram;
+void usli_unigram_free(usl_ctx *ctx, usli_unigram *u);
+/* Of the next token, which is len bytes long. */
+usl_status usli_unigram_add(usl_ctx *ctx, usli_unigram *u, size_t len, double score);
+usl_status usli_unigram_encode(usl_ctx *ctx, const usli_tokenizer *tok, usli_bpe_work *w, const char *text, size_t len,
+                               usli_ids *out);
 /* Sets words_part and joint; direct and its cuts. */
 void usli_bpe_find_words(usli_tokenizer *tok);
 void usli_bpe_find_cuts(usli_tokenizer *tok);
@@ -327,6 +347,7 @@ struct usl_tokenizer {
     atomic_int refs;
     usli_vocab vocab;
     usli_merges merges;
+    usli_unigram unigram;
     uint32_t *score_rank; /* SPM: by id */
     usli_model_kind model;
     bool byte_fallback, ignore_merges, fuse_unk;

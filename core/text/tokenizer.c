@@ -28,6 +28,7 @@ void usli_tokenizer_release(usli_tokenizer *tok) {
     usl_ctx *ctx = tok->ctx;
     usli_vocab_free(ctx, &tok->vocab);
     usli_merges_free(ctx, &tok->merges);
+    usli_unigram_free(ctx, &tok->unigram);
     usli_free(ctx, tok->score_rank);
     usli_free(ctx, tok->prefix);
     usli_free(ctx, tok->suffix);

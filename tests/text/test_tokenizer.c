@@ -158,15 +158,14 @@ static usl_status load_text(usl_ctx *ctx, const char *text, usli_tokenizer **out
     return usli_tokenizer_load(ctx, scratch, out);
 }
 
-static void test_components(usl_ctx *ctx) {
-    static const char PATH[] = "tests/text/components_reference.jsonl";
+static void test_components(usl_ctx *ctx, const char *path) {
     char *file;
     size_t size;
-    CHECK_OK(ctx, usli_read_file(ctx, PATH, &file, &size));
+    CHECK_OK(ctx, usli_read_file(ctx, path, &file, &size));
     for (char *p = file, *end; file && p < file + size; p = end + 1) {
         end = memchr(p, '\n', (size_t)(file + size - p));
         json_t *row = NULL;
-        CHECK_OK(ctx, usli_json_parse(ctx, PATH, p, (size_t)(end - p), &row));
+        CHECK_OK(ctx, usli_json_parse(ctx, path, p, (size_t)(end - p), &row));
         const char *name = json_string_value(json_object_get(row, "name"));
         char *text = NULL;
         CHECK_OK(ctx, usli_json_dump(ctx, json_object_get(row, "tokenizer"), 0, &text, NULL));
@@ -681,7 +680,8 @@ int main(int argc, char **argv) {
         if (tok) check_cases(ctx, tok, argv[2]);
         usli_tokenizer_release(tok);
     } else {
-        test_components(ctx);
+        test_components(ctx, "tests/text/components_reference.jsonl");
+        test_components(ctx, "tests/text/unigram_reference.jsonl");
         test_malformed(ctx);
         test_wrong_calls(ctx);
         test_many_words(ctx);
