@@ -33,18 +33,18 @@ static usl_ctx *main_ctx;
 static pthread_t main_thread;
 static volatile sig_atomic_t is_running, is_prompting, is_interrupted;
 
-static const char USAGE[] =
-    "usage: " PROGRAM " [options] [script [args]]\n"
-    "  -e stat   execute string 'stat'\n"
-    "  -l name   require library 'name' into global 'name'\n"
-    "  -i        enter interactive mode after executing 'script'\n"
-    "  -v        show version information\n"
-    "  -E        ignore environment variables\n"
-    "  -W        turn warnings on\n"
-    "  -h        show this help\n"
-    "  --        stop handling options\n"
-    "  -         execute stdin and stop handling options\n"
-    "A first word that is no file but a verb runs a built-in tool: info, generate, bench, plan (each with --help).\n";
+static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
+                            "  -e stat   execute string 'stat'\n"
+                            "  -l name   require library 'name' into global 'name'\n"
+                            "  -i        enter interactive mode after executing 'script'\n"
+                            "  -v        show version information\n"
+                            "  -E        ignore environment variables\n"
+                            "  -W        turn warnings on\n"
+                            "  -h        show this help\n"
+                            "  --        stop handling options\n"
+                            "  -         execute stdin and stop handling options\n"
+                            "A first word that is no file but a verb runs a built-in tool: info, generate, export, "
+                            "bench, plan (each with --help).\n";
 
 static void complain(const char *text) {
     fprintf(stderr, "%s: %s\n", PROGRAM, text);
@@ -220,7 +220,8 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
         lua_remove(L, -2);
     } else {
         lua_pushfstring(
-            L, "cannot open %s: there is no such file, and no verb of that name (info, generate, bench, plan)", name);
+            L, "cannot open %s: there is no such file, and no verb of that name (info, generate, export, bench, plan)",
+            name);
         status = LUA_ERRFILE;
     }
     if (status == LUA_OK) status = call_protected(L, push_arguments(L), LUA_MULTRET);

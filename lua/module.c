@@ -11,10 +11,15 @@ static const char CTX_NAME[] = "unsloth.ctx";
 
 /* ---- The context ---- */
 
+typedef struct context {
+    usl_ctx *ctx;
+    ulua_progress progress;
+} context;
+
 static int ctx_close(lua_State *L) {
-    usl_ctx **slot = lua_touserdata(L, 1);
-    usl_ctx *ctx = *slot;
-    *slot = NULL;
+    context *slot = lua_touserdata(L, 1);
+    usl_ctx *ctx = slot->ctx;
+    slot->ctx = NULL;
     usl_ctx_free(ctx);
     return 0;
 }
@@ -24,22 +29,44 @@ static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
     if (level >= USL_LOG_INFO) fprintf(stderr, "unsloth: %s\n", text);
 }
 
-usl_ctx *unsloth_lua_ctx(lua_State *L) {
+/* An error of the function stays on its stack, for the binding to raise once core has unwound. */
+static int call_progress(void *ud, const char *what, uint64_t done, uint64_t total) {
+    ulua_progress *p = ud;
+    if (!p->L) return 0;
+    lua_pushvalue(p->L, p->fn);
+    lua_pushstring(p->L, what);
+    lua_pushinteger(p->L, (lua_Integer)done);
+    lua_pushinteger(p->L, (lua_Integer)total);
+    p->failed = lua_pcall(p->L, 3, 0, 0) != LUA_OK;
+    return p->failed;
+}
+
+static context *context_of(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, CTX_NAME);
-    usl_ctx **slot = lua_touserdata(L, -1);
+    context *slot = lua_touserdata(L, -1);
     lua_pop(L, 1);
-    if (slot && *slot) return *slot;
+    if (slot && slot->ctx) return slot;
     slot = lua_newuserdatauv(L, sizeof *slot, 0);
-    *slot = NULL;
+    *slot = (context){ NULL, { NULL, 0, false } };
     lua_createtable(L, 0, 1);
     lua_pushcfunction(L, ctx_close);
     lua_setfield(L, -2, "__gc");
     lua_setmetatable(L, -2);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
     opts.log_fn = log_to_stderr;
-    if (usl_ctx_new(&opts, slot) != USL_OK) luaL_error(L, "unsloth: no memory or threads for a context");
+    opts.progress_fn = call_progress;
+    opts.progress_ud = &slot->progress;
+    if (usl_ctx_new(&opts, &slot->ctx) != USL_OK) luaL_error(L, "unsloth: no memory or threads for a context");
     lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
-    return *slot;
+    return slot;
+}
+
+usl_ctx *unsloth_lua_ctx(lua_State *L) {
+    return context_of(L)->ctx;
+}
+
+ulua_progress *ulua_progress_of(lua_State *L) {
+    return &context_of(L)->progress;
 }
 
 /* ---- The C part ---- */

@@ -1,16 +1,22 @@
-/* A merged model as a Hugging Face folder. */
+/* A merged model as a Hugging Face folder: written into a folder inside of it, looked at, then moved
+ * to its place, config.json last. */
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
 #include "core/export/export.h"
 #include "core/io/json.h"
+#include "core/export/merged4.h"
 #include "core/io/safetensors.h"
 
 static const uint64_t SHARD_BYTES = 5000000000u;
 
 static uint64_t tensor_bytes(const usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype) {
     int64_t rows, cols;
+    if (dtype == USL_NF4) {
+        if (usli_merged4_has(slot)) return usli_merged4_bytes(m, slot, layer);
+        dtype = USL_BF16;
+    }
     usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     return (uint64_t)rows * (uint64_t)(cols ? cols : 1) * usli_dtype_bytes(dtype);
 }
@@ -33,8 +39,28 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_safetensors_write(ud, data, bytes);
 }
 
-static usl_status write_shard(usl_model *m, const char *path, const char *file, int64_t first, int64_t last,
-                              usl_dtype dtype, json_t *weight_map) {
+/* One tensor, or what bitsandbytes keeps of one: described, or written. */
+static usl_status put_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype, bool writing,
+                             usli_safetensors_writer *w, const char *file, json_t *weight_map) {
+    const usl_model *m = s->m;
+    if (dtype == USL_NF4 && usli_merged4_has(slot))
+        return usli_merged4_put(s, slot, layer, writing, w, file, weight_map);
+    if (dtype == USL_NF4) dtype = USL_BF16;
+    if (writing) {
+        usli_piece out = { dtype, sink, w };
+        return usli_export_tensor(s, slot, layer, false, &out, 1);
+    }
+    int64_t shape[2];
+    char name[160];
+    usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
+    usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
+    USLI_TRY(usli_safetensors_add(w, name, dtype, shape[1] ? 2 : 1, shape));
+    return json_object_set_new(weight_map, name, json_string(file)) == 0 ? USL_OK : usli_nomem(m->ctx, 0);
+}
+
+static usl_status write_shard(const usli_export_source *src, const char *path, const char *file, int64_t first,
+                              int64_t last, usl_dtype dtype, json_t *weight_map) {
+    usl_model *m = src->m;
     usli_safetensors_writer *w;
     usl_status st;
     USLI_TRY(usli_safetensors_create(m->ctx, path, &w));
@@ -43,21 +69,10 @@ static usl_status write_shard(usl_model *m, const char *path, const char *file, 
         if (writing) USLI_TRYGO(usli_safetensors_begin(w));
         for (int64_t i = first; i < last; i++) {
             usli_slot slot;
-            int64_t layer, shape[2];
-            char name[160];
+            int64_t layer;
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
-            usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-            usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
-            if (writing) {
-                USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
-                USLI_TRYGO(usli_export_tensor(m, slot, layer, dtype, false, sink, w));
-            } else {
-                USLI_TRYGO(usli_safetensors_add(w, name, dtype, shape[1] ? 2 : 1, shape));
-                if (json_object_set_new(weight_map, name, json_string(file)) != 0) {
-                    st = usli_nomem(m->ctx, 0);
-                    goto done;
-                }
-            }
+            if (writing) USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
+            USLI_TRYGO(put_tensor(src, slot, layer, dtype, writing, w, file, weight_map));
         }
     }
     st = usli_safetensors_commit(w);
@@ -76,7 +91,9 @@ static usl_status write_json(usl_ctx *ctx, const char *dir, const char *name, co
     return st;
 }
 
-static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) {
+static usl_status write_weights(const usli_export_source *src, const char *dir, usl_dtype dtype,
+                                usl_export_report *report) {
+    usl_model *m = src->m;
     usl_ctx *ctx = m->ctx;
     int shards = 0;
     uint64_t bytes, total = 0;
@@ -84,6 +101,7 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
         i = shard_end(m, i, dtype, &bytes);
         total += bytes;
     }
+    report->bytes = total;
     USLI_TRY(usli_export_check_disk(ctx, dir, total));
     json_t *map = json_object(), *index = NULL;
     usl_status st = map ? USL_OK : usli_nomem(ctx, 0);
@@ -96,7 +114,7 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
             snprintf(file, sizeof file, "model-%05d-of-%05d.safetensors", s + 1, shards);
         int64_t last = shard_end(m, first, dtype, &bytes);
         char *path = usli_path_join(ctx, dir, file);
-        st = path ? write_shard(m, path, file, first, last, dtype, map) : usli_nomem(ctx, 0);
+        st = path ? write_shard(src, path, file, first, last, dtype, map) : usli_nomem(ctx, 0);
         usli_free(ctx, path);
         first = last;
     }
@@ -111,8 +129,9 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
 
 static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     json_t *j = json_deep_copy(m->config.source);
-    const char *name = dtype == USL_F32 ? "float32" : dtype == USL_BF16 ? "bfloat16" : "float16";
+    const char *name = dtype == USL_F32 ? "float32" : dtype == USL_F16 ? "float16" : "bfloat16";
     if (!j) return NULL;
+    if (dtype == USL_NF4) json_object_set_new(j, "quantization_config", usli_merged4_config());
     /* transformers 5 writes "dtype" alone. 4 reads it too, or, before 4.56, keeps its default of float32. */
     json_object_del(j, "torch_dtype");
     json_object_set_new(j, "dtype", json_string(name));
@@ -139,18 +158,90 @@ static json_t *generation_json(const usl_model *m, const usli_tokenizer *tok) {
     return j;
 }
 
-usl_status usli_export_merged(usl_model *m, const usli_tokenizer *tok, const char *dir, usl_dtype dtype) {
-    usl_ctx *ctx = m->ctx;
-    if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16)
-        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16 or float16, not %s",
-                         usl_dtype_name(dtype));
+static usl_status write_files(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
+                              usl_export_report *report) {
+    usl_ctx *ctx = s->m->ctx;
     USLI_TRY(usli_make_dirs(ctx, dir));
-    USLI_TRY(write_weights(m, dir, dtype));
+    USLI_TRY(write_weights(s, dir, dtype, report));
     if (tok) USLI_TRY(usli_tokenizer_save(ctx, tok, dir));
-    json_t *config = config_json(m, dtype), *generation = generation_json(m, tok);
+    json_t *config = config_json(s->m, dtype), *generation = generation_json(s->m, tok);
     usl_status st = write_json(ctx, dir, "generation_config.json", generation);
-    if (st == USL_OK) st = write_json(ctx, dir, "config.json", config); /* last: with it the folder is a model */
+    if (st == USL_OK) st = write_json(ctx, dir, "config.json", config);
     if (config) json_decref(config);
     if (generation) json_decref(generation);
+    return st;
+}
+
+static usl_status move_file(usl_ctx *ctx, const char *from, const char *to, const char *name) {
+    char *old = usli_path_join(ctx, from, name), *new = usli_path_join(ctx, to, name);
+    usl_status st = old && new ? usli_rename(ctx, old, new) : usli_nomem(ctx, 0);
+    usli_free(ctx, old);
+    usli_free(ctx, new);
+    return st;
+}
+
+/* Weights of an earlier export that this one does not replace would be read in its place. */
+static usl_status remove_stale(usl_ctx *ctx, const char *dir) {
+    char **names;
+    size_t count;
+    usl_status st = USL_OK;
+    USLI_TRY(usli_list_dir(ctx, dir, &names, &count));
+    for (size_t i = 0; i < count && st == USL_OK; i++) {
+        if (strcmp(names[i], "config.json") != 0 && strncmp(names[i], "model-", 6) != 0 &&
+            strcmp(names[i], "model.safetensors") != 0 && strcmp(names[i], "model.safetensors.index.json") != 0)
+            continue;
+        char *path = usli_path_join(ctx, dir, names[i]);
+        st = path ? usli_remove_file(ctx, path) : usli_nomem(ctx, 0);
+        usli_free(ctx, path);
+    }
+    usli_free_names(ctx, names, count);
+    return st;
+}
+
+/* Without config.json a folder is no model: it goes first and comes last. */
+static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
+    char **names;
+    size_t count;
+    USLI_TRY(usli_make_dirs(ctx, dir));
+    USLI_TRY(remove_stale(ctx, dir));
+    USLI_TRY(usli_list_dir(ctx, from, &names, &count));
+    usl_status st = USL_OK;
+    for (size_t i = 0; i < count && st == USL_OK; i++)
+        if (strcmp(names[i], "config.json") != 0) st = move_file(ctx, from, dir, names[i]);
+    usli_free_names(ctx, names, count);
+    return st == USL_OK ? move_file(ctx, from, dir, "config.json") : st;
+}
+
+/* Removes what a failed export made; the error that it failed with stays the one that is told. */
+static void discard(usl_ctx *ctx, const char *path) {
+    char text[sizeof ctx->errmsg];
+    usl_status code = ctx->errcode;
+    memcpy(text, ctx->errmsg, sizeof text);
+    usli_remove_tree(ctx, path);
+    memcpy(ctx->errmsg, text, sizeof text);
+    ctx->errcode = code;
+}
+
+usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
+                              bool verify, usl_export_report *report) {
+    usl_ctx *ctx = s->m->ctx;
+    if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16 && dtype != USL_NF4)
+        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16, float16 or nf4, not %s",
+                         usl_dtype_name(dtype));
+    usl_export_report unread = { .size = sizeof unread };
+    if (!report) report = &unread;
+    bool was_there = usli_is_dir(dir);
+    char *inside = usli_path_join(ctx, dir, "export"), *beside = inside ? usli_temporary_path(ctx, inside) : NULL;
+    usl_status st = beside ? write_files(s, tok, beside, dtype, report) : usli_nomem(ctx, strlen(dir));
+    if (st == USL_OK && verify)
+        st = dtype == USL_NF4 ? usli_merged4_check(s, tok, beside, dir, report)
+                              : usli_export_check(s, tok, beside, dir, dtype, report);
+    if (st == USL_OK) st = move_in(ctx, beside, dir);
+    if (st == USL_OK)
+        st = usli_remove_tree(ctx, beside);
+    else if (beside)
+        discard(ctx, was_there ? beside : dir);
+    usli_free(ctx, inside);
+    usli_free(ctx, beside);
     return st;
 }

@@ -249,20 +249,25 @@ static void decode_rows(const usli_matrix *w, int64_t first, int64_t count, floa
                                          count * w->cols);
 }
 
-usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
+void usli_model_merge_rows(const usl_model *m, usli_slot slot, int64_t layer, int64_t first, int64_t count,
                            float *dst) {
-    const usli_weight *w = usli_model_weight(m, slot, layer);
-    decode_rows(&w->m, first, count, dst);
-    if (!merge || !m->active || slot >= USLI_LINEARS) return USL_OK;
+    if (!m->active || slot >= USLI_LINEARS) return;
     const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
+    int64_t cols = usli_model_weight(m, slot, layer)->m.cols;
     for (int64_t r = 0; r < count; r++) {
-        float *row = dst + r * w->m.cols;
+        float *row = dst + r * cols;
         for (int k = 0; k < l->rank; k++) {
             float b = m->active->scale * l->b[(first + r) * l->rank + k];
-            const float *a = l->a + (int64_t)k * w->m.cols;
-            for (int64_t c = 0; c < w->m.cols; c++) row[c] += b * a[c];
+            const float *a = l->a + (int64_t)k * cols;
+            for (int64_t c = 0; c < cols; c++) row[c] += b * a[c];
         }
     }
+}
+
+usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
+                           float *dst) {
+    decode_rows(&usli_model_weight(m, slot, layer)->m, first, count, dst);
+    if (merge) usli_model_merge_rows(m, slot, layer, first, count, dst);
     return USL_OK;
 }
 

@@ -211,6 +211,8 @@ usl_status usli_model_pull(usl_model *m);
  * (W + scale B A in float32). dst: (count, cols). For export: a piece of a tensor at a time. */
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
                            float *dst);
+/* Adds the active adapter to rows that another base, of the same shapes, was decoded to. */
+void usli_model_merge_rows(const usl_model *m, usli_slot slot, int64_t layer, int64_t first, int64_t count, float *dst);
 uint64_t usli_model_weight_bytes(const usl_model *m);
 /* As usl_model_gemm_rate (probe.c). */
 usl_status usli_model_gemm_rate(usl_model *m, double *flops);

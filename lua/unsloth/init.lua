@@ -7,6 +7,7 @@ local arguments = require "unsloth.arguments"
 local chat = require "unsloth.chat"
 local dataset = require "unsloth.dataset"
 local model = require "unsloth.model"
+require "unsloth.save"
 local sft = require "unsloth.sft"
 local tokenizer = require "unsloth.tokenizer"
 

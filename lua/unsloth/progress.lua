@@ -73,4 +73,25 @@ function Progress:close()
   self.width = 0
 end
 
+--- A line for long operations of the library, on a terminal alone: tell(what, done, total) draws it, close() takes it away.
+function M.bar()
+  local bar, drawn, width = {}, 0, 0
+  if not core.is_terminal(2) then return { close = function() end } end
+  function bar.tell(what, done, total)
+    local now = core.clock()
+    if now - drawn < 0.1 and done < total then return end
+    drawn = now
+    local filled = total > 0 and 30 * done // total or 0
+    local line = ("%s [%s%s] %d%%"):format(what, ("="):rep(filled), (" "):rep(30 - filled), total > 0 and 100 * done // total or 0)
+    io.stderr:write("\r", line, (" "):rep(width - #line))
+    io.stderr:flush()
+    width = #line
+  end
+  function bar.close()
+    if width > 0 then io.stderr:write("\r", (" "):rep(width), "\r") end
+    width = 0
+  end
+  return bar
+end
+
 return M

@@ -1,0 +1,231 @@
+/* What a .gguf says of a model and its tokenizer: a table of keys, which families extend by rows. */
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/export/export.h"
+
+enum { PAD_NAME = 32, KEY_MAX = 128 };
+
+typedef enum said {
+    ALWAYS,
+    POSITIVE,   /* where the value is */
+    LOCAL_ROPE, /* where the family has rope frequencies of its own for layers with a window */
+    SCALED      /* where rope is scaled by a factor */
+} said;
+
+/* Keys behind "ARCH."; where: of an int64_t (count) or a double in usli_config. */
+static const struct {
+    const char *key;
+    bool real;
+    size_t where;
+    said said;
+} KEYS[] = {
+    { "vocab_size", false, offsetof(usli_config, vocab), ALWAYS },
+    { "context_length", false, offsetof(usli_config, context), ALWAYS },
+    { "embedding_length", false, offsetof(usli_config, hidden), ALWAYS },
+    { "block_count", false, offsetof(usli_config, layers), ALWAYS },
+    { "feed_forward_length", false, offsetof(usli_config, inter), ALWAYS },
+    { "attention.head_count", false, offsetof(usli_config, heads), ALWAYS },
+    { "attention.head_count_kv", false, offsetof(usli_config, kv_heads), ALWAYS },
+    { "attention.key_length", false, offsetof(usli_config, head_dim), ALWAYS },
+    { "attention.value_length", false, offsetof(usli_config, head_dim), ALWAYS },
+    { "attention.layer_norm_rms_epsilon", true, offsetof(usli_config, norm_eps), ALWAYS },
+    { "attention.sliding_window", false, offsetof(usli_config, window), POSITIVE },
+    { "attn_logit_softcapping", true, offsetof(usli_config, attention_softcap), POSITIVE },
+    { "final_logit_softcapping", true, offsetof(usli_config, logit_softcap), POSITIVE },
+    { "rope.dimension_count", false, offsetof(usli_config, rot_dim), ALWAYS },
+    { "rope.freq_base", true, offsetof(usli_config, rope.theta), ALWAYS },
+    { "rope.freq_base_swa", true, offsetof(usli_config, local_rope.theta), LOCAL_ROPE },
+    { "rope.scaling.factor", true, offsetof(usli_config, rope.factor), SCALED },
+    { "rope.scaling.original_context_length", false, offsetof(usli_config, rope.original_context), SCALED },
+};
+
+/* llama3's scaling is a tensor of divisors; what is left has a name. */
+static const char *scaling_of(const usli_config *c) {
+    return c->rope.kind == USLI_ROPE_LINEAR ? "linear" : c->rope.kind == USLI_ROPE_YARN ? "yarn" : NULL;
+}
+
+static bool is_said(const usli_config *c, said when, double value) {
+    switch (when) {
+    case ALWAYS: return true;
+    case POSITIVE: return value > 0;
+    case LOCAL_ROPE: return c->arch->local_rope;
+    case SCALED: return scaling_of(c) && value > 0;
+    }
+    return false;
+}
+
+static usl_status put_text(usli_gguf_writer *w, const char *key, const char *text) {
+    return usli_gguf_put_string(w, key, text, strlen(text));
+}
+
+static const char *arch_key(const usli_config *c, const char *name, char buf[KEY_MAX]) {
+    snprintf(buf, KEY_MAX, "%s.%s", c->arch->gguf, name);
+    return buf;
+}
+
+/* All layers but every n-th have the window: n, or 0 when no n says it. */
+static int64_t window_period(const usli_config *c) {
+    for (int64_t n = 2; n <= c->layers + 1; n++) {
+        bool fits = true;
+        for (int64_t l = 0; l < c->layers && fits; l++) fits = usli_layer_windowed(c, l) == ((l + 1) % n != 0);
+        if (fits) return n;
+    }
+    return 0;
+}
+
+static usl_status put_windows(usli_gguf_writer *w, const usl_model *m) {
+    const usli_config *c = &m->config;
+    char key[KEY_MAX];
+    if (c->window <= 0) return USL_OK;
+    if (c->arch->window == USLI_WINDOW_PATTERN) {
+        int64_t period = window_period(c);
+        if (period) return usli_gguf_put_u32(w, arch_key(c, "attention.sliding_window_pattern", key), (uint32_t)period);
+    }
+    if (c->arch->window != USLI_WINDOW_ALL || c->window < c->context)
+        usli_log(
+            m->ctx, USL_LOG_WARN,
+            "attention looks back %lld tokens in some layers, which readers of this family's .gguf do not do: their "
+            "answers differ beyond that length",
+            (long long)c->window);
+    return USL_OK;
+}
+
+usl_status usli_gguf_put_name(usli_gguf_writer *w, const usl_model *m) {
+    USLI_TRY(put_text(w, "general.architecture", m->config.arch->gguf));
+    const char *path = m->path ? m->path : m->config.arch->model_type, *slash = strrchr(path, '/');
+    return put_text(w, "general.name", slash && slash[1] ? slash + 1 : path);
+}
+
+usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const usli_method *method) {
+    const usli_config *c = &m->config;
+    char key[KEY_MAX];
+    USLI_TRY(usli_gguf_put_name(w, m));
+    USLI_TRY(put_text(w, "general.type", "model"));
+    USLI_TRY(usli_gguf_put_u32(w, "general.file_type", method->file_type));
+    USLI_TRY(usli_gguf_put_u32(w, "general.quantization_version", 2));
+    for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
+        const void *at = (const char *)c + KEYS[i].where;
+        double value = KEYS[i].real ? *(const double *)at : (double)*(const int64_t *)at;
+        if (!is_said(c, KEYS[i].said, value)) continue;
+        arch_key(c, KEYS[i].key, key);
+        USLI_TRY(KEYS[i].real ? usli_gguf_put_f32(w, key, (float)value) : usli_gguf_put_u32(w, key, (uint32_t)value));
+    }
+    if (scaling_of(c)) USLI_TRY(put_text(w, arch_key(c, "rope.scaling.type", key), scaling_of(c)));
+    return put_windows(w, m);
+}
+
+/* ---- The tokenizer -------------------------------------------------------------------------------------------------
+ */
+
+static usl_status put_tokens(usl_ctx *ctx, usli_gguf_writer *w, const usli_tokenizer *tok, int64_t n) {
+    usli_gguf_str *texts = usli_calloc(ctx, (size_t)n, sizeof *texts);
+    float *scores = usli_calloc(ctx, (size_t)n, sizeof *scores);
+    int32_t *kinds = usli_calloc(ctx, (size_t)n, sizeof *kinds);
+    char *pads = usli_calloc(ctx, (size_t)n, PAD_NAME);
+    usl_status st = USL_OK;
+    if (!texts || !scores || !kinds || !pads) {
+        st = usli_nomem(ctx, (size_t)n * 64);
+        goto done;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        usli_token t;
+        if (usli_tokenizer_token(tok, (int32_t)i, &t) && t.kind != USLI_TOKEN_UNUSED) {
+            texts[i] = (usli_gguf_str){ t.text, t.len };
+            scores[i] = t.score;
+            kinds[i] = (int32_t)t.kind;
+        } else { /* rows of the embedding that no token uses need a name each */
+            snprintf(pads + i * PAD_NAME, PAD_NAME, "[PAD%lld]", (long long)i);
+            texts[i] = (usli_gguf_str){ pads + i * PAD_NAME, strlen(pads + i * PAD_NAME) };
+            kinds[i] = USLI_TOKEN_UNUSED;
+        }
+    }
+    USLI_TRYGO(usli_gguf_put_strings(w, "tokenizer.ggml.tokens", texts, (uint64_t)n));
+    USLI_TRYGO(usli_gguf_put_array(w, "tokenizer.ggml.scores", USLI_GGUF_F32, scores, (uint64_t)n));
+    USLI_TRYGO(usli_gguf_put_array(w, "tokenizer.ggml.token_type", USLI_GGUF_I32, kinds, (uint64_t)n));
+done:
+    usli_free(ctx, texts);
+    usli_free(ctx, scores);
+    usli_free(ctx, kinds);
+    usli_free(ctx, pads);
+    return st;
+}
+
+/* "left right" of each merge, by rank. */
+static usl_status put_merges(usl_ctx *ctx, usli_gguf_writer *w, const usli_tokenizer *tok) {
+    size_t n = usli_tokenizer_merges(tok), bytes = 0;
+    usli_gguf_str *items = usli_calloc(ctx, n + 1, sizeof *items);
+    char *blob = NULL;
+    usl_status st = USL_OK;
+    for (int writing = 0; writing < 2; writing++) {
+        if (writing) blob = usli_malloc(ctx, bytes + 1);
+        if (!items || (writing && !blob)) {
+            st = usli_nomem(ctx, bytes);
+            goto done;
+        }
+        char *at = blob;
+        for (size_t i = 0; i < n; i++) {
+            int32_t left, right;
+            usli_token a, b;
+            usli_tokenizer_merge(tok, i, &left, &right);
+            usli_tokenizer_token(tok, left, &a);
+            usli_tokenizer_token(tok, right, &b);
+            size_t len = a.len + 1 + b.len;
+            if (writing) {
+                items[i] = (usli_gguf_str){ at, len };
+                memcpy(at, a.text, a.len);
+                at[a.len] = ' ';
+                memcpy(at + a.len + 1, b.text, b.len);
+                at += len;
+            } else {
+                bytes += len;
+            }
+        }
+    }
+    st = usli_gguf_put_strings(w, "tokenizer.ggml.merges", items, n);
+done:
+    usli_free(ctx, items);
+    usli_free(ctx, blob);
+    return st;
+}
+
+static usl_status put_ends(usli_gguf_writer *w, const usl_model *m, const usli_tokenizer *tok) {
+    static const char *const KEYS_OF[USLI_SPECIALS] = { "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
+                                                        "tokenizer.ggml.padding_token_id",
+                                                        "tokenizer.ggml.unknown_token_id" };
+    int32_t ids[USLI_SPECIALS];
+    for (int i = 0; i < USLI_SPECIALS; i++) ids[i] = usli_tokenizer_special(tok, (usli_special)i);
+    if (ids[USLI_BOS] < 0) ids[USLI_BOS] = m->config.bos;
+    if (ids[USLI_EOS] < 0 && m->config.eos_count) ids[USLI_EOS] = m->config.eos[0];
+    if (ids[USLI_PAD] < 0) ids[USLI_PAD] = m->config.pad;
+    for (int i = 0; i < USLI_SPECIALS; i++)
+        if (ids[i] >= 0) USLI_TRY(usli_gguf_put_u32(w, KEYS_OF[i], (uint32_t)ids[i]));
+    /* What else ends a text: the end of a turn, as a rule. */
+    for (int i = 0; i < m->config.eos_count; i++)
+        if (m->config.eos[i] != ids[USLI_EOS])
+            return usli_gguf_put_u32(w, "tokenizer.ggml.eot_token_id", (uint32_t)m->config.eos[i]);
+    return USL_OK;
+}
+
+usl_status usli_gguf_put_tokenizer(usli_gguf_writer *w, const usl_model *m, const usli_tokenizer *tok) {
+    usl_ctx *ctx = m->ctx;
+    bool gpt2 = strcmp(usli_tokenizer_ggml_model(tok), "gpt2") == 0;
+    const char *pre = usli_tokenizer_ggml_pre(tok);
+    if (!pre)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "the tokenizer cuts text in a way that has no name in a .gguf, so that its readers would give "
+                         "the model other tokens; save_pretrained_merged keeps tokenizer.json as it is");
+    USLI_TRY(put_text(w, "tokenizer.ggml.model", usli_tokenizer_ggml_model(tok)));
+    USLI_TRY(put_text(w, "tokenizer.ggml.pre", pre));
+    USLI_TRY(put_tokens(ctx, w, tok, m->config.vocab));
+    if (gpt2) USLI_TRY(put_merges(ctx, w, tok));
+    USLI_TRY(put_ends(w, m, tok));
+    USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", usli_tokenizer_adds_bos(tok)));
+    USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_eos_token", usli_tokenizer_adds_eos(tok)));
+    if (!gpt2)
+        USLI_TRY(usli_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", usli_tokenizer_adds_space_prefix(tok)));
+    const char *template = usli_tokenizer_chat_template(tok);
+    return template ? put_text(w, "tokenizer.chat_template", template) : USL_OK;
+}
