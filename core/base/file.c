@@ -365,6 +365,35 @@ usl_status usli_remove_tree(usl_ctx *ctx, const char *path) {
     return remove_tree(ctx, path, 64);
 }
 
+/* path has room for `size` bytes; what is below is removed with the same memory. */
+static void remove_quietly(char *path, size_t size, int depth) {
+    struct stat sb;
+    if (lstat(path, &sb) != 0) return;
+    if (!S_ISDIR(sb.st_mode)) {
+        unlink(path);
+        return;
+    }
+    DIR *dir = depth ? opendir(path) : NULL;
+    size_t len = strlen(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        if (len + strlen(e->d_name) + 2 > size) continue;
+        path[len] = '/';
+        memcpy(path + len + 1, e->d_name, strlen(e->d_name) + 1);
+        remove_quietly(path, size, depth - 1);
+        path[len] = 0;
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+}
+
+void usli_remove_quietly(const char *path) {
+    char buffer[4096];
+    if (strlen(path) >= sizeof buffer) return;
+    memcpy(buffer, path, strlen(path) + 1);
+    remove_quietly(buffer, sizeof buffer, 8);
+}
+
 bool usli_is_terminal(int stream) {
     return isatty(stream) == 1;
 }

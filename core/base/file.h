@@ -55,6 +55,8 @@ void usli_free_names(usl_ctx *ctx, char **names, size_t count);
 
 /* Removes a file, or a folder with all in it; links are removed, not followed. Fine when nothing is there. */
 usl_status usli_remove_tree(usl_ctx *ctx, const char *path);
+/* The same without an error, and without memory: for what a failure leaves. */
+void usli_remove_quietly(const char *path);
 /* stream: 0, 1 or 2. */
 bool usli_is_terminal(int stream);
 

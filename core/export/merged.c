@@ -172,54 +172,56 @@ static usl_status write_files(const usli_export_source *s, const usli_tokenizer 
     return st;
 }
 
-static usl_status move_file(usl_ctx *ctx, const char *from, const char *to, const char *name) {
-    char *old = usli_path_join(ctx, from, name), *new = usli_path_join(ctx, to, name);
-    usl_status st = old && new ? usli_rename(ctx, old, new) : usli_nomem(ctx, 0);
-    usli_free(ctx, old);
-    usli_free(ctx, new);
-    return st;
+/* Weights of an earlier export would be read in the place of these. */
+static bool is_stale(const char *name) {
+    return strcmp(name, "config.json") == 0 || strncmp(name, "model-", 6) == 0 ||
+           strcmp(name, "model.safetensors") == 0 || strcmp(name, "model.safetensors.index.json") == 0;
 }
 
-/* Weights of an earlier export that this one does not replace would be read in its place. */
-static usl_status remove_stale(usl_ctx *ctx, const char *dir) {
-    char **names;
+/* Files of a folder, by their paths. */
+typedef struct listing {
+    char **names, **paths, **targets;
     size_t count;
-    usl_status st = USL_OK;
-    USLI_TRY(usli_list_dir(ctx, dir, &names, &count));
-    for (size_t i = 0; i < count && st == USL_OK; i++) {
-        if (strcmp(names[i], "config.json") != 0 && strncmp(names[i], "model-", 6) != 0 &&
-            strcmp(names[i], "model.safetensors") != 0 && strcmp(names[i], "model.safetensors.index.json") != 0)
-            continue;
-        char *path = usli_path_join(ctx, dir, names[i]);
-        st = path ? usli_remove_file(ctx, path) : usli_nomem(ctx, 0);
-        usli_free(ctx, path);
+} listing;
+
+static void forget(usl_ctx *ctx, listing *l) {
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->paths) usli_free(ctx, l->paths[i]);
+        if (l->targets) usli_free(ctx, l->targets[i]);
     }
-    usli_free_names(ctx, names, count);
-    return st;
+    usli_free(ctx, l->paths);
+    usli_free(ctx, l->targets);
+    if (l->names) usli_free_names(ctx, l->names, l->count);
 }
 
-/* Without config.json a folder is no model: it goes first and comes last. */
+/* targets: in another folder. */
+static usl_status list(usl_ctx *ctx, const char *dir, const char *target, listing *l) {
+    memset(l, 0, sizeof *l);
+    USLI_TRY(usli_list_dir(ctx, dir, &l->names, &l->count));
+    l->paths = usli_calloc(ctx, l->count + 1, sizeof *l->paths);
+    l->targets = usli_calloc(ctx, l->count + 1, sizeof *l->targets);
+    bool good = l->paths && l->targets;
+    for (size_t i = 0; good && i < l->count; i++) {
+        l->paths[i] = usli_path_join(ctx, dir, l->names[i]);
+        l->targets[i] = usli_path_join(ctx, target, l->names[i]);
+        good = l->paths[i] && l->targets[i];
+    }
+    return good ? USL_OK : usli_nomem(ctx, l->count * sizeof *l->paths);
+}
+
+/* Without config.json a folder is no model: it goes first and comes last. Memory is had before anything is moved. */
 static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
-    char **names;
-    size_t count;
-    USLI_TRY(usli_make_dirs(ctx, dir));
-    USLI_TRY(remove_stale(ctx, dir));
-    USLI_TRY(usli_list_dir(ctx, from, &names, &count));
-    usl_status st = USL_OK;
-    for (size_t i = 0; i < count && st == USL_OK; i++)
-        if (strcmp(names[i], "config.json") != 0) st = move_file(ctx, from, dir, names[i]);
-    usli_free_names(ctx, names, count);
-    return st == USL_OK ? move_file(ctx, from, dir, "config.json") : st;
-}
-
-/* Removes what a failed export made; the error that it failed with stays the one that is told. */
-static void discard(usl_ctx *ctx, const char *path) {
-    char text[sizeof ctx->errmsg];
-    usl_status code = ctx->errcode;
-    memcpy(text, ctx->errmsg, sizeof text);
-    usli_remove_tree(ctx, path);
-    memcpy(ctx->errmsg, text, sizeof text);
-    ctx->errcode = code;
+    listing old, new = { 0 };
+    usl_status st = list(ctx, dir, dir, &old);
+    if (st == USL_OK) st = list(ctx, from, dir, &new);
+    for (size_t i = 0; i < old.count && st == USL_OK; i++)
+        if (is_stale(old.names[i])) st = usli_remove_file(ctx, old.paths[i]);
+    for (int last = 0; last < 2; last++)
+        for (size_t i = 0; i < new.count &&st == USL_OK; i++)
+            if ((strcmp(new.names[i], "config.json") == 0) == last) st = usli_rename(ctx, new.paths[i], new.targets[i]);
+    forget(ctx, &old);
+    forget(ctx, &new);
+    return st;
 }
 
 usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
@@ -237,10 +239,8 @@ usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer 
         st = dtype == USL_NF4 ? usli_merged4_check(s, tok, beside, dir, report)
                               : usli_export_check(s, tok, beside, dir, dtype, report);
     if (st == USL_OK) st = move_in(ctx, beside, dir);
-    if (st == USL_OK)
-        st = usli_remove_tree(ctx, beside);
-    else if (beside)
-        discard(ctx, was_there ? beside : dir);
+    if (beside) usli_remove_quietly(beside);
+    if (st != USL_OK && !was_there) usli_remove_quietly(dir);
     usli_free(ctx, inside);
     usli_free(ctx, beside);
     return st;
