@@ -143,13 +143,13 @@ static usl_status prompt_of(const usl_model *m, const usli_tokenizer *tok, int w
 }
 
 /* The most that the logits may differ, relative. Noise of the weights adds up over the matrices, whose errors are
- * independent: its root sum bounds what it does to the logits (a fifth to two thirds of it was seen, on models of 5 to
- * 30 layers and in all formats). What remains is the arithmetic of the live model. A difference of 1 is another text.
- */
+ * independent: its root sum is what it does to the logits where nothing dampens it (a fifth to two thirds of it was
+ * seen on trained models of 5 to 30 layers in all formats, all of it on random ones); twice that is allowed. What
+ * remains is the arithmetic of the live model. Logits that have nothing to do with one another differ by 1.4. */
 static double expected_of(const look *k) {
     usl_dtype dtype = k->s->m->dtype;
     double arithmetic = dtype == USL_F32 ? 1e-4 : dtype == USL_F16 ? 2e-2 : 1e-1;
-    return fmin(arithmetic + sqrt(k->noise), 1);
+    return fmin(arithmetic + 2 * sqrt(k->noise), 1.2);
 }
 
 static usl_status look_at_logits(const look *k, const usli_tokenizer *tok, usl_export_report *report) {

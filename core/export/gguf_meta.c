@@ -99,9 +99,21 @@ usl_status usli_gguf_put_name(usli_gguf_writer *w, const usl_model *m) {
     return put_text(w, "general.name", slash && slash[1] ? slash + 1 : path);
 }
 
+/* Readers know the scale of scores by the family and the number of layers. */
+static usl_status check_scale(const usl_model *m) {
+    const usli_config *c = &m->config;
+    double known = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+    if (c->query_scalar == known) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "query_pre_attn_scalar is %g, which a .gguf cannot say: its readers take %g for this family; "
+                     "save_pretrained_merged keeps it",
+                     c->query_scalar, known);
+}
+
 usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const usli_method *method) {
     const usli_config *c = &m->config;
     char key[KEY_MAX];
+    USLI_TRY(check_scale(m));
     USLI_TRY(usli_gguf_put_name(w, m));
     USLI_TRY(put_text(w, "general.type", "model"));
     USLI_TRY(usli_gguf_put_u32(w, "general.file_type", method->file_type));

@@ -470,7 +470,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     if (meta_int(g, a, "expert_count", 0) > 0)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", name);
     c->window = c->arch->window == USLI_NO_WINDOW ? 0 : meta_int(g, a, "attention.sliding_window", 0);
-    if (c->window > 0) mark_windowed(c, 0, c->arch->window_pattern);
+    if (c->window > 0) mark_windowed(c, 0, meta_int(g, a, "attention.sliding_window_pattern", c->arch->window_pattern));
     c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
     c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
     c->query_scalar = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);

@@ -17,6 +17,11 @@ def lua(script, *args):
     subprocess.run([PROGRAM, ROOT / "tests" / "interop" / script, *map(str, args)], check=True)
 
 
+def program(*args):
+    """Runs a verb; returns what it prints."""
+    return subprocess.run([PROGRAM, *map(str, args)], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def answer(model, ids, count, adapter=None):
     """Returns our logits for the ids (len(ids), vocabulary), and the `count` ids that follow greedily."""
     WORK.mkdir(parents=True, exist_ok=True)
