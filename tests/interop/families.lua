@@ -62,7 +62,7 @@ for family in pairs(FAMILIES) do
       model:save_pretrained_gguf(dir, tokenizer, { quantization_method = methods })
     end
     local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/model", dtype = "float32", load_in_4bit = false, device = "cpu" }
-    unsloth.FastLanguageModel.get_peft_model(model, { r = 4, lora_alpha = 8, use_rslora = true, init_lora_weights = false, random_state = 1 })
+    unsloth.FastLanguageModel.get_peft_model(model, { r = 4, lora_alpha = 2, use_rslora = true, init_lora_weights = false, random_state = 1 })
     model:save_pretrained(dir .. "/adapter")
     model:save_pretrained_gguf(dir, tokenizer, { save_method = "lora" })
   end
