@@ -6,8 +6,7 @@
 local unsloth = require "unsloth"
 
 local ids, adapter, four = {}, nil, arg[#arg] == "--4bit"
-if four then arg[#arg] = nil end
-for i = 4, #arg do
+for i = 4, four and #arg - 1 or #arg do
   if arg[i] == "--" then
     adapter = arg[i + 1]
     break
