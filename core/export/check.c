@@ -188,8 +188,8 @@ static usl_status same_ids(usl_ctx *ctx, const usli_tokenizer *a, const usli_tok
     size_t count[2];
     char *said[2] = { NULL, NULL };
     usl_status st;
-    USLI_TRYGO(usli_tokenizer_encode(ctx, a, text, strlen(text), USLI_ENCODE_SPECIAL, &ids[0], &count[0]));
-    USLI_TRYGO(usli_tokenizer_encode(ctx, b, text, strlen(text), USLI_ENCODE_SPECIAL, &ids[1], &count[1]));
+    USLI_TRYGO(usli_tokenizer_encode(ctx, a, text, strlen(text), 0, &ids[0], &count[0]));
+    USLI_TRYGO(usli_tokenizer_encode(ctx, b, text, strlen(text), 0, &ids[1], &count[1]));
     bool same = count[0] == count[1] && memcmp(ids[0], ids[1], count[0] * sizeof **ids) == 0;
     if (same) {
         USLI_TRYGO(usli_tokenizer_decode(ctx, a, ids[0], count[0], true, &said[0], NULL));
@@ -218,6 +218,11 @@ usl_status usli_export_check_tokenizer(usl_ctx *ctx, const usli_tokenizer *tok, 
         st = usli_fail(ctx, USL_ERR_FORMAT,
                        "its chat template is not the model's; please report it (verify = false "
                        "skips this check)");
+    if (st == USL_OK && (usli_tokenizer_adds_bos(tok) != usli_tokenizer_adds_bos(read) ||
+                         usli_tokenizer_adds_eos(tok) != usli_tokenizer_adds_eos(read)))
+        st = usli_fail(ctx, USL_ERR_FORMAT,
+                       "it begins or ends a text with other tokens than the model; please report it "
+                       "(verify = false skips this check)");
     for (int i = USLI_BOS; i <= USLI_EOS && st == USL_OK; i++) {
         int32_t id = usli_tokenizer_special(tok, (usli_special)i);
         if (id >= 0 && id != usli_tokenizer_special(read, (usli_special)i))
