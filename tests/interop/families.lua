@@ -1,6 +1,6 @@
 --- A tiny model of random weights of each family, as a folder and as GGUF files, and an adapter for it in both layouts.
 ---
----     unsloth-lua tests/interop/families.lua OUT_DIR METHOD,METHOD,... [FAMILY ...]
+---     unsloth-lua tests/interop/families.lua OUT_DIR METHOD,METHOD,...|none [FAMILY ...]
 ---
 --- Leaves OUT_DIR/FAMILY/model, OUT_DIR/FAMILY/*.gguf, OUT_DIR/FAMILY/adapter and OUT_DIR/FAMILY/adapter.gguf.
 local core = require "unsloth.core"
@@ -8,7 +8,7 @@ local unsloth = require "unsloth"
 
 local root = debug.getinfo(1, "S").source:match "^@(.*)tests/interop/families%.lua$"
 local out, methods, only = arg[1], {}, {}
-for method in arg[2]:gmatch "[^,]+" do methods[#methods + 1] = method end
+for method in arg[2]:gmatch "[^,]+" do methods[#methods + 1] = method ~= "none" and method or nil end
 for i = 3, #arg do only[arg[i]] = true end
 
 -- What differs from a plain decoder of two layers.
@@ -17,7 +17,8 @@ local FAMILIES = {
   mistral = { architectures = { "MistralForCausalLM" }, model_type = "mistral", num_key_value_heads = 1 },
   qwen2 = { architectures = { "Qwen2ForCausalLM" }, model_type = "qwen2", rope_theta = 1000000.0 },
   qwen3 = { architectures = { "Qwen3ForCausalLM" }, model_type = "qwen3", head_dim = 64 },
-  gemma = { architectures = { "GemmaForCausalLM" }, model_type = "gemma", hidden_activation = "gelu_pytorch_tanh", tie_word_embeddings = true },
+  gemma = { architectures = { "GemmaForCausalLM" }, model_type = "gemma", hidden_act = "gelu_pytorch_tanh",
+    hidden_activation = "gelu_pytorch_tanh", tie_word_embeddings = true },
   gemma2 = { architectures = { "Gemma2ForCausalLM" }, model_type = "gemma2", hidden_activation = "gelu_pytorch_tanh", tie_word_embeddings = true,
     sliding_window = 6, query_pre_attn_scalar = 64, num_hidden_layers = 4 },
   gemma3 = { architectures = { "Gemma3ForCausalLM" }, model_type = "gemma3_text", hidden_activation = "gelu_pytorch_tanh",
@@ -59,7 +60,7 @@ for family in pairs(FAMILIES) do
       local model <close> = unsloth.FastLanguageModel.from_config(config(family), { random_state = 5, dtype = "float32", device = "cpu" })
       shake(model)
       model:save_pretrained_merged(dir .. "/model", tokenizer, "merged_32bit")
-      model:save_pretrained_gguf(dir, tokenizer, { quantization_method = methods })
+      if #methods > 0 then model:save_pretrained_gguf(dir, tokenizer, { quantization_method = methods }) end
     end
     local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/model", dtype = "float32", load_in_4bit = false, device = "cpu" }
     unsloth.FastLanguageModel.get_peft_model(model, { r = 4, lora_alpha = 2, use_rslora = true, init_lora_weights = false, random_state = 1 })

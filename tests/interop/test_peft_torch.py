@@ -1,6 +1,6 @@
 """PEFT and transformers load what unsloth-lua saves and answer the same; unsloth-lua loads what PEFT saves.
 
-    test_peft_torch.py [MODEL_DIR]        default: ../shared/data/stories260K/hf
+    test_peft_torch.py [MODEL_DIR ...]        default: ../shared/data/stories260K/hf, and a tiny model of each family
 """
 import argparse
 import pathlib
@@ -26,48 +26,58 @@ def load(path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default=str(common.SHARED / "data/stories260K/hf"))
-    args = parser.parse_args()
-    checks = common.Checks()
-    if not pathlib.Path(args.model).is_dir():
-        common.skip(f"{args.model} is not here")
+def compare(model, name, checks):
     out = common.WORK / "peft"
     shutil.rmtree(out, ignore_errors=True)
-    common.lua("export.lua", args.model, out)
+    common.lua("export.lua", model, out)
 
     def agree(what, ours, theirs):
         error = reference.distance(ours, theirs)
-        checks.check(error < LIMIT, f"{what}: {error:.1e}")
+        checks.check(error < LIMIT, f"{name}, {what}: {error:.1e}")
 
-    base_ours, _ = common.answer(args.model, IDS, 1)
-    base = torch_logits(load(args.model))
+    base_ours, _ = common.answer(model, IDS, 1)
+    base = torch_logits(load(model))
     agree("the base model", base_ours, base)
 
     # Ours -> PEFT.
-    ours, _ = common.answer(args.model, IDS, 1, adapter=out / "adapter")
-    adapted = torch_logits(PeftModel.from_pretrained(load(args.model), str(out / "adapter")))
+    ours, _ = common.answer(model, IDS, 1, adapter=out / "adapter")
+    adapted = torch_logits(PeftModel.from_pretrained(load(model), str(out / "adapter")))
     agree("our adapter in PEFT", ours, adapted)
     change = reference.distance(adapted, base)
-    checks.check(change > 1e-2, f"the adapter changes the answers: {change:.1e}")
+    checks.check(change > 1e-2, f"{name}, the adapter changes the answers: {change:.1e}")
 
     # Ours, merged -> transformers.
     merged, _ = common.answer(out / "merged", IDS, 1)
     agree("our merged folder in transformers", merged, torch_logits(load(out / "merged")))
     change = reference.distance(merged, adapted)
-    checks.check(change < 2e-2, f"merging rounds to 16 bits and no more: {change:.1e}")
+    checks.check(change < 2e-2, f"{name}, merging rounds to 16 bits and no more: {change:.1e}")
     text = "Once upon a time, there was a little girl."
-    same = AutoTokenizer.from_pretrained(out / "merged").encode(text) == AutoTokenizer.from_pretrained(args.model).encode(text)
-    checks.check(same, "the tokenizer of the merged folder encodes as the model's own")
+    same = AutoTokenizer.from_pretrained(out / "merged").encode(text) == AutoTokenizer.from_pretrained(model).encode(text)
+    checks.check(same, f"{name}, the tokenizer of the merged folder encodes as the model's own")
 
     # PEFT -> ours.
     torch.manual_seed(1)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, use_rslora=True)
-    theirs = get_peft_model(load(args.model), config)
+    theirs = get_peft_model(load(model), config)
     theirs.save_pretrained(str(out / "from_peft"))
-    ours, _ = common.answer(args.model, IDS, 1, adapter=out / "from_peft")
+    ours, _ = common.answer(model, IDS, 1, adapter=out / "from_peft")
     agree("PEFT's adapter in ours", ours, torch_logits(theirs))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*")
+    args = parser.parse_args()
+    checks = common.Checks()
+    stories, families = common.SHARED / "data/stories260K/hf", common.WORK / "peft_families"
+    models = [(model, pathlib.Path(model).name) for model in args.models]
+    if not models:
+        models = [(str(stories), "stories260K")] if stories.is_dir() else []
+        shutil.rmtree(families, ignore_errors=True)
+        common.lua("families.lua", families, "none")
+        models += [(str(path / "model"), path.name) for path in sorted(families.iterdir())]
+    for model, name in models:
+        compare(model, name, checks)
     checks.end()
 
 
