@@ -5,7 +5,6 @@ local modelfile = require "unsloth.modelfile"
 local options = require "unsloth.options"
 local progress = require "unsloth.progress"
 
-local M = {}
 local Model = core.Model
 
 local function read_text(path)
@@ -67,8 +66,8 @@ local function run(o, body)
   return result
 end
 
---- A line about what was written: its size, and what the look at it found.
-function M.describe(path, report, base)
+-- A line about what was written: its size, and what the look at it found.
+local function describe(path, report, base)
   local said = ("%s: %s"):format(path, progress.bytes(report.bytes))
   if base then said = said .. (", merged onto the weights of %s"):format(type(base) == "string" and base or "the base given") end
   if not report.weights then return said .. ", not checked" end
@@ -140,7 +139,7 @@ local function merged_type(model, method)
 end
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
---- "merged_4bit" (bitsandbytes' NF4), or "lora" for the adapter alone. Returns what the check found.
+--- "merged_4bit" (bitsandbytes' NF4), or "lora" for the adapter alone. Prints and returns what the check found.
 function Model:save_pretrained_merged(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
@@ -155,7 +154,9 @@ function Model:save_pretrained_merged(dir, tokenizer, opts)
   if not dtype then
     errors.unsupported('save_method "%s" is not built in: use "merged_16bit", "merged_4bit", "merged_32bit" or "lora"', o.save_method)
   end
-  return run(o, function(how) return core.export_merged(self, tokenizer, dir, dtype, how) end)
+  local report = run(o, function(how) return core.export_merged(self, tokenizer, dir, dtype, how) end)
+  print(describe(dir, report, o.base))
+  return report
 end
 
 -- ---- GGUF -----------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ local function calibrate(model, tokenizer, path, how)
 end
 
 --- One .gguf in dir for each method, made in one pass over the weights, and a Modelfile for Ollama where the tokenizer has a chat template
---- that one can say. Returns the paths, and what the checks found.
+--- that one can say. Prints what the checks found; returns the paths and that.
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)
@@ -209,9 +210,8 @@ function Model:save_pretrained_gguf(dir, tokenizer, opts)
     how.imatrix = calibrate(self, tokenizer, o.imatrix_file, how)
     return core.export_gguf(self, tokenizer, paths, methods, how)
   end)
+  for i, path in ipairs(paths) do print(describe(path, reports[i], o.base)) end
   local text = tokenizer and modelfile.make(tokenizer, paths[1]:match "[^/]+$")
   if text then write_text(dir .. "/Modelfile", text) end
   return paths, reports
 end
-
-return M

@@ -3,7 +3,6 @@ local adapters = require "unsloth.model"
 local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
-local save = require "unsloth.save"
 local unsloth = require "unsloth"
 
 local o = args.parse(arg, {
@@ -59,9 +58,7 @@ end
 if #ggufs > 0 and not tokenizer then errors.raise("USL_ERR_NOT_FOUND", "%s has no tokenizer, which a .gguf holds", o[1]) end
 
 if #ggufs > 0 then
-  local paths, reports = model:save_pretrained_gguf(output, tokenizer, { quantization_method = ggufs, verify = not o.no_verify, base = o.base,
-    imatrix_file = o.imatrix })
-  for i, path in ipairs(paths) do print(save.describe(path, reports[i], o.base)) end
+  model:save_pretrained_gguf(output, tokenizer, { quantization_method = ggufs, verify = not o.no_verify, base = o.base, imatrix_file = o.imatrix })
   if core.path_kind(output .. "/Modelfile") then print(output .. "/Modelfile") end
 end
 for _, format in ipairs(others) do
@@ -73,7 +70,6 @@ for _, format in ipairs(others) do
   elseif format == "gguf-lora" then
     print(model:save_pretrained_gguf(output, tokenizer, { save_method = "lora" })[1])
   else
-    print(save.describe(dir, model:save_pretrained_merged(dir, tokenizer, { save_method = MERGED[format], verify = not o.no_verify, base = o.base }),
-      o.base))
+    model:save_pretrained_merged(dir, tokenizer, { save_method = MERGED[format], verify = not o.no_verify, base = o.base })
   end
 end
