@@ -124,13 +124,15 @@ static void add_distance(const float *a, const float *b, int64_t n, double *erro
     }
 }
 
-/* The ids of a prompt: of a text, or any where there is no tokenizer. */
+/* The ids of a prompt: of a text, or any where there is no tokenizer for it. */
 static usl_status prompt_of(const usl_model *m, const usli_tokenizer *tok, int which, int64_t most, int32_t **ids,
                             int64_t *count) {
     size_t n = 0;
     *ids = NULL;
     if (tok)
         USLI_TRY(usli_tokenizer_encode(m->ctx, tok, TEXTS[which], strlen(TEXTS[which]), USLI_ENCODE_SPECIAL, ids, &n));
+    for (size_t i = 0; i < n; i++)
+        if ((*ids)[i] >= m->config.vocab) n = 0; /* a tokenizer of another model: a folder may hold it */
     if (!n) {
         usli_free(m->ctx, *ids);
         n = PROMPT;
@@ -156,6 +158,8 @@ static usl_status look_at_logits(const look *k, const usli_tokenizer *tok, usl_e
     usl_model *m = k->s->m;
     int64_t vocab = m->config.vocab, most = m->context < PROMPT ? m->context : PROMPT, count;
     if (k->read->context < most) most = k->read->context;
+    /* What no reader of the format does is told when it is written, and not looked at here. */
+    if (m->config.window > 0 && !k->read->config.window && m->config.window < most) most = m->config.window;
     double error = 0, size = 0;
     float *logits = usli_malloc(m->ctx, 2 * (size_t)(most * vocab) * sizeof *logits);
     if (!logits) return usli_nomem(m->ctx, 2 * (size_t)(most * vocab) * sizeof *logits);

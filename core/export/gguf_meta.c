@@ -12,7 +12,8 @@ typedef enum said {
     ALWAYS,
     POSITIVE,   /* where the value is */
     LOCAL_ROPE, /* where the family has rope frequencies of its own for layers with a window */
-    SCALED      /* where rope is scaled by a factor */
+    SCALED,     /* where rope is scaled by a factor */
+    YARN        /* where it is scaled so */
 } said;
 
 /* Keys behind "ARCH."; where: of an int64_t (count) or a double in usli_config. */
@@ -40,6 +41,8 @@ static const struct {
     { "rope.freq_base_swa", true, offsetof(usli_config, local_rope.theta), LOCAL_ROPE },
     { "rope.scaling.factor", true, offsetof(usli_config, rope.factor), SCALED },
     { "rope.scaling.original_context_length", false, offsetof(usli_config, rope.original_context), SCALED },
+    { "rope.scaling.yarn_beta_fast", true, offsetof(usli_config, rope.beta_fast), YARN },
+    { "rope.scaling.yarn_beta_slow", true, offsetof(usli_config, rope.beta_slow), YARN },
 };
 
 /* llama3's scaling is a tensor of divisors; what is left has a name. */
@@ -53,6 +56,7 @@ static bool is_said(const usli_config *c, said when, double value) {
     case POSITIVE: return value > 0;
     case LOCAL_ROPE: return c->arch->local_rope;
     case SCALED: return scaling_of(c) && value > 0;
+    case YARN: return c->rope.kind == USLI_ROPE_YARN;
     }
     return false;
 }
@@ -110,10 +114,24 @@ static usl_status check_scale(const usl_model *m) {
                      c->query_scalar, known);
 }
 
+/* Of YaRN readers know the factor alone: attention's follows from it. */
+static usl_status check_yarn(const usl_model *m) {
+    const usli_rope_config *r = &m->config.rope;
+    double known = r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1, inv[1], attention;
+    if (r->kind != USLI_ROPE_YARN) return USL_OK;
+    usli_rope_frequencies(r, 2, NULL, inv, &attention);
+    if (fabs(attention - known) <= 1e-6 * known) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "rope's attention_factor is %g, which a .gguf cannot say: its readers take %g for this factor; "
+                     "save_pretrained_merged keeps it",
+                     attention, known);
+}
+
 usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const usli_method *method) {
     const usli_config *c = &m->config;
     char key[KEY_MAX];
     USLI_TRY(check_scale(m));
+    USLI_TRY(check_yarn(m));
     USLI_TRY(usli_gguf_put_name(w, m));
     USLI_TRY(put_text(w, "general.type", "model"));
     USLI_TRY(usli_gguf_put_u32(w, "general.file_type", method->file_type));

@@ -456,7 +456,9 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     c->rope.factor = meta_float(g, a, "rope.scaling.factor", 1);
     c->rope.original_context = meta_int(g, a, "rope.scaling.original_context_length", c->context);
     c->rope.attention_factor = meta_float(g, a, "rope.scaling.attn_factor", 0);
-    c->rope.beta_fast = 32, c->rope.beta_slow = 1, c->rope.truncate = true;
+    c->rope.beta_fast = meta_float(g, a, "rope.scaling.yarn_beta_fast", 32);
+    c->rope.beta_slow = meta_float(g, a, "rope.scaling.yarn_beta_slow", 1);
+    c->rope.truncate = true;
     char key[128];
     snprintf(key, sizeof key, "%s.rope.scaling.type", a);
     usli_gguf_str scaling = usli_gguf_string(g, key);
