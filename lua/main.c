@@ -33,18 +33,19 @@ static usl_ctx *main_ctx;
 static pthread_t main_thread;
 static volatile sig_atomic_t is_running, is_prompting, is_interrupted;
 
-static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
-                            "  -e stat   execute string 'stat'\n"
-                            "  -l name   require library 'name' into global 'name'\n"
-                            "  -i        enter interactive mode after executing 'script'\n"
-                            "  -v        show version information\n"
-                            "  -E        ignore environment variables\n"
-                            "  -W        turn warnings on\n"
-                            "  -h        show this help\n"
-                            "  --        stop handling options\n"
-                            "  -         execute stdin and stop handling options\n"
-                            "A first word that is no file but a verb runs a built-in tool: info, generate, export, "
-                            "bench, plan (each with --help).\n";
+static const char USAGE[] =
+    "usage: " PROGRAM " [options] [script [args]]\n"
+    "  -e stat   execute string 'stat'\n"
+    "  -l name   require library 'name' into global 'name'\n"
+    "  -i        enter interactive mode after executing 'script'\n"
+    "  -v        show version information\n"
+    "  -E        ignore environment variables\n"
+    "  -W        turn warnings on\n"
+    "  -h        show this help\n"
+    "  --        stop handling options\n"
+    "  -         execute stdin and stop handling options\n"
+    "A first word that is no file but a verb runs a built-in tool, each with --help: info, generate, export, bench,\n"
+    "plan.\n";
 
 static void complain(const char *text) {
     fprintf(stderr, "%s: %s\n", PROGRAM, text);
