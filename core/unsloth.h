@@ -29,6 +29,12 @@ extern "C" {
 #endif
 
 #define USL_VERSION "0.1.0"
+/* Grows by one with every change that a program built against an older header would not survive. */
+#define USL_ABI_VERSION 1
+
+/* What the library at run time is: a host refuses to go on when usl_abi_version() is not its USL_ABI_VERSION. */
+USL_API int usl_abi_version(void);
+USL_API const char *usl_version(void);
 
 /* ---- Status ------------------------------------------------------------------------------------------------------ */
 
@@ -98,6 +104,11 @@ typedef void (*usl_log_fn)(void *ud, usl_log_level level, const char *text);
 /* What a long operation has done so far: total 0 means unknown. Return non-zero to cancel it. */
 typedef int (*usl_progress_fn)(void *ud, const char *what, uint64_t done, uint64_t total);
 
+/* Asked before the library reads, looks at or lists a path (READ), or makes, replaces or removes it (WRITE). Return
+ * non-zero to refuse: the call fails with USL_ERR_IO. The path is as it was given: resolving it is the host's. */
+typedef enum usl_access { USL_ACCESS_READ, USL_ACCESS_WRITE } usl_access;
+typedef int (*usl_access_fn)(void *ud, const char *path, usl_access access);
+
 typedef struct usl_ctx_opts {
     size_t size;
     usl_realloc_fn realloc_fn; /* NULL: malloc's */
@@ -106,15 +117,19 @@ typedef struct usl_ctx_opts {
     void *log_ud;
     usl_progress_fn progress_fn; /* NULL: none */
     void *progress_ud;
-    int threads; /* 0: the processors this process may run on */
+    int threads;             /* 0: the processors this process may run on */
+    usl_access_fn access_fn; /* NULL: every path is allowed */
+    void *access_ud;
 } usl_ctx_opts;
 #define USL_CTX_OPTS_INIT \
-    { sizeof(usl_ctx_opts), NULL, NULL, NULL, NULL, NULL, NULL, 0 }
+    { sizeof(usl_ctx_opts), NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL }
 
 /* *out is new: free with usl_ctx_free. opts may be NULL. Fails only for want of memory or threads. */
 USL_API usl_status usl_ctx_new(const usl_ctx_opts *opts, usl_ctx **out);
 /* Drops the caller's hold: the context goes when its last child has gone. */
 USL_API void usl_ctx_free(usl_ctx *ctx);
+/* Another hold, with a usl_ctx_free of its own. Returns ctx. Any thread. */
+USL_API usl_ctx *usl_ctx_retain(usl_ctx *ctx);
 /* Returns the sentence of the last failed call on ctx, "" before any. Valid until the next call. */
 USL_API const char *usl_ctx_errmsg(const usl_ctx *ctx);
 USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
@@ -124,6 +139,10 @@ USL_API void usl_ctx_cancel(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
 USL_API int usl_ctx_threads(const usl_ctx *ctx);
+/* Says something through log_fn, as the library does. Returns 0 when there is none. */
+USL_API int usl_ctx_log(usl_ctx *ctx, usl_log_level level, const char *text);
+/* USL_OK, or what access_fn's refusal of the path makes of a call. */
+USL_API usl_status usl_ctx_may(usl_ctx *ctx, const char *path, usl_access access);
 
 /* ---- Tensors: what goes in and out ------------------------------------------------------------------------------- */
 
@@ -319,6 +338,11 @@ USL_API usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_mode
 /* A model of random weights (normal, deviation config.initializer_range) from the text of a config.json. */
 USL_API usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
                                     usl_model **out);
+/* Another model with the frozen weights of base, which are held once and counted: for ctx, which may be base's own or
+ * one on another thread, where both work at the same time. Device, types and context length are base's; adapters, and
+ * what trainers and generators need, are its own. Not while another thread uses base; base may be freed first. Trained
+ * weights (full_finetuning) and layers that are streamed from host memory cannot be shared: USL_ERR_UNSUPPORTED. */
+USL_API usl_status usl_model_share(usl_ctx *ctx, usl_model *base, usl_model **out);
 USL_API void usl_model_free(usl_model *model);
 /* Bytes of memory in use: on a GPU by everybody, as its driver counts them; on the CPU the process's peak, as the
  * operating system counts it. 0 when it cannot be told. */
@@ -333,6 +357,7 @@ typedef struct usl_model_info {
     int64_t parameters, trainable; /* numbers, adapters included */
     uint64_t weight_bytes;         /* frozen weights as stored, embeddings included */
     int tied;
+    int shared; /* other models that hold the same frozen weights now */
 } usl_model_info;
 USL_API void usl_model_get_info(const usl_model *model, usl_model_info *info);
 
@@ -347,8 +372,11 @@ typedef struct usl_lora_opts {
     const char *name; /* of the adapter; NULL: "default" */
     int rank;
     double alpha, dropout;
-    const char *target_modules; /* names separated by commas, or "all-linear"; NULL: the seven of a decoder block */
-    const char *layers;         /* 0-based indices separated by commas; NULL: all */
+    /* Names separated by commas, or "all-linear"; NULL: all of a decoder block but a mixture's gates. In a mixture
+     * gate_proj, up_proj and down_proj are those of the experts, as in PEFT; "mlp.experts.gate_up_proj",
+     * "mlp.experts.down_proj" and "gate.weight" are taken too, as in its target_parameters. */
+    const char *target_modules;
+    const char *layers; /* 0-based indices separated by commas; NULL: all */
     int use_rslora;
     const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
     uint64_t seed;
@@ -433,11 +461,15 @@ typedef struct usl_train_opts {
     int shuffle;
     const char *recompute; /* "auto", "none", "full", "offload": all, with the blocks' inputs in host memory */
     uint64_t memory_limit; /* bytes; 0: what is free */
+    int deterministic;     /* 0: attention's gradients on a GPU may differ in the last bits from run to run */
+    /* Times the load-balancing loss of each micro-batch, which is added to the loss, as transformers does with
+     * output_router_logits; 0: none. Mixtral, Qwen2-MoE, Qwen3-MoE. */
+    double router_aux_loss_coef;
 } usl_train_opts;
 #define USL_TRAIN_OPTS_INIT                                                                                        \
     {                                                                                                              \
         sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
-            "adamw_8bit", 3407, 1, "auto", 0                                                                       \
+            "adamw_8bit", 3407, 1, "auto", 0, 1, 0.0                                                               \
     }
 
 /* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval
@@ -487,6 +519,7 @@ typedef struct usl_plan {
     int64_t recomputed_layers, layers;
     int64_t offloaded_inputs; /* 1: what recomputed layers begin with waits in host memory */
     int64_t piece_tokens;     /* so many at a time go through recomputed layers' MLPs; 0: all of the pass */
+    int64_t whole_layers;     /* keep also what is cheap to make again */
     int64_t streamed_layers;  /* their weights lie in host memory and come when they are needed */
     uint64_t host_total;      /* bytes of host memory for all that waits there */
 } usl_plan;
@@ -564,6 +597,7 @@ USL_API usl_status usl_model_decode_rate(usl_model *model, int rows, int64_t pro
 
 /* What scripts need of the file system, since C and Lua have no word for folders. */
 typedef enum usl_path_kind { USL_PATH_NONE, USL_PATH_FILE, USL_PATH_DIR } usl_path_kind;
+/* Asks no access_fn, since it has no context: usl_ctx_may does. */
 USL_API usl_path_kind usl_path_look(const char *path);
 /* Calls fn with each name in a folder, sorted; fn returns non-zero to stop with USL_ERR_CALLBACK. */
 USL_API usl_status usl_dir_list(usl_ctx *ctx, const char *path, int (*fn)(void *ud, const char *name), void *ud);

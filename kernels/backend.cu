@@ -237,7 +237,9 @@ extern "C" usl_status usli_cuda_open_absent(usl_ctx *ctx, usli_exec *x) {
     x->backend = &CUDA;
     x->state = c;
     x->stream = nullptr;
-    return USL_OK;
+    usl_status st = usli_cudnn_open_absent(x);
+    if (st != USL_OK) close_device(x);
+    return st;
 }
 
 extern "C" usl_status usli_cuda_open(usl_ctx *ctx, int device, usli_exec *x) {

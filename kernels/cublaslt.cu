@@ -15,6 +15,9 @@ constexpr size_t WORKSPACE = (size_t)64 << 20;
  * pass to pass, so old ones must give way. */
 constexpr size_t ENTRIES = 4096, PLACES = 8;
 
+/* More is not told: where the arena puts a matrix must not decide which algorithm multiplies it. */
+constexpr uintptr_t MOST_ALIGNED = 16;
+
 /* What decides the algorithm. Two products with one key run the same one: the heuristic's first. */
 struct key {
     int64_t m, n, k, lda, ldb, ldc;
@@ -75,7 +78,7 @@ cudaDataType_t type_of(int dtype) {
 }
 
 int alignment(const void *p, int64_t ld_bytes) {
-    uintptr_t bits = reinterpret_cast<uintptr_t>(p) | (uintptr_t)ld_bytes | 256;
+    uintptr_t bits = reinterpret_cast<uintptr_t>(p) | (uintptr_t)ld_bytes | MOST_ALIGNED;
     return (int)(bits & (~bits + 1));
 }
 

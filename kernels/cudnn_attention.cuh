@@ -4,9 +4,12 @@
 
 #include "kernels/device.cuh"
 
-/* USL_ATTENTION=cudnn in the environment lets cuDNN take what it can; "own", or nothing, leaves usli_cuda_of(x)->cudnn
- * NULL, and so it is where the library is not found or too old: no error. */
+/* On GPUs where it is the quicker one it takes what it can; USL_ATTENTION=own in the environment leaves
+ * usli_cuda_of(x)->cudnn NULL, USL_ATTENTION=cudnn opens it on any GPU. NULL too where the library is not found or too
+ * old: no error. */
 usl_status usli_cudnn_open(usli_exec *x);
+/* For plans where there is no device: only the workspace's size is asked. */
+usl_status usli_cudnn_open_absent(usli_exec *x);
 void usli_cudnn_close(usli_exec *x);
 /* Whether it has taken an attention so far. */
 bool usli_cudnn_used(const usli_exec *x);

@@ -127,47 +127,74 @@ template <int TYPE> __global__ void __launch_bounds__(THREADS) gemv(const __grid
 }
 
 /* ---- xa = x A^T, a block per rank ----------------------------------------------------------------------------------
- */
+ * A row of A is 16 to 57 KB: all of it is under way at once. */
+
+constexpr int RANK_THREADS = 512, RANK_WARPS = RANK_THREADS / USLI_WARP;
 
 struct rank_args {
     const float *a[USLI_MAX_SEGMENTS];
     int rank0[USLI_MAX_SEGMENTS + 1]; /* where each segment's ranks begin, and the end of all */
     int tokens, ranks;
-    usl_dtype dtype;
+    bool wide; /* rows of a and x are whole pieces of four values, aligned */
     int64_t in, ldx;
     const void *x;
     float *xa;
-    void *saved; /* the same in dtype, or NULL */
+    void *saved; /* the same in x's type, or NULL */
 };
 
-__global__ void __launch_bounds__(THREADS) ranks(const __grid_constant__ rank_args g) {
-    __shared__ float part[USLI_WARP];
-    int r = (int)blockIdx.x, s = 0;
+template <typename T, int V>
+__device__ __forceinline__ void rank_sums(const rank_args &g, const float *a, float (&sum)[MOST_TOKENS]) {
+    const T *x = static_cast<const T *>(g.x);
+#pragma unroll 4
+    for (int64_t i = (int64_t)threadIdx.x * V; i < g.in; i += RANK_THREADS * V) {
+        usli_pack<float, V> v = load_pack<float, V>(a + i);
+#pragma unroll
+        for (int t = 0; t < MOST_TOKENS; t++) {
+            if (t >= g.tokens) break;
+            usli_pack<T, V> xs = load_pack<T, V>(x + t * g.ldx + i);
+#pragma unroll
+            for (int k = 0; k < V; k++) sum[t] += v.v[k] * to_f32(xs.v[k]);
+        }
+    }
+}
+
+template <typename T> __global__ void __launch_bounds__(RANK_THREADS) ranks(const __grid_constant__ rank_args g) {
+    __shared__ float part[MOST_TOKENS][RANK_WARPS];
+    int r = (int)blockIdx.x, s = 0, warp = (int)threadIdx.x / USLI_WARP;
     while (r >= g.rank0[s + 1]) s++;
     const float *a = g.a[s] + (r - g.rank0[s]) * g.in;
-    for (int t = 0; t < g.tokens; t++) {
-        float sum = 0;
-#pragma unroll 4
-        for (int64_t i = threadIdx.x; i < g.in; i += THREADS) sum += a[i] * load_any(g.x, g.dtype, t * g.ldx + i);
-        sum = block_sum<THREADS>(sum, part);
-        if (g.dtype == USL_BF16) sum = to_f32(from_f32<usli_bf16>(sum));
-        if (g.dtype == USL_F16) sum = to_f32(from_f32<usli_f16>(sum));
-        if (threadIdx.x) continue;
-        g.xa[t * g.ranks + r] = sum;
-        if (g.saved) store_any(g.saved, g.dtype, t * g.ranks + r, sum);
+    float sum[MOST_TOKENS] = {};
+    if (g.wide)
+        rank_sums<T, 4>(g, a, sum);
+    else
+        rank_sums<T, 1>(g, a, sum);
+#pragma unroll
+    for (int t = 0; t < MOST_TOKENS; t++) {
+        float v = warp_sum(sum[t]);
+        if (threadIdx.x % USLI_WARP == 0) part[t][warp] = v;
     }
+    __syncthreads();
+    int t = (int)threadIdx.x;
+    if (t >= g.tokens) return;
+    float v = 0;
+    for (int w = 0; w < RANK_WARPS; w++) v += part[t][w];
+    T rounded = from_f32<T>(v);
+    g.xa[t * g.ranks + r] = to_f32(rounded);
+    if (g.saved) static_cast<T *>(g.saved)[t * g.ranks + r] = rounded;
 }
 
 void launch_ranks(usli_exec *x, const usli_linear_args *a, float *xa) {
     rank_args g = {};
+    g.ldx = a->ldx ? a->ldx : a->in;
+    g.wide = a->in % 4 == 0 && g.ldx % 4 == 0 && usli_aligned16(a->x);
     for (int i = 0; i < a->segments; i++) {
         g.a[i] = a->segment[i].lora.a;
+        g.wide = g.wide && usli_aligned16(g.a[i]);
         g.rank0[i + 1] = g.rank0[i] + a->segment[i].lora.rank;
     }
     g.ranks = g.rank0[a->segments];
-    g.tokens = (int)a->tokens, g.dtype = a->dtype, g.in = a->in, g.ldx = a->ldx ? a->ldx : a->in;
-    g.x = a->x, g.xa = xa, g.saved = a->xa;
-    USLI_LAUNCH((unsigned)g.ranks, THREADS, 0, x, ranks)(g);
+    g.tokens = (int)a->tokens, g.in = a->in, g.x = a->x, g.xa = xa, g.saved = a->xa;
+    USLI_BY_DTYPE(a->dtype, T, USLI_LAUNCH((unsigned)g.ranks, RANK_THREADS, 0, x, ranks<T>)(g));
 }
 
 /* ---- Launching -----------------------------------------------------------------------------------------------------

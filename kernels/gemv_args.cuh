@@ -36,6 +36,7 @@ struct gemv_args {
 __device__ __forceinline__ float gemv_beside(const gemv_args &g, const gemv_segment &s, int64_t row, int t) {
     float low = 0;
     const float *xa = g.xa + t * g.ranks + s.rank0, *b = s.b + row * s.rank;
+#pragma unroll 8
     for (int r = 0; r < s.rank; r++) low += xa[r] * b[r];
     low *= s.lora_scale;
     if (s.bias) low += load_any(s.bias, s.bias_dtype, row);

@@ -98,7 +98,7 @@ template <typename T> struct held<USL_I8, T> {
 
 template <typename T> struct held<USL_NF4, T> {
     static constexpr bool SCALED = true;
-    static constexpr int AHEAD = 2;
+    static constexpr int AHEAD = 4;
     uint2 codes;
     float absmax; /* or absmax2 */
     int absmax_q;
@@ -125,25 +125,23 @@ template <typename T> struct held<USL_NF4, T> {
 /* ---- The product ---------------------------------------------------------------------------------------------------
  */
 
-/* A lane's part of a step. */
+/* A lane's part of a step: rows g and g + 8 of the tile. */
 template <int TYPE, typename T> struct piece {
-    held<TYPE, T> upper, lower; /* rows g and g + 8 of the tile */
-    uint4 x[2];                 /* token g */
+    held<TYPE, T> upper, lower;
     __device__ __forceinline__ void load(const gemv_args &g, const gemv_segment &s, int64_t row, int64_t other,
                                          int64_t first) {
-        int token = (int)threadIdx.x % USLI_WARP / 4;
         upper.load(s, g.in, row, first);
         lower.load(s, g.in, other, first);
-        x[0] = x[1] = make_uint4(0, 0, 0, 0);
-        if (token < g.tokens) {
-            const uint4 *p = reinterpret_cast<const uint4 *>(static_cast<const T *>(g.x) + token * g.ldx + first);
-            x[0] = __ldg(p);
-            x[1] = __ldg(p + 1);
-        }
     }
-    __device__ __forceinline__ void multiply(const gemv_segment &s, const room &to, float (&sum)[4]) const {
-        uint32_t up[LANE / 2], low[LANE / 2],
-            xs[LANE / 2] = { x[0].x, x[0].y, x[0].z, x[0].w, x[1].x, x[1].y, x[1].z, x[1].w };
+    /* x: token g's values, from the cache that all blocks fill; NULL: there is no such token. */
+    __device__ __forceinline__ void multiply(const gemv_segment &s, const room &to, const T *x, float (&sum)[4]) const {
+        uint32_t up[LANE / 2], low[LANE / 2];
+        uint4 first = make_uint4(0, 0, 0, 0), second = first;
+        if (x) {
+            first = __ldg(reinterpret_cast<const uint4 *>(x));
+            second = __ldg(reinterpret_cast<const uint4 *>(x) + 1);
+        }
+        uint32_t xs[LANE / 2] = { first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w };
         upper.words(to, up);
         lower.words(to, low);
         float d[4] = {};
@@ -153,9 +151,9 @@ template <int TYPE, typename T> struct piece {
             mma_16816<T>(held<TYPE, T>::SCALED ? d : sum, a, b);
         }
         if (!held<TYPE, T>::SCALED) return;
-        float first = upper.scale(s, to), second = lower.scale(s, to);
-        sum[0] += first * d[0], sum[1] += first * d[1];
-        sum[2] += second * d[2], sum[3] += second * d[3];
+        float above = upper.scale(s, to), below = lower.scale(s, to);
+        sum[0] += above * d[0], sum[1] += above * d[1];
+        sum[2] += below * d[2], sum[3] += below * d[3];
     }
 };
 
@@ -166,61 +164,90 @@ template <typename T> __device__ void fill(room *to, const usli_nf4 &q) {
     to->map[byte] = q.absmax_q ? q.map[byte] : 0.0f;
 }
 
-template <int TYPE, typename T>
-__global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ gemv_args g) {
-    constexpr int AHEAD = held<TYPE, T>::AHEAD; /* steps whose loads are in flight while others are multiplied */
-    USLI_SHARED(room, table);
-    __shared__ float part[WARPS][TILE_ROWS][TILE_TOKENS];
-    int64_t tile = blockIdx.x, steps = g.in / STEP;
-    int which = 0;
-    while (tile >= (g.s[which].rows + TILE_ROWS - 1) / TILE_ROWS)
-        tile -= (g.s[which++].rows + TILE_ROWS - 1) / TILE_ROWS;
-    const gemv_segment &s = g.s[which];
-    int64_t first_row = tile * TILE_ROWS;
-    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
-    int64_t row = first_row + lane / 4, other = row + 8; /* those beyond the end read the last row */
-    row = row < s.rows ? row : s.rows - 1;
-    other = other < s.rows ? other : s.rows - 1;
-    int64_t at = (int64_t)warp * AHEAD, from = lane % 4 * LANE;
-    piece<TYPE, T> now[AHEAD] = {}, next[AHEAD] = {}; /* of steps beyond the end, the last once more: not multiplied */
-#pragma unroll
-    for (int k = 0; k < AHEAD; k++) now[k].load(g, s, row, other, min(at + k, steps - 1) * STEP + from);
-    int token = (int)threadIdx.x % TILE_TOKENS;
-    int64_t own = first_row + (int)threadIdx.x / TILE_TOKENS;
-    bool writes = threadIdx.x < TILE_ROWS * TILE_TOKENS && token < g.tokens && own < s.rows;
-    float y = writes ? gemv_beside(g, s, own, token) : 0.0f;
-    if (TYPE == USL_NF4) {
-        fill<T>(table, s.nf4);
-        __syncthreads();
-    }
-    float sum[4] = {};
-    for (;; at += WARPS * AHEAD) {
-        int64_t then = at + WARPS * AHEAD;
-        if (then < steps) {
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) next[k].load(g, s, row, other, min(then + k, steps - 1) * STEP + from);
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++)
-            if (at + k < steps) now[k].multiply(s, *table, sum);
-        if (then >= steps) break;
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) now[k] = next[k];
-    }
-    int r = lane / 4, t = lane % 4 * 2;
-    part[warp][r][t] = sum[0], part[warp][r][t + 1] = sum[1];
-    part[warp][r + 8][t] = sum[2], part[warp][r + 8][t + 1] = sum[3];
-    __syncthreads();
-    if (!writes) return;
-    for (int w = 0; w < WARPS; w++) y += part[w][threadIdx.x / TILE_TOKENS][token];
-    store_any(g.y, g.y_dtype, token * g.ldy + s.row0 + own, y);
+__host__ __device__ __forceinline__ int tiles_of(const gemv_segment &s) {
+    return (int)((s.rows + TILE_ROWS - 1) / TILE_ROWS);
 }
 
+/* A tile's segment and rows; those beyond the end read the last row. */
+struct spot {
+    const gemv_segment *s;
+    int first_row, row, other;
+};
+
+__device__ __forceinline__ spot spot_of(const gemv_args &g, int tile) {
+    int which = 0;
+    while (tile >= tiles_of(g.s[which])) tile -= tiles_of(g.s[which++]);
+    spot p = { &g.s[which], tile * TILE_ROWS, 0, 0 };
+    int most = (int)p.s->rows - 1;
+    p.row = min(p.first_row + (int)threadIdx.x % USLI_WARP / 4, most);
+    p.other = min(p.row + 8, most);
+    return p;
+}
+
+/* Blocks go from tile to tile with the next one's weights under way, so that memory never waits for a sum or a table.
+ */
+template <int TYPE, typename T>
+__global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ gemv_args g, int tiles) {
+    constexpr int AHEAD = held<TYPE, T>::AHEAD; /* steps whose loads are in flight while others are multiplied */
+    USLI_SHARED(room, table);
+    __shared__ float part[2][WARPS][TILE_ROWS][TILE_TOKENS];
+    int steps = (int)(g.in / STEP), warp = (int)threadIdx.x / USLI_WARP, begin = warp * AHEAD;
+    int lane = (int)threadIdx.x % USLI_WARP, from = lane % 4 * LANE;
+    int token = (int)threadIdx.x % TILE_TOKENS, half = 0;
+    bool writes = threadIdx.x < TILE_ROWS * TILE_TOKENS && token < g.tokens;
+    const T *x = lane / 4 < g.tokens ? static_cast<const T *>(g.x) + lane / 4 * g.ldx + from : nullptr;
+    piece<TYPE, T> now[AHEAD] = {}, next[AHEAD] = {}; /* of steps beyond the end, the last once more: not multiplied */
+    spot here = spot_of(g, (int)blockIdx.x);
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++)
+        now[k].load(g, *here.s, here.row, here.other, (int64_t)min(begin + k, steps - 1) * STEP + from);
+    if (TYPE == USL_NF4) {
+        fill<T>(table, here.s->nf4);
+        __syncthreads();
+    }
+    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
+        bool more = tile + (int)gridDim.x < tiles;
+        spot then = more ? spot_of(g, tile + (int)gridDim.x) : here;
+        float sum[4] = {};
+        for (int at = begin, group = 0; group < steps; group += WARPS * AHEAD, at += WARPS * AHEAD) {
+            bool last = group + WARPS * AHEAD >= steps;
+            spot p = { last ? then.s : here.s, 0, last ? then.row : here.row, last ? then.other : here.other };
+            int first = last ? begin : at + WARPS * AHEAD;
+            if (!last || more) {
+#pragma unroll
+                for (int k = 0; k < AHEAD; k++)
+                    next[k].load(g, *p.s, p.row, p.other, (int64_t)min(first + k, steps - 1) * STEP + from);
+            }
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (at + k < steps) now[k].multiply(*here.s, *table, x ? x + (at + k) * STEP : nullptr, sum);
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) now[k] = next[k];
+        }
+        int r = lane / 4, t = lane % 4 * 2;
+        part[half][warp][r][t] = sum[0], part[half][warp][r][t + 1] = sum[1];
+        part[half][warp][r + 8][t] = sum[2], part[half][warp][r + 8][t + 1] = sum[3];
+        __syncthreads();
+        int own = here.first_row + (int)threadIdx.x / TILE_TOKENS;
+        if (writes && own < here.s->rows) {
+            float y = gemv_beside(g, *here.s, own, token);
+            for (int w = 0; w < WARPS; w++) y += part[half][w][threadIdx.x / TILE_TOKENS][token];
+            store_any(g.y, g.y_dtype, token * g.ldy + here.s->row0 + own, y);
+        }
+        half ^= 1; /* the other half is free: who reads it has not come to this barrier yet */
+        here = then;
+    }
+}
+
+constexpr int BLOCKS_A_MULTIPROCESSOR = 2;
+
+/* A table is worth filling once a block; without one, blocks of one tile each do as well. */
 template <int TYPE, typename T> void launch_tiles_of(usli_exec *x, const gemv_args *g) {
-    int64_t tiles = 0;
-    for (int i = 0; i < g->count; i++) tiles += usli_ceil_div(g->s[i].rows, TILE_ROWS);
+    int tiles = 0, most = BLOCKS_A_MULTIPROCESSOR * usli_cuda_of(x)->multiprocessors;
+    for (int i = 0; i < g->count; i++) tiles += tiles_of(g->s[i]);
     size_t shared = TYPE == USL_NF4 ? sizeof(room) : 0;
-    USLI_LAUNCH((unsigned)tiles, THREADS, shared, x, gemv_tile<TYPE, T>)(*g);
+    int blocks = TYPE == USL_NF4 && tiles > most ? most : tiles;
+    USLI_LAUNCH((unsigned)blocks, THREADS, shared, x, gemv_tile<TYPE, T>)(*g, tiles);
 }
 
 template <typename T> void launch_tiles(usli_exec *x, const usli_matrix *w, const gemv_args *g) {

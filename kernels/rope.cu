@@ -15,6 +15,10 @@ struct side {
     float *rstd, *dnorm;
 };
 
+__device__ __forceinline__ int64_t head_stride(const usli_rope_args &a) {
+    return a.head_stride ? a.head_stride : a.head_dim;
+}
+
 __device__ __forceinline__ float norm_weight(const usli_rope_args &a, const side &s, int i) {
     return load_any(s.norm, a.norm_dtype, i) + a.norm_offset;
 }
@@ -30,7 +34,7 @@ template <typename T, bool BACK>
 __device__ void turn_head(const usli_rope_args &a, const side &s, int64_t token, int head) {
     int lane = (int)threadIdx.x % USLI_WARP, half = a.rot_dim / 2, d = a.head_dim,
         pairs = half + (d - a.rot_dim + 1) / 2;
-    int64_t at = token * s.stride + (int64_t)head * d;
+    int64_t at = token * s.stride + head * head_stride(a);
     T *x = static_cast<T *>(s.x) + at;
     const T *in = s.norm && BACK ? static_cast<const T *>(s.in) + at : nullptr;
     const float *cosine = a.cos + (int64_t)a.position[token] * half, *sine = a.sin + (int64_t)a.position[token] * half;
@@ -106,8 +110,8 @@ __global__ void __launch_bounds__(MOST) turn_packs(usli_rope_args a, T *q, T *k,
     int64_t token = blockIdx.x, angles = (int64_t)a.position[token] * half;
     for (unsigned i = threadIdx.x; i < heads * per_head; i += blockDim.x) {
         unsigned head = i / per_head, c = (i - head * per_head) * V;
-        T *x = (int)head < a.heads ? q + token * a.q_stride + (int64_t)head * a.head_dim
-                                   : k + token * a.k_stride + (int64_t)((int)head - a.heads) * a.head_dim;
+        T *x = (int)head < a.heads ? q + token * a.q_stride + head * head_stride(a)
+                                   : k + token * a.k_stride + ((int)head - a.heads) * head_stride(a);
         usli_pack<T, V> u = load_pack<T, V>(x + c), w = load_pack<T, V>(x + half + c);
         usli_pack<float, V> cosine = load_wide<float, V>(a.cos + angles + c);
         usli_pack<float, V> sine = load_wide<float, V>(a.sin + angles + c);
@@ -139,7 +143,7 @@ template <typename T> __global__ void norm_slices(usli_rope_args a, side s, floa
             float c = turned ? a.cos[(int64_t)a.position[t] * half + pair] : 1;
             float sn = turned ? -a.sin[(int64_t)a.position[t] * half + pair] : 0;
             for (int h = 0; h < s.heads; h++) {
-                int64_t at = t * s.stride + (int64_t)h * a.head_dim;
+                int64_t at = t * s.stride + h * head_stride(a);
                 const T *g = static_cast<const T *>(s.x) + at;
                 float u = to_f32(g[first_of]), w = to_f32(g[second_of]);
                 float turned_back = !turned ? u : i == first_of ? u * c - w * sn : w * c + u * sn;
@@ -168,8 +172,8 @@ template <typename T> void norm_gradient(usli_exec *x, const usli_rope_args *a, 
 template <typename T> bool whole_packs(const usli_rope_args *a, const side &q, const side &k) {
     constexpr int V = 16 / sizeof(T);
     return !a->interleaved && !q.norm && !k.norm && a->rot_dim / 2 % V == 0 && a->head_dim % V == 0 &&
-           q.stride % V == 0 && (!k.x || k.stride % V == 0) && usli_aligned16(q.x) && usli_aligned16(k.x) &&
-           usli_aligned16(a->cos) && usli_aligned16(a->sin) && a->rot_dim > 0;
+           a->head_stride % V == 0 && q.stride % V == 0 && (!k.x || k.stride % V == 0) && usli_aligned16(q.x) &&
+           usli_aligned16(k.x) && usli_aligned16(a->cos) && usli_aligned16(a->sin) && a->rot_dim > 0;
 }
 
 template <typename T>

@@ -190,7 +190,10 @@ __global__ void __launch_bounds__(THREADS) count(usli_route_args a) {
     int64_t m = blockIdx.y, e = (int64_t)blockIdx.x * USLI_WARP + lane;
     float *s = shared + warp * a.experts, sum = 0;
     int32_t found = 0;
-    for (int64_t t = a.micro[m] + warp; t < a.micro[m + 1]; t += WARPS) {
+    int64_t begin = a.micro[m] - a.first, end = a.micro[m + 1] - a.first;
+    if (begin < 0) begin = 0;
+    if (end > a.tokens) end = a.tokens;
+    for (int64_t t = begin + warp; t < end; t += WARPS) {
         __syncwarp();
         scores(a, t, s, lane);
         if (e < a.experts) sum += s[e];
@@ -211,6 +214,7 @@ __global__ void __launch_bounds__(THREADS) count(usli_route_args a) {
 __device__ __forceinline__ const float *dmass_of(const usli_route_args &a, int64_t t) {
     if (!a.dmass) return nullptr;
     int m = 0;
+    t += a.first;
     while (m + 1 < a.micros && t >= a.micro[m + 1]) m++;
     return t >= a.micro[m] && t < a.micro[m + 1] ? a.dmass + (int64_t)m * a.experts : nullptr;
 }

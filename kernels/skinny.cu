@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(THREADS)
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, plane = tokens * width;
     if (i >= plane) return;
     float sum = 0;
+#pragma unroll 4
     for (int s = 0; s < shares; s++) sum += part[s * plane + i];
     int64_t t = i / width;
     int r = (int)(i - t * width);

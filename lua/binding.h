@@ -125,6 +125,15 @@ void ulua_tape_push(lua_State *L, const ulua_tape *tape, bool row);
 /* Pushes the JSON text of the value at idx. */
 void ulua_json_encode(lua_State *L, int idx);
 
+/* ---- Places and hosts (root.c, host.c) ---- */
+
+/* Pushes the folder that holds unsloth/init.lua. */
+void ulua_push_root(lua_State *L);
+/* True when a host gave the state its context: then its log hears what the modules say, and no terminal is drawn on. */
+bool ulua_is_hosted(lua_State *L);
+/* Gives the state this context; an error when it has one. */
+void ulua_set_ctx(lua_State *L, usl_ctx *ctx);
+
 /* ---- Classes ---- */
 
 extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_text_stream, ulua_dataset, ulua_rows, ulua_model,

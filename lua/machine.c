@@ -21,13 +21,16 @@ static int threads(lua_State *L) {
 
 /* is_terminal(0 | 1 | 2) */
 static int is_terminal(lua_State *L) {
-    lua_pushboolean(L, usl_is_terminal((int)luaL_checkinteger(L, 1)));
+    int stream = (int)luaL_checkinteger(L, 1);
+    lua_pushboolean(L, !ulua_is_hosted(L) && usl_is_terminal(stream));
     return 1;
 }
 
 /* path_kind(path) -> "file", "folder" or nil */
 static int path_kind(lua_State *L) {
-    usl_path_kind kind = usl_path_look(luaL_checkstring(L, 1));
+    const char *path = luaL_checkstring(L, 1);
+    ULUA_TRY(L, usl_ctx_may(unsloth_lua_ctx(L), path, USL_ACCESS_READ));
+    usl_path_kind kind = usl_path_look(path);
     if (kind == USL_PATH_NONE) return 0;
     lua_pushstring(L, kind == USL_PATH_DIR ? "folder" : "file");
     return 1;

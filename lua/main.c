@@ -454,19 +454,6 @@ static int run_environment(lua_State *L) {
 
 /* ---- The Lua modules ---- */
 
-/* The source tree's by the path compiled in; else ../share/unsloth-lua beside the program. */
-static void push_module_root(lua_State *L) {
-    lua_pushliteral(L, USL_LUA_SOURCE_DIR);
-    if (is_file(USL_LUA_SOURCE_DIR "/unsloth/init.lua")) return;
-    char path[4096];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0) return;
-    path[n] = '\0';
-    for (int up = 0; up < 2 && strrchr(path, '/'); up++) *strrchr(path, '/') = '\0';
-    lua_pop(L, 1);
-    lua_pushfstring(L, "%s/share/unsloth-lua", path);
-}
-
 static void open_modules(lua_State *L) {
     luaL_openlibs(L);
     ulua_error_open(L);
@@ -474,7 +461,7 @@ static void open_modules(lua_State *L) {
     lua_pushcfunction(L, luaopen_unsloth_core);
     lua_setfield(L, -2, "unsloth.core");
     lua_pop(L, 1);
-    push_module_root(L);
+    ulua_push_root(L);
     const char *root = lua_tostring(L, -1);
     lua_getglobal(L, "package");
     lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;", root, root);

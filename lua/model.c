@@ -43,6 +43,26 @@ static int model_open(lua_State *L) {
     return 1;
 }
 
+/* With the fields that from_pretrained sets. */
+int unsloth_lua_push_model(lua_State *L, usl_model *model) {
+    usl_model_info info = { .size = sizeof info };
+    ulua_handle *h = ulua_new(L, &ulua_model);
+    ULUA_TRY(L, usl_model_share(unsloth_lua_ctx(L), model, (usl_model **)&h->ptr));
+    usl_model_get_info(h->ptr, &info);
+    lua_pushinteger(L, info.context);
+    lua_setfield(L, -2, "max_seq_length");
+    lua_pushstring(L, info.device);
+    lua_setfield(L, -2, "device");
+    lua_pushstring(L, usl_dtype_name(info.dtype));
+    lua_setfield(L, -2, "dtype");
+    return 1;
+}
+
+/* model_share(model) -> another one with the same frozen weights, and adapters of its own */
+static int model_share(lua_State *L) {
+    return unsloth_lua_push_model(L, check_model(L, 1));
+}
+
 /* model_random(config_json, seed, opts) */
 static int model_random(lua_State *L) {
     const char *config = luaL_checkstring(L, 1);
@@ -116,7 +136,8 @@ static int model_info(lua_State *L) {
                     { "context", m.context },
                     { "parameters", m.parameters },
                     { "trainable", m.trainable },
-                    { "weight_bytes", (int64_t)m.weight_bytes } };
+                    { "weight_bytes", (int64_t)m.weight_bytes },
+                    { "shared", m.shared } };
     lua_createtable(L, 0, 16);
     for (size_t i = 0; i < COUNT(numbers); i++) {
         lua_pushinteger(L, numbers[i].value);
@@ -278,12 +299,9 @@ void ulua_model_open(lua_State *L) {
     lua_setfield(L, -2, "Model");
     ulua_define(L, &ulua_generator);
     lua_setfield(L, -2, "Generator");
-    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },
-                                          { "model_random", model_random },
-                                          { "inspect", inspect },
-                                          { "gemm_rate", gemm_rate },
-                                          { "memory", memory },
-                                          { "decode_rate", decode_rate },
-                                          { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "model_open", model_open },   { "model_random", model_random },
+                                          { "model_share", model_share }, { "inspect", inspect },
+                                          { "gemm_rate", gemm_rate },     { "memory", memory },
+                                          { "decode_rate", decode_rate }, { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

@@ -41,17 +41,35 @@ static int call_progress(void *ud, const char *what, uint64_t done, uint64_t tot
     return p->failed;
 }
 
-static context *context_of(lua_State *L) {
+static context *find_context(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, CTX_NAME);
     context *slot = lua_touserdata(L, -1);
     lua_pop(L, 1);
-    if (slot && slot->ctx) return slot;
-    slot = lua_newuserdatauv(L, sizeof *slot, 0);
+    return slot && slot->ctx ? slot : NULL;
+}
+
+/* Pushes an empty owner. */
+static context *new_slot(lua_State *L) {
+    context *slot = lua_newuserdatauv(L, sizeof *slot, 0);
     *slot = (context){ NULL, { NULL, 0, false } };
     lua_createtable(L, 0, 1);
     lua_pushcfunction(L, ctx_close);
     lua_setfield(L, -2, "__gc");
     lua_setmetatable(L, -2);
+    return slot;
+}
+
+void ulua_set_ctx(lua_State *L, usl_ctx *ctx) {
+    if (find_context(L))
+        luaL_error(L, "unsloth is open in this state already: give it a context when it is opened first");
+    new_slot(L)->ctx = usl_ctx_retain(ctx);
+    lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
+}
+
+static context *context_of(lua_State *L) {
+    context *slot = find_context(L);
+    if (slot) return slot;
+    slot = new_slot(L);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
     opts.log_fn = log_to_stderr;
     opts.progress_fn = call_progress;
@@ -89,41 +107,35 @@ int luaopen_unsloth_core(lua_State *L) {
 
 /* ---- The whole module ---- */
 
-static bool is_readable(const char *path) {
-    FILE *f = fopen(path, "r");
-    if (f) fclose(f);
-    return f != NULL;
-}
-
-/* Leaves the folder that holds unsloth/init.lua: beside the loaded library, or the source tree's. */
-static bool push_root(lua_State *L, const char *library) {
+/* Leaves the folder that holds unsloth/init.lua: beside the loaded library, or where ulua_push_root finds it. */
+static void push_root(lua_State *L, const char *library) {
     const char *slash = library ? strrchr(library, '/') : NULL;
     if (slash) {
         lua_pushlstring(L, library, (size_t)(slash - library));
-        if (is_readable(lua_pushfstring(L, "%s/unsloth/init.lua", lua_tostring(L, -1)))) {
-            lua_pop(L, 1);
-            return true;
+        FILE *f = fopen(lua_pushfstring(L, "%s/unsloth/init.lua", lua_tostring(L, -1)), "r");
+        lua_pop(L, 1);
+        if (f) {
+            fclose(f);
+            return;
         }
-        lua_pop(L, 2);
+        lua_pop(L, 1);
     }
-    lua_pushliteral(L, USL_LUA_SOURCE_DIR);
-    return is_readable(USL_LUA_SOURCE_DIR "/unsloth/init.lua");
+    ulua_push_root(L);
 }
 
 int luaopen_unsloth(lua_State *L) {
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
     lua_pushcfunction(L, luaopen_unsloth_core);
     lua_setfield(L, -2, CORE_NAME);
-    if (!push_root(L, lua_tostring(L, 2)))
-        return luaL_error(L, "the Lua modules of unsloth are missing: %s/unsloth/init.lua is not there",
-                          USL_LUA_SOURCE_DIR);
+    push_root(L, lua_tostring(L, 2));
     const char *root = lua_tostring(L, -1);
     lua_getglobal(L, "package");
     lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;", root, root);
     lua_getfield(L, -2, "path");
     lua_concat(L, 2);
     lua_setfield(L, -2, "path");
-    if (luaL_loadfile(L, lua_pushfstring(L, "%s/unsloth/init.lua", root)) != LUA_OK) return lua_error(L);
+    if (luaL_loadfile(L, lua_pushfstring(L, "%s/unsloth/init.lua", root)) != LUA_OK)
+        return luaL_error(L, "the Lua modules of unsloth are missing: %s", lua_tostring(L, -1));
     lua_pushliteral(L, "unsloth");
     lua_call(L, 1, 1);
     return 1;

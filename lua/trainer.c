@@ -86,7 +86,9 @@ static const ulua_option OPTIONS[] = {
     { "seed", ULUA_UINT64, offsetof(usl_train_opts, seed) },
     { "shuffle", ULUA_BOOL, offsetof(usl_train_opts, shuffle) },
     { "recompute", ULUA_STRING, offsetof(usl_train_opts, recompute) },
+    { "deterministic", ULUA_BOOL, offsetof(usl_train_opts, deterministic) },
     { "memory_limit", ULUA_UINT64, offsetof(usl_train_opts, memory_limit) },
+    { "router_aux_loss_coef", ULUA_DOUBLE, offsetof(usl_train_opts, router_aux_loss_coef) },
 };
 
 /* Leaves { call, function } on the stack and sets the options' callback. */
@@ -250,6 +252,7 @@ static int trainer_plan(lua_State *L) {
                    { "capacity_tokens", p.capacity_tokens },
                    { "capacity_rows", p.capacity_rows },
                    { "recomputed_layers", p.recomputed_layers },
+                   { "whole_layers", p.whole_layers },
                    { "layers", p.layers },
                    { "offloaded_inputs", p.offloaded_inputs },
                    { "piece_tokens", p.piece_tokens },

@@ -1,8 +1,8 @@
 --- Checks the house: who may include whom, what a library may not do, what libunsloth.so shows to the world.
 ---
----     lua5.4 tests/floors.lua [build/libunsloth.so]        from the root of the repository
+---     lua5.4 tests/floors.lua [build/libunsloth.so [build/libunsloth-lua.so]]        from the root of the repository
 ---
---- Without the library's path the symbols are not checked. Exits 1 after printing every breach.
+--- Without the libraries' paths the symbols are not checked. Exits 1 after printing every breach.
 
 -- The one table of floors, lowest first. A file includes its own floor or lower ones; folders that share a line do not
 -- know each other.
@@ -165,21 +165,24 @@ assert(read(PUBLIC):find '#include "' == nil, "core/unsloth.h includes files of 
 
 -- ---- Symbols ----
 
-if arg[1] then
+local function check_symbols(library, path)
   local promised, shown = {}, {}
-  local header = code_of(read(PUBLIC)):gsub("\\\n", " "):gsub("#[^\n]*", "")
+  local header = code_of(read(path)):gsub("\\\n", " "):gsub("#[^\n]*", "")
   for name in header:gmatch "USL_API%s[^;(]-([%w_]+)%s*%(" do promised[name] = true end
-  for _, line in ipairs(lines_of("nm -D --defined-only '" .. arg[1] .. "'")) do
+  for _, line in ipairs(lines_of("nm -D --defined-only '" .. library .. "'")) do
     local name = line:match "^%x*%s*%a%s+([^@%s]+)"
     if name then shown[name] = true end
   end
   for name in pairs(promised) do
-    if not shown[name] then breach("%s: %s of core/unsloth.h is missing", arg[1], name) end
+    if not shown[name] then breach("%s: %s of %s is missing", library, name, path) end
   end
   for name in pairs(shown) do
-    if not promised[name] then breach("%s: shows %s, which core/unsloth.h does not promise", arg[1], name) end
+    if not promised[name] then breach("%s: shows %s, which %s does not promise", library, name, path) end
   end
 end
+
+if arg[1] then check_symbols(arg[1], PUBLIC) end
+if arg[2] then check_symbols(arg[2], "lua/unsloth_lua.h") end
 
 print(("%d files, %d includes, %d breaches"):format(files_read, includes_read, breaches))
 os.exit(breaches == 0 and files_read > 0)

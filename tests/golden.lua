@@ -102,7 +102,7 @@ local hp = meta.hp
 local function train_options(lr, steps)
   return { batch = #batches[2], accumulation = 1, max_steps = steps, learning_rate = lr, weight_decay = hp.weight_decay,
     beta1 = hp.betas[1], beta2 = hp.betas[2], epsilon = hp.eps, max_grad_norm = hp.max_grad_norm, optimizer = "adamw",
-    shuffle = false, recompute = "none" }
+    shuffle = false, recompute = "none", router_aux_loss_coef = meta.router_aux_loss_coef }
 end
 
 local function rate_function(lr, steps)

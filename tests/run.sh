@@ -132,7 +132,7 @@ export USL_SMOLLM2
 
 lua_files() { find . \( -path './build*' -o -path './outputs' \) -prune -o -name '*.lua' -print; }
 
-step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so
+step "floors and symbols" lua5.4 tests/floors.lua build/libunsloth.so build/libunsloth-lua.so
 step "format" tests/format.sh --check
 step "luacheck" luacheck --no-color -q $(lua_files)
 
@@ -180,7 +180,7 @@ golden() {
     lua5.4 tests/judge_golden.lua "$1/golden.safetensors" "$out.txt" 1e-4 && ((status == 0))
 }
 
-families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding qwen2 qwen3 gemma gemma2 gemma3 stories260k_shakespeare)
+families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 stories260k_shakespeare)
 if [[ ! -f tests/golden.lua ]]; then
     skip "golden cases" "tests/golden.lua is not there yet"
 else
@@ -218,6 +218,12 @@ if [[ -f recipes/llama3_alpaca.lua ]]; then
 else
     skip "recipe llama3_alpaca.lua" "it is not there yet"
 fi
+
+# ---- Inside other programs, and as a package ----
+
+step "embedding" tests/embed/run.sh build
+step "Debian package" tests/embed/package.sh build
+((all)) && step "Debian package on a bare machine" tests/embed/package.sh build bare
 
 # ---- Real consumers: programs of others read what we write ----
 

@@ -1,12 +1,14 @@
 /* usl_dataset_*: the handle is core/data's own. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/data/formats.h"
 
 usl_status usl_dataset_load(usl_ctx *ctx, const char *kind, const char *const *paths, size_t count, usl_dataset **out) {
     if (!out) return usli_fail(ctx, USL_ERR_INVALID, "usl_dataset_load needs a place for the data set");
     *out = NULL;
     if (!kind || (count && !paths)) return usli_fail(ctx, USL_ERR_INVALID, "usl_dataset_load needs a kind and paths");
+    for (size_t i = 0; i < count; i++) USLI_NEED_PATH(ctx, paths[i], USL_ACCESS_READ);
     return usli_dataset_load(ctx, kind, paths, count, out);
 }
 

@@ -21,7 +21,7 @@ usl_status usl_export_folder(usl_model *model, const usl_tokenizer *tok, const c
     usl_export_opts opts;
     usli_export_source source;
     usl_export_report own = { .size = sizeof own };
-    USLI_NEED(model->ctx, dir);
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
     fill(&opts, given);
     USLI_TRY(usli_export_source_of(model, &opts, &source));
     usl_status st = usli_export_merged(&source, tok, dir, dtype, opts.verify, &own);
@@ -45,6 +45,7 @@ usl_status usl_export_ggufs(usl_model *model, const usl_tokenizer *tok, int coun
             st = usli_fail(ctx, USL_ERR_INVALID, "%s is NULL; give one", paths[i] ? "method" : "path");
             continue;
         }
+        if ((st = usli_may(ctx, paths[i], USL_ACCESS_WRITE)) != USL_OK) continue;
         targets[i] = (usli_gguf_target){ paths[i], usli_method_find(methods[i]) };
         if (targets[i].method) continue;
         char known[512];
@@ -65,13 +66,13 @@ usl_status usl_export_merged(usl_model *model, const usl_tokenizer *tok, const c
 }
 
 usl_status usl_export_gguf(usl_model *model, const usl_tokenizer *tok, const char *path, const char *method) {
-    USLI_NEED(model->ctx, path);
+    USLI_NEED_PATH(model->ctx, path, USL_ACCESS_WRITE);
     USLI_NEED(model->ctx, method);
     return usl_export_ggufs(model, tok, 1, &path, &method, NULL, NULL);
 }
 
 usl_status usl_export_lora(usl_model *model, const char *path) {
-    USLI_NEED(model->ctx, path);
+    USLI_NEED_PATH(model->ctx, path, USL_ACCESS_WRITE);
     return usli_export_lora(model, path);
 }
 

@@ -36,12 +36,28 @@ static json_t *describe_metadata(const usli_gguf *g) {
     return out;
 }
 
+/* Numbers of the linear weights, and of an adapter of rank 1 on all of them. */
+static void count_linears(const usli_config *c, json_int_t *linear, json_int_t *adapter) {
+    int64_t rows, cols;
+    *linear = *adapter = 0;
+    for (int64_t i = 0; i < c->layers * USLI_LINEARS; i++) {
+        usli_slot slot = (usli_slot)(i % USLI_LINEARS);
+        if (!usli_slot_shape(c, slot, i / USLI_LINEARS, &rows, &cols)) continue;
+        int64_t experts = usli_slot_experts(c, slot);
+        *linear += rows * cols;
+        *adapter += rows + (experts ? experts : 1) * cols;
+    }
+}
+
 static json_t *describe_config(const usli_config *c) {
-    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "architecture", c->arch->name, "layers",
-                     (json_int_t)c->layers, "hidden", (json_int_t)c->hidden, "intermediate", (json_int_t)c->inter,
-                     "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads, "head_dim",
-                     (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "context", (json_int_t)c->context, "tied",
-                     c->tied);
+    json_int_t linear, adapter;
+    count_linears(c, &linear, &adapter);
+    return json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:I,s:I,s:I,s:I}", "architecture", c->arch->name,
+                     "layers", (json_int_t)c->layers, "hidden", (json_int_t)c->hidden, "intermediate",
+                     (json_int_t)c->inter, "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads,
+                     "head_dim", (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "context",
+                     (json_int_t)c->context, "tied", c->tied, "linear", linear, "adapter", adapter, "experts",
+                     (json_int_t)c->experts, "chosen", (json_int_t)c->top_k);
 }
 
 typedef struct found {
@@ -88,7 +104,7 @@ static json_t *describe(const found *f) {
 }
 
 usl_status usl_inspect(usl_ctx *ctx, const char *path, const usl_json_visitor *v, void *ud) {
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_READ);
     found f = { { NULL, NULL }, { 0 }, false, "" };
     char *text = NULL;
     size_t len = 0;

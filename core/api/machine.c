@@ -3,6 +3,30 @@
 #include "core/base/ctx.h"
 #include "core/base/file.h"
 
+int usl_abi_version(void) {
+    return USL_ABI_VERSION;
+}
+
+const char *usl_version(void) {
+    return USL_VERSION;
+}
+
+usl_ctx *usl_ctx_retain(usl_ctx *ctx) {
+    if (ctx) usli_ctx_retain(ctx);
+    return ctx;
+}
+
+int usl_ctx_log(usl_ctx *ctx, usl_log_level level, const char *text) {
+    if (!ctx->log_fn) return 0;
+    ctx->log_fn(ctx->log_ud, level, text);
+    return 1;
+}
+
+usl_status usl_ctx_may(usl_ctx *ctx, const char *path, usl_access access) {
+    USLI_NEED_PATH(ctx, path, access);
+    return USL_OK;
+}
+
 void usl_free(usl_ctx *ctx, void *ptr) {
     usli_free(ctx, ptr);
 }

@@ -6,7 +6,7 @@
 
 usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out) {
     *out = NULL;
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_READ);
     return usli_model_open(ctx, path, opts, out);
 }
 
@@ -15,6 +15,12 @@ usl_status usl_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed
     *out = NULL;
     USLI_NEED(ctx, config_json);
     return usli_model_random(ctx, config_json, seed, opts, out);
+}
+
+usl_status usl_model_share(usl_ctx *ctx, usl_model *base, usl_model **out) {
+    *out = NULL;
+    USLI_NEED(ctx, base);
+    return usli_model_share(ctx, base, out);
 }
 
 uint64_t usl_model_memory(usl_model *m) {
@@ -40,10 +46,11 @@ void usl_model_get_info(const usl_model *m, usl_model_info *info) {
                          .vocab = m->config.vocab,
                          .context = m->context,
                          .weight_bytes = usli_model_weight_bytes(m),
-                         .tied = m->config.tied };
+                         .tied = m->config.tied,
+                         .shared = usli_model_sharers(m) };
     usli_param_ref p;
     for (int64_t k = 0; usli_model_param(m, k, &p); k++) {
-        int64_t n = p.shape[0] * p.shape[1];
+        int64_t n = p.count;
         i.parameters += n;
         if (p.trainable) i.trainable += n;
     }
@@ -57,7 +64,7 @@ usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts) {
 }
 
 usl_status usl_model_load_adapter(usl_model *model, const char *dir, const char *name) {
-    USLI_NEED(model->ctx, dir);
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_READ);
     return usli_model_load_adapter(model, dir, name);
 }
 
@@ -70,7 +77,7 @@ const char *usl_model_adapter(const usl_model *model) {
 }
 
 usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
-    USLI_NEED(model->ctx, dir);
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
     return usli_model_save_adapter(model, dir, base);
 }
 
@@ -95,7 +102,7 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
     USLI_TRY(usl_tensor_new(m->ctx, USL_F32, p.ndim, p.shape, out));
     float *dst = usl_tensor_data(*out);
     if (p.data)
-        memcpy(dst, p.data, (size_t)(p.shape[0] * p.shape[1]) * sizeof *dst);
+        usli_param_publish(&p, p.data, dst);
     else
         usli_model_rows(m, p.slot, p.layer, false, 0, usli_model_weight(m, p.slot, p.layer)->m.rows, dst);
     return USL_OK;
@@ -108,16 +115,15 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
     if (!usli_model_find_param(m, name, &p)) return no_param(m, name);
     if (!p.trainable)
         return usli_fail(m->ctx, USL_ERR_INVALID, "parameter \"%s\" is frozen; only trained ones can be set", name);
-    if (usl_tensor_elements(value) != p.shape[0] * p.shape[1])
+    if (usl_tensor_elements(value) != p.count)
         return usli_fail(m->ctx, USL_ERR_SHAPE, "parameter \"%s\" has %lld numbers; the tensor has %lld", name,
-                         (long long)(p.shape[0] * p.shape[1]), (long long)usl_tensor_elements(value));
+                         (long long)p.count, (long long)usl_tensor_elements(value));
     usl_tensor *copy;
     USLI_TRY(usl_tensor_to(m->ctx, value, USL_F32, &copy));
-    size_t bytes = (size_t)(p.shape[0] * p.shape[1]) * sizeof(float);
     usl_status st = usli_model_pull(m);
+    if (st == USL_OK) usli_param_take(&p, usl_tensor_data(copy), p.data);
     if (st == USL_OK && p.device != p.data)
-        st = m->exec.backend->copy_in(&m->exec, p.device, usl_tensor_data(copy), bytes);
-    if (st == USL_OK) memcpy(p.data, usl_tensor_data(copy), bytes);
+        st = m->exec.backend->copy_in(&m->exec, p.device, p.data, (size_t)p.count * sizeof(float));
     usl_tensor_free(copy);
     return st;
 }

@@ -35,7 +35,7 @@ static usl_status aligned_tensor(usl_ctx *ctx, const usli_file_tensor *f, usl_te
 }
 
 usl_status usl_safetensors_load(usl_ctx *ctx, const char *path, usl_named_tensor_fn fn, void *ud) {
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_READ);
     usli_safetensors *file;
     usl_status st = usli_safetensors_open(ctx, path, &file);
     if (st != USL_OK) return st;
@@ -72,7 +72,7 @@ static usl_status write_all(usli_safetensors_writer *w, usl_ctx *ctx, size_t cou
 
 usl_status usl_safetensors_save(usl_ctx *ctx, const char *path, size_t count, const char *const *names,
                                 usl_tensor *const *tensors, const char *const *meta) {
-    USLI_NEED(ctx, path);
+    USLI_NEED_PATH(ctx, path, USL_ACCESS_WRITE);
     usli_safetensors_writer *w;
     USLI_TRY(usli_safetensors_create(ctx, path, &w));
     usl_status st = write_all(w, ctx, count, names, tensors, meta);

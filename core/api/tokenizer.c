@@ -1,12 +1,14 @@
 /* usl_tokenizer_*: the handle is core/text's own. */
 #include <string.h>
 
+#include "core/api/need.h"
 #include "core/text/chat.h"
 
 usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out) {
     if (!out) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_open needs a place for the tokenizer");
     *out = NULL;
     if (!path) return usli_fail(ctx, USL_ERR_INVALID, "usl_tokenizer_open needs a path");
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_READ));
     return usli_tokenizer_open(ctx, path, out);
 }
 
@@ -122,5 +124,6 @@ usl_status usl_chat_template_render(usl_ctx *ctx, const char *source, size_t sou
 }
 
 usl_status usl_tokenizer_save(usl_ctx *ctx, const usl_tokenizer *tok, const char *dir) {
+    USLI_NEED_PATH(ctx, dir, USL_ACCESS_WRITE);
     return usli_tokenizer_save(ctx, tok, dir);
 }

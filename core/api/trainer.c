@@ -33,8 +33,13 @@ usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **o
         return usli_fail(t->ctx, USL_ERR_NOT_FOUND, "\"%s\" is no trained parameter", name);
     USLI_TRY(usl_tensor_new(t->ctx, USL_F32, p.ndim, p.shape, out));
     usli_exec *x = &t->model->exec;
-    usl_status st =
-        x->backend->copy_out(x, usl_tensor_data(*out), *p.grad, (size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+    size_t bytes = (size_t)p.count * sizeof(float);
+    float *lies = p.experts ? usli_malloc(t->ctx, bytes) : usl_tensor_data(*out);
+    usl_status st = lies ? x->backend->copy_out(x, lies, *p.grad, bytes) : usli_nomem(t->ctx, bytes);
+    if (p.experts) {
+        if (st == USL_OK) usli_param_publish(&p, lies, usl_tensor_data(*out));
+        usli_free(t->ctx, lies);
+    }
     if (st != USL_OK) {
         usl_tensor_free(*out);
         *out = NULL;
@@ -52,13 +57,13 @@ int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total) {
 }
 
 usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const char *extra) {
-    USLI_NEED(trainer->ctx, dir);
+    USLI_NEED_PATH(trainer->ctx, dir, USL_ACCESS_WRITE);
     return usli_checkpoint_save(trainer, dir, extra);
 }
 
 usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra) {
     if (extra) *extra = NULL;
-    USLI_NEED(trainer->ctx, dir);
+    USLI_NEED_PATH(trainer->ctx, dir, USL_ACCESS_READ);
     return usli_checkpoint_load(trainer, dir, extra);
 }
 

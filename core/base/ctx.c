@@ -29,6 +29,8 @@ usl_status usl_ctx_new(const usl_ctx_opts *opts, usl_ctx **out) {
     ctx->log_ud = o.log_ud;
     ctx->progress_fn = o.progress_fn;
     ctx->progress_ud = o.progress_ud;
+    ctx->access_fn = o.access_fn;
+    ctx->access_ud = o.access_ud;
     atomic_init(&ctx->refs, 1);
     atomic_init(&ctx->cancelled, 0);
     usl_status st = usli_pool_new(ctx, o.threads, &ctx->pool);
@@ -129,6 +131,12 @@ usl_status usli_progress(usl_ctx *ctx, const char *what, uint64_t done, uint64_t
     if (ctx->progress_fn && ctx->progress_fn(ctx->progress_ud, what, done, total))
         return usli_fail(ctx, USL_ERR_CANCELLED, "%s: cancelled", what);
     return usli_checkpoint(ctx);
+}
+
+usl_status usli_may(usl_ctx *ctx, const char *path, usl_access access) {
+    if (!ctx->access_fn || !ctx->access_fn(ctx->access_ud, path, access)) return USL_OK;
+    return usli_fail(ctx, USL_ERR_IO, "%s: the host program does not allow it to be %s; choose a path that it allows",
+                     path, access == USL_ACCESS_READ ? "read" : "written");
 }
 
 void *usli_malloc(usl_ctx *ctx, size_t size) {

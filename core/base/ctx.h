@@ -24,6 +24,8 @@ struct usl_ctx {
     void *log_ud;
     usl_progress_fn progress_fn;
     void *progress_ud;
+    usl_access_fn access_fn;
+    void *access_ud;
     usli_pool *pool;
     atomic_int refs;
     atomic_int cancelled;
@@ -67,6 +69,9 @@ void usli_log(usl_ctx *ctx, usl_log_level level, const char *fmt, ...);
 usl_status usli_checkpoint(usl_ctx *ctx);
 /* Tells the host how far a long operation is; USL_ERR_CANCELLED when it or anybody asked to stop. */
 usl_status usli_progress(usl_ctx *ctx, const char *what, uint64_t done, uint64_t total);
+
+/* USL_OK, or USL_ERR_IO when the host refuses the path. Before every call of the system that takes one. */
+usl_status usli_may(usl_ctx *ctx, const char *path, usl_access access);
 
 /* Memory. NULL when there is none: the caller answers usli_nomem. Aligned for any scalar. */
 void *usli_malloc(usl_ctx *ctx, size_t size);

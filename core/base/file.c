@@ -25,6 +25,7 @@ static usl_status io_fail(usl_ctx *ctx, const char *path, const char *what) {
 
 usl_status usli_map_open(usl_ctx *ctx, const char *path, usli_map **out) {
     *out = NULL;
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_READ));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return io_fail(ctx, path, "cannot be opened");
     struct stat sb;
@@ -113,6 +114,7 @@ char *usli_temporary_path(usl_ctx *ctx, const char *path) {
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     struct stat sb;
     *out = NULL;
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
     /* The rename would put a file in the place of a device or a pipe. */
     if (stat(path, &sb) == 0 && !S_ISREG(sb.st_mode))
         return usli_fail(ctx, USL_ERR_IO, "%s: is not a regular file and cannot be replaced by one", path);
@@ -243,6 +245,7 @@ usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, siz
 }
 
 usl_status usli_remove_file(usl_ctx *ctx, const char *path) {
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
     return unlink(path) == 0 || errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be removed");
 }
 
@@ -258,6 +261,7 @@ bool usli_is_dir(const char *path) {
 
 usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
     if (!*path) return usli_fail(ctx, USL_ERR_INVALID, "the folder's name is empty; give a path, \".\" for this one");
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
     char *copy = usli_strdup(ctx, path);
     if (!copy) return usli_nomem(ctx, strlen(path));
     usl_status st = USL_OK;
@@ -313,6 +317,7 @@ static int by_name(const void *a, const void *b) {
 usl_status usli_list_dir(usl_ctx *ctx, const char *path, char ***names, size_t *count) {
     *names = NULL;
     *count = 0;
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_READ));
     DIR *dir = opendir(path);
     if (!dir) return io_fail(ctx, path, "the folder cannot be read");
     size_t cap = 0;
@@ -344,6 +349,7 @@ void usli_free_names(usl_ctx *ctx, char **names, size_t count) {
 
 static usl_status remove_tree(usl_ctx *ctx, const char *path, int depth) {
     struct stat sb;
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
     if (lstat(path, &sb) != 0) return errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be looked at");
     if (!S_ISDIR(sb.st_mode)) return unlink(path) == 0 ? USL_OK : io_fail(ctx, path, "the file cannot be removed");
     if (depth == 0) return usli_fail(ctx, USL_ERR_IO, "%s: folders nest too deeply to be removed", path);

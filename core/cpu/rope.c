@@ -24,6 +24,10 @@ typedef struct job {
     side q, k;
 } job;
 
+static int64_t head_stride(const usli_rope_args *a) {
+    return a->head_stride ? a->head_stride : a->head_dim;
+}
+
 /* x: one head. sign -1 turns back. */
 static void rotate(const job *j, int64_t token, float sign, float *x) {
     const usli_rope_args *a = j->a;
@@ -45,7 +49,7 @@ static void forward_heads(const job *j, const side *s, int64_t t) {
     float buf[MAX_HEAD];
     size_t e = usli_dtype_bytes(a->dtype);
     for (int h = 0; h < s->heads; h++) {
-        char *at = s->x + (size_t)(t * s->stride + (int64_t)h * a->head_dim) * e;
+        char *at = s->x + (size_t)(t * s->stride + h * head_stride(a)) * e;
         float *x = (float *)(uintptr_t)usli_row_load(j->v, at, a->dtype, buf, a->head_dim);
         if (s->norm) {
             float r = 1.0f / sqrtf(j->v->dot(x, x, a->head_dim) / (float)a->head_dim + a->norm_eps);
@@ -63,7 +67,7 @@ static void backward_heads(const job *j, const side *s, int64_t t, float *partia
     size_t e = usli_dtype_bytes(a->dtype);
     int d = a->head_dim;
     for (int h = 0; h < s->heads; h++) {
-        size_t at = (size_t)(t * s->stride + (int64_t)h * d) * e;
+        size_t at = (size_t)(t * s->stride + h * head_stride(a)) * e;
         float *g = (float *)(uintptr_t)usli_row_load(j->v, s->x + at, a->dtype, buf, d);
         rotate(j, t, -1.0f, g);
         if (s->norm) {

@@ -114,7 +114,8 @@ static void count_micro(void *arg, int64_t task, int worker) {
     float s[USLI_MAX_EXPERTS];
     double sum[USLI_MAX_EXPERTS] = { 0 };
     int32_t *counts = a->counts + task * a->experts;
-    for (int64_t t = a->micro[task]; t < a->micro[task + 1]; t++) {
+    int64_t first = a->micro[task] - a->first, last = a->micro[task + 1] - a->first;
+    for (int64_t t = first > 0 ? first : 0; t < last && t < a->tokens; t++) {
         scores(a, t, s);
         for (int e = 0; e < a->experts; e++) sum[e] += (double)s[e];
         for (int k = 0; k < a->top_k; k++) counts[a->chosen[t * a->top_k + k]]++;
@@ -124,6 +125,7 @@ static void count_micro(void *arg, int64_t task, int worker) {
 
 static const float *dmass_of(const usli_route_args *a, int64_t t) {
     int m = 0;
+    t += a->first;
     while (m + 1 < a->micros && t >= a->micro[m + 1]) m++;
     return t >= a->micro[m] && t < a->micro[m + 1] ? a->dmass + (int64_t)m * a->experts : NULL;
 }

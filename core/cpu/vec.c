@@ -6,7 +6,7 @@
 
 #include "core/base/half.h"
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -333,18 +333,18 @@ static void column_max(const float *x, int64_t rows, int64_t n, float *top) {
         for (int64_t i = 0; i < n; i++) top[i] = x[i] > top[i] ? x[i] : top[i];
 }
 
-static void column_exp(float *x, int64_t rows, int64_t n, const float *shift, float *sum) {
+static void column_exp(float factor, float *x, int64_t rows, int64_t n, const float *shift, float *sum) {
     for (int64_t r = 0; r < rows; r++, x += n)
         if (sum) {
 #pragma omp simd
             for (int64_t i = 0; i < n; i++) {
-                float e = exp_one(x[i] - shift[i]);
+                float e = exp_one(factor * x[i] - shift[i]);
                 x[i] = e;
                 sum[i] += e;
             }
         } else {
 #pragma omp simd
-            for (int64_t i = 0; i < n; i++) x[i] = exp_one(x[i] - shift[i]);
+            for (int64_t i = 0; i < n; i++) x[i] = exp_one(factor * x[i] - shift[i]);
         }
 }
 
@@ -377,6 +377,7 @@ static inline __attribute__((always_inline)) void panel(int wide, int64_t m, int
                                                         int accumulate) {
     int64_t i = 0;
     for (; i + TALL <= m; i += TALL) tile(TALL, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
+    for (; i + 4 <= m; i += 4) tile(4, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
     for (; i + 2 <= m; i += 2) tile(2, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
     if (i < m) tile(1, wide, k, a + i * ia, ia, pa, b, ldb, c + i * ldc, ldc, accumulate);
 }
@@ -396,6 +397,267 @@ static void mul(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int
         for (int64_t q = 0; q < n - j; q++) c[i * ldc + j + q] = (accumulate ? c[i * ldc + j + q] : 0.0f) + acc[q];
     }
 }
+
+/* 32 bits each. Blocks of 8 by 8 in registers; else strips, so that lines of either side are used while they are there.
+ */
+#if defined(__AVX2__)
+static void transpose_block(const float *src, int64_t ld, float *dst, int64_t ldd) {
+    enum { SIDES = 8 };
+    __m256 row[SIDES], pair[SIDES], four[SIDES];
+    for (int i = 0; i < SIDES; i++) row[i] = _mm256_loadu_ps(src + i * ld);
+    for (int i = 0; i < SIDES; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < SIDES; i += 4)
+        for (int k = 0; k < 2; k++) {
+            four[i + 2 * k] = _mm256_shuffle_ps(pair[i + k], pair[i + 2 + k], 0x44);
+            four[i + 2 * k + 1] = _mm256_shuffle_ps(pair[i + k], pair[i + 2 + k], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+}
+#endif
+
+static void transpose_strip(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd) {
+    for (int64_t c = 0; c < cols; c++)
+        for (int64_t i = 0; i < rows; i++) dst[c * ldd + i] = src[i * ld + c];
+}
+
+static void transpose(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd) {
+    enum { STRIP = 8 };
+    for (int64_t r = 0; r < rows; r += STRIP, src += STRIP * ld, dst += STRIP) {
+        int64_t c = 0;
+#if defined(__AVX2__)
+        for (; rows - r >= STRIP && c + STRIP <= cols; c += STRIP) transpose_block(src + c, ld, dst + c * ldd, ldd);
+#endif
+        transpose_strip(src + c, rows - r < STRIP ? rows - r : STRIP, cols - c, ld, dst + c * ldd, ldd);
+    }
+}
+
+/* ---- Pairs: products of bfloat16 numbers, two of a sum in one word --------------------------------------------------
+ */
+
+static void pair_rows(const uint16_t *x, int64_t rows, int64_t n, int64_t ld, uint32_t *dst) {
+    for (int64_t r = 0; r < rows; r += 2, x += 2 * ld, dst += n) {
+        const uint16_t *odd = x + ld;
+        if (r + 1 < rows) {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) dst[i] = x[i] | (uint32_t)odd[i] << 16;
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) dst[i] = x[i];
+        }
+    }
+}
+
+static void round_pairs(const float *x, int64_t rows, int64_t n, uint32_t *dst) {
+    for (int64_t r = 0; r < rows; r += 2, x += 2 * n, dst += n) {
+        const float *odd = x + n;
+        if (r + 1 < rows) {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_bf16(x[i]) | (uint32_t)usli_f32_to_bf16(odd[i]) << 16;
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) dst[i] = usli_f32_to_bf16(x[i]);
+        }
+    }
+}
+
+static inline uint32_t load_word(const uint16_t *p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+static inline lanes_u32 load_words(const uint32_t *p) {
+    lanes_u32 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* acc += both products of each word's halves. */
+static inline lanes add_pairs(lanes acc, lanes_u32 a, lanes_u32 b) {
+#if defined(__AVX512BF16__)
+    return (lanes)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    lanes low_a = (lanes)(a << 16), low_b = (lanes)(b << 16), high_a = (lanes)(a & 0xffff0000u),
+          high_b = (lanes)(b & 0xffff0000u);
+    return acc + low_a * low_b + high_a * high_b;
+#endif
+}
+
+static inline __attribute__((always_inline)) void pair_tile(int tall, int wide, int64_t k, const uint16_t *a,
+                                                            int64_t lda, const uint32_t *b, int64_t ldb, float *c,
+                                                            int64_t ldc, int accumulate) {
+    lanes acc[TALL][WIDE];
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) acc[i][j] = accumulate ? load_lanes(c + i * ldc + j * LANES) : (lanes){ 0 };
+    for (int64_t p = 0; p < k; p++, a += 2, b += ldb) {
+        lanes_u32 row[WIDE];
+        for (int j = 0; j < wide; j++) row[j] = load_words(b + j * LANES);
+        for (int i = 0; i < tall; i++) {
+            lanes_u32 word = load_word(a + i * lda) - (lanes_u32){ 0 };
+            for (int j = 0; j < wide; j++) acc[i][j] = add_pairs(acc[i][j], word, row[j]);
+        }
+    }
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) memcpy(c + i * ldc + j * LANES, &acc[i][j], sizeof acc[i][j]);
+}
+
+static inline __attribute__((always_inline)) void pair_panel(int wide, int64_t m, int64_t k, const uint16_t *a,
+                                                             int64_t lda, const uint32_t *b, int64_t ldb, float *c,
+                                                             int64_t ldc, int accumulate) {
+    int64_t i = 0;
+    for (; i + TALL <= m; i += TALL) pair_tile(TALL, wide, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    for (; i + 4 <= m; i += 4) pair_tile(4, wide, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    for (; i < m; i++) pair_tile(1, wide, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+}
+
+static void vector_mul_pairs(int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda, const uint32_t *b,
+                             int64_t ldb, float *c, int64_t ldc, int accumulate) {
+    int64_t j = 0;
+    for (; j + WIDE * LANES <= n; j += WIDE * LANES) pair_panel(WIDE, m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    for (; j + LANES <= n; j += LANES) pair_panel(1, m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    for (int64_t i = 0; i < m && j < n; i++) {
+        float acc[LANES] = { 0 };
+        for (int64_t p = 0; p < k; p++) {
+            float low = usli_bf16_to_f32(a[i * lda + 2 * p]), high = usli_bf16_to_f32(a[i * lda + 2 * p + 1]);
+            for (int64_t q = 0; q < n - j; q++) {
+                uint32_t word = b[p * ldb + j + q];
+                acc[q] += low * usli_u32_as_float(word << 16) + high * usli_u32_as_float(word & 0xffff0000u);
+            }
+        }
+        for (int64_t q = 0; q < n - j; q++) c[i * ldc + j + q] = (accumulate ? c[i * ldc + j + q] : 0.0f) + acc[q];
+    }
+}
+
+/* ---- AMX: tiles of 16 by 16 sums, 32 numbers of each at a time
+ * --------------------------------------------------- */
+
+#if defined(__AMX_BF16__)
+enum { SIDE = 16, DEEP = 16 /* words */ };
+#define LOAD_TILE(tile, at, bytes) _tile_loadd(tile, at, bytes)
+#define STORE_TILE(tile, at, bytes) _tile_stored(tile, at, bytes)
+#define CLEAR_TILE(tile) _tile_zero(tile)
+#define MULTIPLY_TILES(sum, a, b) _tile_dpbf16ps(sum, a, b)
+
+/* All eight tiles whole: 16 rows of 64 bytes. */
+static void begin_tiles(void) {
+    static const struct {
+        uint8_t palette, start_row, zero[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = { .palette = 1,
+                 .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
+                 .rows = { SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE } };
+    __asm__ volatile("" ::: "memory"); /* what tiles read is in memory by now */
+    _tile_loadconfig(&config);
+}
+
+static void end_tiles(void) {
+    _tile_release();
+}
+#elif defined(USLI_VEC_TILES)
+/* The same in plain C, for a test. */
+enum { SIDE = 16, DEEP = 16 };
+static _Thread_local uint32_t tile_words[8][SIDE][DEEP];
+
+static void load_tile(int tile, const void *at, int64_t bytes) {
+    for (int i = 0; i < SIDE; i++) memcpy(tile_words[tile][i], (const char *)at + i * bytes, 4 * DEEP);
+}
+
+static void store_tile(int tile, void *at, int64_t bytes) {
+    for (int i = 0; i < SIDE; i++) memcpy((char *)at + i * bytes, tile_words[tile][i], 4 * DEEP);
+}
+
+static void multiply_tiles(int sum, int a, int b) {
+    for (int m = 0; m < SIDE; m++)
+        for (int k = 0; k < DEEP; k++)
+            for (int n = 0; n < SIDE; n++) {
+                uint32_t left = tile_words[a][m][k], right = tile_words[b][k][n];
+                float s = usli_u32_as_float(tile_words[sum][m][n]);
+                s += usli_u32_as_float(left << 16) * usli_u32_as_float(right << 16);
+                s += usli_u32_as_float(left & 0xffff0000u) * usli_u32_as_float(right & 0xffff0000u);
+                tile_words[sum][m][n] = usli_float_as_u32(s);
+            }
+}
+#define LOAD_TILE(tile, at, bytes) load_tile(tile, at, bytes)
+#define STORE_TILE(tile, at, bytes) store_tile(tile, at, bytes)
+#define CLEAR_TILE(tile) memset(tile_words[tile], 0, sizeof tile_words[tile])
+#define MULTIPLY_TILES(sum, a, b) multiply_tiles(sum, a, b)
+static void begin_tiles(void) {}
+static void end_tiles(void) {}
+#endif
+
+#if defined(__AMX_BF16__) || defined(USLI_VEC_TILES)
+/* One or two tiles down and across; tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of b. k: words, a multiple of DEEP. */
+static inline __attribute__((always_inline)) void block(int tall, int wide, int64_t k, const uint16_t *a, int64_t lda,
+                                                        const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
+                                                        int accumulate) {
+    int64_t from_a = lda * (int64_t)sizeof *a, from_b = ldb * (int64_t)sizeof *b, from_c = ldc * (int64_t)sizeof *c;
+    float *below = c + SIDE * ldc;
+    if (accumulate) {
+        LOAD_TILE(0, c, from_c);
+        if (wide > 1) LOAD_TILE(1, c + SIDE, from_c);
+        if (tall > 1) LOAD_TILE(2, below, from_c);
+        if (tall > 1 && wide > 1) LOAD_TILE(3, below + SIDE, from_c);
+    } else {
+        CLEAR_TILE(0);
+        CLEAR_TILE(1);
+        CLEAR_TILE(2);
+        CLEAR_TILE(3);
+    }
+    for (int64_t p = 0; p < k; p += DEEP, a += 2 * DEEP, b += DEEP * ldb) {
+        LOAD_TILE(6, b, from_b);
+        LOAD_TILE(4, a, from_a);
+        MULTIPLY_TILES(0, 4, 6);
+        if (wide > 1) {
+            LOAD_TILE(7, b + SIDE, from_b);
+            MULTIPLY_TILES(1, 4, 7);
+        }
+        if (tall > 1) {
+            LOAD_TILE(5, a + SIDE * lda, from_a);
+            MULTIPLY_TILES(2, 5, 6);
+            if (wide > 1) MULTIPLY_TILES(3, 5, 7);
+        }
+    }
+    STORE_TILE(0, c, from_c);
+    if (wide > 1) STORE_TILE(1, c + SIDE, from_c);
+    if (tall > 1) STORE_TILE(2, below, from_c);
+    if (tall > 1 && wide > 1) STORE_TILE(3, below + SIDE, from_c);
+}
+
+static inline __attribute__((always_inline)) void block_panel(int wide, int64_t m, int64_t k, const uint16_t *a,
+                                                              int64_t lda, const uint32_t *b, int64_t ldb, float *c,
+                                                              int64_t ldc, int accumulate) {
+    int64_t i = 0;
+    for (; i + 2 * SIDE <= m; i += 2 * SIDE) block(2, wide, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    if (i < m) block(1, wide, k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+}
+
+/* Whole tiles by AMX, what is left at the three edges by vectors. */
+static void tiled_mul_pairs(int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda, const uint32_t *b,
+                            int64_t ldb, float *c, int64_t ldc, int accumulate) {
+    int64_t mt = m / SIDE * SIDE, nt = n / SIDE * SIDE, kt = k / DEEP * DEEP, j = 0;
+    if (mt == 0 || nt == 0 || kt == 0) {
+        vector_mul_pairs(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+        return;
+    }
+    begin_tiles();
+    for (; j + 2 * SIDE <= nt; j += 2 * SIDE) block_panel(2, mt, kt, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    if (j < nt) block_panel(1, mt, kt, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    end_tiles();
+    if (kt < k) vector_mul_pairs(mt, nt, k - kt, a + 2 * kt, lda, b + kt * ldb, ldb, c, ldc, 1);
+    if (nt < n) vector_mul_pairs(mt, n - nt, k, a, lda, b + nt, ldb, c + nt, ldc, accumulate);
+    if (mt < m) vector_mul_pairs(m - mt, n, k, a + mt * lda, lda, b, ldb, c + mt * ldc, ldc, accumulate);
+}
+#define BEST_MUL_PAIRS tiled_mul_pairs
+#else
+#define BEST_MUL_PAIRS vector_mul_pairs
+#endif
 
 const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .bf16_to_f32 = bf16_to_f32,
@@ -425,5 +687,12 @@ const usli_vec JOIN(usli_vec_, USLI_VEC_ISA) = {
     .column_exp = column_exp,
     .column_softmax_backward = column_softmax_backward,
     .mul = mul,
+    .transpose = transpose,
+    .pair_rows = pair_rows,
+    .round_pairs = round_pairs,
+    .mul_pairs = BEST_MUL_PAIRS,
+#if defined(__AVX512BF16__) || defined(USLI_VEC_TILES)
+    .pairs = 1,
+#endif
     .lanes = LANES,
 };

@@ -52,19 +52,32 @@ typedef struct usli_vec {
     void (*adamw)(const usli_adamw_factors *f, float *w, float *g, float *m, float *v, int64_t n);
     /* Columns of a matrix (rows, n), packed: top[i] = max(top[i], column i). */
     void (*column_max)(const float *x, int64_t rows, int64_t n, float *top);
-    /* x = exp(x - shift[i]) in place, x - shift at most 88; sum[i] += column i when sum is given. */
-    void (*column_exp)(float *x, int64_t rows, int64_t n, const float *shift, float *sum);
+    /* x = exp(factor x - shift[i]) in place, of at most 88; sum[i] += column i when sum is given. */
+    void (*column_exp)(float factor, float *x, int64_t rows, int64_t n, const float *shift, float *sum);
     /* dp = p * (dp - delta[i]) */
     void (*column_softmax_backward)(const float *p, float *dp, int64_t rows, int64_t n, const float *delta);
     /* c (m, n) = or += a (m, k) b (k, n); a's element (i, p) stands at a[i * ia + p * pa]; rows of b and c are ldb, ldc
      * apart. For tiles in cache; quickest where n is a multiple of lanes. */
     void (*mul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t ia, int64_t pa, const float *b, int64_t ldb,
                 float *c, int64_t ldc, int accumulate);
+    /* dst (cols, rows) = src (rows, cols) transposed, rows ld and ldd apart: 32 bits each, whatever they are. */
+    void (*transpose)(const float *src, int64_t rows, int64_t cols, int64_t ld, float *dst, int64_t ldd);
+    /* Products of bfloat16 numbers, two of a sum in one word: row p of b in pairs holds rows 2 p (low half) and 2 p + 1
+     * of b, where an odd number of rows ends with zeros. pair_rows makes it of bfloat16 rows ld apart, round_pairs of
+     * packed float32 ones. mul_pairs: c (m, n) = or += a (m, 2 k) b (k, n words), rows of a lda values apart. */
+    void (*pair_rows)(const uint16_t *x, int64_t rows, int64_t n, int64_t ld, uint32_t *dst);
+    void (*round_pairs)(const float *x, int64_t rows, int64_t n, uint32_t *dst);
+    void (*mul_pairs)(int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda, const uint32_t *b, int64_t ldb,
+                      float *c, int64_t ldc, int accumulate);
+    int pairs; /* mul_pairs is at least as quick as mul here */
     int lanes; /* float32 values of a register */
 } usli_vec;
 
 /* The best this processor runs. */
 const usli_vec *usli_vec_best(void);
+/* These where the processor, and the compiler that built us, have them, or NULL. */
+const usli_vec *usli_vec_amx_here(void);
+const usli_vec *usli_vec_avx512bf16_here(void);
 
 /* The row as float32: the row itself, or converted into buf. */
 const float *usli_row_load(const usli_vec *v, const void *row, usl_dtype dtype, float *buf, int64_t n);
@@ -72,7 +85,7 @@ void usli_row_store(const usli_vec *v, const float *row, void *dst, usl_dtype dt
 
 extern const usli_vec usli_vec_generic;
 #if defined(__x86_64__)
-extern const usli_vec usli_vec_avx2, usli_vec_avx512;
+extern const usli_vec usli_vec_avx2, usli_vec_avx512, usli_vec_avx512bf16, usli_vec_amx;
 #endif
 
 #endif

@@ -151,7 +151,11 @@ static usl_status prompt_of(const usl_model *m, const usli_tokenizer *tok, int w
 static double expected_of(const look *k) {
     usl_dtype dtype = k->s->m->dtype;
     double arithmetic = dtype == USL_F32 ? 1e-4 : dtype == USL_F16 ? 2e-2 : 1e-1;
-    return fmin(arithmetic + 2 * sqrt(k->noise), 1.2);
+    double most = arithmetic + 2 * sqrt(k->noise);
+    /* The same noise turns routers' decisions, as often as it is large, and a token that goes to another expert differs
+     * by half or less. */
+    if (k->s->m->config.arch->mixture) most = sqrt(most * most + 0.25 * most);
+    return fmin(most, 1.2);
 }
 
 static usl_status look_at_logits(const look *k, const usli_tokenizer *tok, usl_export_report *report) {

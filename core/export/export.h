@@ -39,15 +39,16 @@ usl_status usli_gguf_put_tokenizer(usli_gguf_writer *w, const usl_model *m, cons
 
 /* pieces.c: rows of a tensor, converted, handed over in order. */
 typedef usl_status (*usli_sink_fn)(void *ud, const void *data, size_t bytes);
-typedef struct usli_piece {
+typedef struct usli_export_out {
     usl_dtype dtype;
     usli_sink_fn sink;
     void *ud;
-} usli_piece;
-/* Each row is decoded and merged once and encoded for each of `count` outputs. gguf: as GGUF wants them, q and k in its
- * order of rows, norms with the family's offset added. Uses all threads; memory is bounded by a slab. */
-usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, bool gguf,
-                              const usli_piece *out, int count);
+} usli_export_out;
+/* piece: of what a checkpoint holds of the slot. Each row is decoded and merged once and encoded for each of `count`
+ * outputs. gguf: as GGUF wants them, q and k in its order of rows, norms with the family's offset added. Uses all
+ * threads; memory is bounded by a slab. */
+usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, const usli_piece *piece,
+                              bool gguf, const usli_export_out *out, int count);
 /* Rows first .. of the merged weight, float32. */
 void usli_export_rows(const usli_export_source *s, usli_slot slot, int64_t layer, int64_t first, int64_t count,
                       float *dst);

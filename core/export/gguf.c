@@ -10,18 +10,15 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_gguf_write(ud, data, bytes);
 }
 
-static usl_dtype type_of(const usli_export_source *s, const usli_method *method, usli_slot slot, int64_t layer) {
+static usl_dtype type_of(const usli_export_source *s, const usli_method *method, const usli_piece *p, int64_t layer) {
     const usli_config *c = &s->m->config;
     usli_mix_model mix = { .layers = c->layers,
                            .heads = c->heads,
                            .kv_heads = c->kv_heads,
+                           .experts = c->experts,
                            .tied = c->tied,
                            .importance = s->importance != NULL };
-    int64_t rows, cols;
-    char name[160];
-    usli_slot_shape(c, slot, layer, &rows, &cols);
-    usli_slot_name(c, slot, layer, true, name, sizeof name);
-    return usli_mix_type(method, &mix, name, layer, cols);
+    return usli_mix_type(method, &mix, p->name, layer, p->ndim > 1 ? p->shape[p->ndim - 1] : 0);
 }
 
 /* Llama 3.1's scaling is a tensor of frequency divisors in GGUF. */
@@ -47,15 +44,18 @@ static usl_status describe(const usli_export_source *s, const usli_method *metho
                            uint64_t *bytes) {
     const usl_model *m = s->m;
     usli_slot slot;
-    int64_t layer, shape[2];
-    char name[160];
+    int64_t layer;
+    usli_piece p;
     for (int64_t i = 0; i < usli_export_slots(m); i++) {
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-        usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
-        usl_dtype t = type_of(s, method, slot, layer);
-        *bytes += usli_row_bytes(t, shape[0] * (shape[1] ? shape[1] : 1));
-        USLI_TRY(usli_gguf_add(w, name, t, shape[1] ? 2 : 1, shape));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            usl_dtype t = type_of(s, method, &p, layer);
+            int64_t values = 1;
+            for (int d = 0; d < p.ndim; d++) values *= p.shape[d];
+            *bytes += usli_row_bytes(t, values);
+            USLI_TRY(usli_gguf_add(w, p.name, t, p.ndim, p.shape));
+        }
     }
     int64_t half = m->config.rot_dim / 2;
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
@@ -66,19 +66,23 @@ typedef struct job {
     const usli_gguf_target *targets;
     int count;
     usli_gguf_writer **writers;
-    usli_piece *pieces;
+    usli_export_out *outs;
 } job;
 
 static usl_status write_tensors(const job *j) {
     const usl_model *m = j->s->m;
     usli_slot slot;
+    usli_piece p;
     int64_t layer, slots = usli_export_slots(m);
     for (int64_t i = 0; i < slots; i++) {
         USLI_TRY(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)slots));
         if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        for (int t = 0; t < j->count; t++)
-            j->pieces[t] = (usli_piece){ type_of(j->s, j->targets[t].method, slot, layer), sink, j->writers[t] };
-        USLI_TRY(usli_export_tensor(j->s, slot, layer, true, j->pieces, j->count));
+        for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
+            usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
+            for (int t = 0; t < j->count; t++)
+                j->outs[t] = (usli_export_out){ type_of(j->s, j->targets[t].method, &p, layer), sink, j->writers[t] };
+            USLI_TRY(usli_export_tensor(j->s, slot, layer, &p, true, j->outs, j->count));
+        }
     }
     for (int t = 0; has_divisors(m) && t < j->count; t++) USLI_TRY(write_divisors(m, j->writers[t]));
     return usli_progress(m->ctx, "exporting", (uint64_t)slots, (uint64_t)slots);
@@ -121,11 +125,11 @@ usl_status usli_export_gguf(const usli_export_source *s, const usli_tokenizer *t
                          "%s: the tokenizer has %lld tokens and the model %lld; they do not belong together",
                          targets[0].path, (long long)usli_tokenizer_size(tok), (long long)m->config.vocab);
     job j = { s, targets, count, usli_calloc(ctx, (size_t)count, sizeof *j.writers),
-              usli_calloc(ctx, (size_t)count, sizeof *j.pieces) };
+              usli_calloc(ctx, (size_t)count, sizeof *j.outs) };
     usl_status st =
-        j.writers && j.pieces ? write_all(&j, tok, verify, reports) : usli_nomem(ctx, (size_t)count * sizeof *j.pieces);
+        j.writers && j.outs ? write_all(&j, tok, verify, reports) : usli_nomem(ctx, (size_t)count * sizeof *j.outs);
     for (int t = 0; j.writers && t < count; t++) usli_gguf_abandon(j.writers[t]);
     usli_free(ctx, j.writers);
-    usli_free(ctx, j.pieces);
+    usli_free(ctx, j.outs);
     return st;
 }

@@ -13,7 +13,8 @@ typedef enum said {
     POSITIVE,   /* where the value is */
     LOCAL_ROPE, /* where the family has rope frequencies of its own for layers with a window */
     SCALED,     /* where rope is scaled by a factor */
-    YARN        /* where it is scaled so */
+    YARN,       /* where it is scaled so */
+    LATENT      /* where attention is */
 } said;
 
 /* Keys behind "ARCH."; where: of an int64_t (count) or a double in usli_config. */
@@ -31,8 +32,15 @@ static const struct {
     { "attention.head_count", false, offsetof(usli_config, heads), ALWAYS },
     { "attention.head_count_kv", false, offsetof(usli_config, kv_heads), ALWAYS },
     { "attention.key_length", false, offsetof(usli_config, head_dim), ALWAYS },
-    { "attention.value_length", false, offsetof(usli_config, head_dim), ALWAYS },
+    { "attention.value_length", false, offsetof(usli_config, v_dim), ALWAYS },
     { "attention.layer_norm_rms_epsilon", true, offsetof(usli_config, norm_eps), ALWAYS },
+    { "attention.q_lora_rank", false, offsetof(usli_config, q_lora), POSITIVE },
+    { "attention.kv_lora_rank", false, offsetof(usli_config, kv_lora), POSITIVE },
+    { "expert_count", false, offsetof(usli_config, experts), POSITIVE },
+    { "expert_used_count", false, offsetof(usli_config, top_k), POSITIVE },
+    { "expert_feed_forward_length", false, offsetof(usli_config, expert_inter), POSITIVE },
+    { "expert_shared_feed_forward_length", false, offsetof(usli_config, shared_inter), POSITIVE },
+    { "expert_weights_scale", true, offsetof(usli_config, routed_scale), LATENT },
     { "attention.sliding_window", false, offsetof(usli_config, window), POSITIVE },
     { "attn_logit_softcapping", true, offsetof(usli_config, attention_softcap), POSITIVE },
     { "final_logit_softcapping", true, offsetof(usli_config, logit_softcap), POSITIVE },
@@ -57,6 +65,7 @@ static bool is_said(const usli_config *c, said when, double value) {
     case LOCAL_ROPE: return c->arch->local_rope;
     case SCALED: return scaling_of(c) && value > 0;
     case YARN: return c->rope.kind == USLI_ROPE_YARN;
+    case LATENT: return c->arch->latent;
     }
     return false;
 }
@@ -97,6 +106,56 @@ static usl_status put_windows(usli_gguf_writer *w, const usl_model *m) {
     return USL_OK;
 }
 
+/* llama.cpp's numbers of ways to score experts. */
+enum { GGUF_SOFTMAX = 1, GGUF_SIGMOID = 2 };
+
+/* Its mixtures have no dense layers but the first ones of DeepSeek. */
+static usl_status check_dense(const usl_model *m, int64_t *first) {
+    const usli_config *c = &m->config;
+    *first = 0;
+    while (*first < c->layers && !usli_layer_sparse(c, *first)) ++*first;
+    bool plain = *first == 0 || c->arch->latent;
+    for (int64_t l = *first; plain && l < c->layers; l++) plain = usli_layer_sparse(c, l);
+    if (plain) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "a .gguf of a %s cannot say which layers are dense; save_pretrained_merged can", c->arch->name);
+}
+
+/* What no field of the config says by itself. */
+static usl_status put_mixture(usli_gguf_writer *w, const usl_model *m) {
+    const usli_config *c = &m->config;
+    const usli_mixture *mix = c->arch->mixture;
+    int64_t dense = 0;
+    char key[KEY_MAX];
+    if (!mix) return USL_OK;
+    USLI_TRY(check_dense(m, &dense));
+    const struct {
+        const char *key;
+        int64_t value;
+    } numbers[] = {
+        { "expert_shared_count", mix->shared_gate ? 0 : c->shared_inter / c->expert_inter },
+        { "expert_group_count", c->groups > 1 ? c->groups : mix->groups > 0 },
+        { "expert_group_used_count", c->groups > 1 ? c->best_groups : mix->groups > 0 },
+        { "expert_gating_func", mix->sigmoid      ? GGUF_SIGMOID
+                                : c->arch->latent ? GGUF_SOFTMAX
+                                                  : 0 },
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (numbers[i].value)
+            USLI_TRY(usli_gguf_put_u32(w, arch_key(c, numbers[i].key, key), (uint32_t)numbers[i].value));
+    if (!c->arch->latent) return USL_OK;
+    USLI_TRY(usli_gguf_put_u32(w, arch_key(c, "leading_dense_block_count", key), (uint32_t)dense));
+    return usli_gguf_put_bool(w, arch_key(c, "expert_weights_norm", key), c->normalised);
+}
+
+static usl_status put_latent(usli_gguf_writer *w, const usl_model *m) {
+    const usli_config *c = &m->config;
+    char key[KEY_MAX];
+    if (!c->arch->latent || !(c->rope.mscale_all_dim > 0)) return USL_OK;
+    return usli_gguf_put_f32(w, arch_key(c, "rope.scaling.yarn_log_multiplier", key),
+                             (float)(0.1 * c->rope.mscale_all_dim));
+}
+
 usl_status usli_gguf_put_name(usli_gguf_writer *w, const usl_model *m) {
     USLI_TRY(put_text(w, "general.architecture", m->config.arch->gguf));
     const char *path = m->path ? m->path : m->config.arch->model_type, *slash = strrchr(path, '/');
@@ -107,7 +166,7 @@ usl_status usli_gguf_put_name(usli_gguf_writer *w, const usl_model *m) {
 static usl_status check_scale(const usl_model *m) {
     const usli_config *c = &m->config;
     double known = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
-    if (c->query_scalar == known) return USL_OK;
+    if (c->query_scalar == known || c->arch->latent) return USL_OK;
     return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
                      "query_pre_attn_scalar is %g, which a .gguf cannot say: its readers take %g for this family; "
                      "save_pretrained_merged keeps it",
@@ -117,7 +176,8 @@ static usl_status check_scale(const usl_model *m) {
 /* Of YaRN readers know the factor alone: attention's follows from it. */
 static usl_status check_yarn(const usl_model *m) {
     const usli_rope_config *r = &m->config.rope;
-    double known = r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1, inv[1], attention;
+    bool scores = m->config.arch->latent && r->mscale_all_dim > 0; /* those are stretched instead */
+    double known = r->factor > 1 && !scores ? 0.1 * log(r->factor) + 1 : 1, inv[1], attention;
     if (r->kind != USLI_ROPE_YARN) return USL_OK;
     usli_rope_frequencies(r, 2, NULL, inv, &attention);
     if (fabs(attention - known) <= 1e-6 * known) return USL_OK;
@@ -144,6 +204,8 @@ usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const us
         USLI_TRY(KEYS[i].real ? usli_gguf_put_f32(w, key, (float)value) : usli_gguf_put_u32(w, key, (uint32_t)value));
     }
     if (scaling_of(c)) USLI_TRY(put_text(w, arch_key(c, "rope.scaling.type", key), scaling_of(c)));
+    USLI_TRY(put_mixture(w, m));
+    USLI_TRY(put_latent(w, m));
     return put_windows(w, m);
 }
 

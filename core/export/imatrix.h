@@ -1,5 +1,5 @@
-/* An importance matrix: of each linear weight's input, the mean square of every feature over a calibration text. What
- * is multiplied by large numbers is quantised with more care. */
+/* An importance matrix: of each linear weight's input, the mean square of every feature over a calibration text; of a
+ * stack of experts one for all of them. What is multiplied by large numbers is quantised with more care. */
 #ifndef USLI_EXPORT_IMATRIX_H
 #define USLI_EXPORT_IMATRIX_H
 

@@ -5,27 +5,60 @@
 
 #include "core/export/export.h"
 
-static usl_status add(const usl_model *m, usli_gguf_writer *w, usli_slot slot, int64_t layer, int rank) {
-    char name[160], full[176];
-    int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
-    usli_slot_name(&m->config, slot, layer, true, name, sizeof name);
-    snprintf(full, sizeof full, "%s.lora_a", name);
-    USLI_TRY(usli_gguf_add(w, full, USL_F32, 2, (const int64_t[]){ rank, cols }));
-    snprintf(full, sizeof full, "%s.lora_b", name);
-    return usli_gguf_add(w, full, USL_F32, 2, (const int64_t[]){ rows, rank });
+/* What a piece of a weight is in the file's order of dimensions: those of a stack's experts come first. */
+static usl_status add(usli_gguf_writer *w, const usli_piece *p, int64_t experts, int64_t cols, int64_t rank) {
+    char full[sizeof p->name + 16];
+    int64_t a[] = { experts, rank, cols }, b[] = { experts, p->rows / experts, rank };
+    int skip = p->ndim == 3 ? 0 : 1;
+    snprintf(full, sizeof full, "%s.lora_a", p->name);
+    USLI_TRY(usli_gguf_add(w, full, USL_F32, 3 - skip, a + skip));
+    snprintf(full, sizeof full, "%s.lora_b", p->name);
+    return usli_gguf_add(w, full, USL_F32, 3 - skip, b + skip);
 }
 
-/* B's rows stand in the order of the weight's. */
-static usl_status put(const usl_model *m, usli_gguf_writer *w, usli_slot slot, int64_t layer,
-                      const usli_lora_module *l) {
-    int64_t rows, cols, d = m->config.head_dim;
-    bool permuted = m->config.arch->gguf_permuted && usli_slot_turns(slot);
-    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
-    USLI_TRY(usli_gguf_write(w, l->a, (size_t)l->rank * (size_t)cols * sizeof(float)));
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t k = r % d, from = permuted ? r / d * d + k % 2 * (d / 2) + k / 2 : r;
-        USLI_TRY(usli_gguf_write(w, l->b + from * l->rank, (size_t)l->rank * sizeof(float)));
+/* B's rows stand in the order of the weight's. Readers have one alpha for all modules: what this one's differs by is
+ * multiplied into B. */
+static usl_status put(const usl_model *m, usli_gguf_writer *w, const usli_piece *p, bool turned, int64_t experts,
+                      int64_t cols, const usli_lora_module *l, float alpha) {
+    int64_t d = m->config.head_dim;
+    float more = l->scale * (float)l->rank / alpha;
+    USLI_TRY(usli_gguf_write(w, l->a, (size_t)(experts * l->rank * cols) * sizeof(float)));
+    for (int64_t r = 0; r < p->rows; r++) {
+        int64_t k = r % d, from = turned ? r / d * d + k % 2 * (d / 2) + k / 2 : usli_piece_row(p, r);
+        for (int c = 0; c < l->rank; c++) {
+            float value = more * l->b[from * l->rank + c];
+            USLI_TRY(usli_gguf_write(w, &value, sizeof value));
+        }
+    }
+    return USL_OK;
+}
+
+/* llama.cpp multiplies by these without looking for an adapter. */
+static bool is_unheard(const usli_config *c, usli_slot slot) {
+    return c->arch->latent &&
+           (slot == USLI_Q || slot == USLI_Q_A || slot == USLI_KV_A || slot == USLI_Q_B || slot == USLI_KV_B);
+}
+
+static usl_status each(const usl_model *m, usli_gguf_writer *w, const usli_adapter *a, float alpha, bool writing) {
+    const usli_config *c = &m->config;
+    for (int64_t i = 0; i < c->layers * USLI_LINEARS; i++) {
+        usli_slot slot = (usli_slot)(i % USLI_LINEARS);
+        int64_t layer = i / USLI_LINEARS, rows, cols, experts = usli_slot_experts(c, slot);
+        const usli_lora_module *l = usli_adapter_module(m, a, slot, layer);
+        if (!l->rank) continue;
+        if (is_unheard(c, slot))
+            return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                             "the adapter changes %s, and llama.cpp applies none to the latent attention of a %s; "
+                             "export the merged model, or train without it",
+                             usli_slots[slot].peft, c->arch->name);
+        if (!experts) experts = 1;
+        usli_slot_shape(c, slot, layer, &rows, &cols);
+        for (int64_t k = 0; k < usli_slot_pieces(c, slot, USLI_FORM_GGUF); k++) {
+            usli_piece p;
+            usli_slot_piece(c, slot, layer, USLI_FORM_GGUF, k, &p);
+            bool turned = c->arch->gguf_permuted && usli_slot_turns(slot);
+            USLI_TRY(writing ? put(m, w, &p, turned, experts, cols, l, alpha) : add(w, &p, experts, cols, l->rank));
+        }
     }
     return USL_OK;
 }
@@ -43,16 +76,11 @@ usl_status usli_export_lora(usl_model *m, const char *path) {
     USLI_TRYGO(usli_gguf_put_string(w, "general.type", "adapter", 7));
     USLI_TRYGO(usli_gguf_put_string(w, "adapter.type", "lora", 4));
     /* Readers scale by alpha / rank. */
-    USLI_TRYGO(usli_gguf_put_f32(w, "adapter.lora.alpha", a->scale * (float)a->rank));
-    for (int writing = 0; writing < 2; writing++) {
-        if (writing) USLI_TRYGO(usli_gguf_begin(w));
-        for (int64_t i = 0; i < m->config.layers * USLI_LINEARS; i++) {
-            usli_slot slot = (usli_slot)(i % USLI_LINEARS);
-            const usli_lora_module *l = usli_adapter_module(m, a, slot, i / USLI_LINEARS);
-            if (!l->rank) continue;
-            USLI_TRYGO(writing ? put(m, w, slot, i / USLI_LINEARS, l) : add(m, w, slot, i / USLI_LINEARS, l->rank));
-        }
-    }
+    float alpha = (float)(a->rslora ? a->alpha * sqrt(a->rank) : a->alpha);
+    USLI_TRYGO(usli_gguf_put_f32(w, "adapter.lora.alpha", alpha));
+    USLI_TRYGO(each(m, w, a, alpha, false));
+    USLI_TRYGO(usli_gguf_begin(w));
+    USLI_TRYGO(each(m, w, a, alpha, true));
     st = usli_gguf_commit(w);
 done:
     usli_gguf_abandon(w);

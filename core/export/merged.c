@@ -40,22 +40,20 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
 }
 
 /* One tensor, or what bitsandbytes keeps of one: described, or written. */
-static usl_status put_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype, bool writing,
-                             usli_safetensors_writer *w, const char *file, json_t *weight_map) {
+static usl_status put_piece(const usli_export_source *s, usli_slot slot, int64_t layer, int64_t i, usl_dtype dtype,
+                            bool writing, usli_safetensors_writer *w, const char *file, json_t *weight_map) {
     const usl_model *m = s->m;
     if (dtype == USL_NF4 && usli_merged4_has(slot))
         return usli_merged4_put(s, slot, layer, writing, w, file, weight_map);
     if (dtype == USL_NF4) dtype = USL_BF16;
+    usli_piece p;
+    usli_slot_piece(&m->config, slot, layer, USLI_FORM_PUBLISHED, i, &p);
     if (writing) {
-        usli_piece out = { dtype, sink, w };
-        return usli_export_tensor(s, slot, layer, false, &out, 1);
+        usli_export_out out = { dtype, sink, w };
+        return usli_export_tensor(s, slot, layer, &p, false, &out, 1);
     }
-    int64_t shape[2];
-    char name[160];
-    usli_slot_shape(&m->config, slot, layer, &shape[0], &shape[1]);
-    usli_slot_name(&m->config, slot, layer, false, name, sizeof name);
-    USLI_TRY(usli_safetensors_add(w, name, dtype, shape[1] ? 2 : 1, shape));
-    return json_object_set_new(weight_map, name, json_string(file)) == 0 ? USL_OK : usli_nomem(m->ctx, 0);
+    USLI_TRY(usli_safetensors_add(w, p.name, dtype, p.ndim, p.shape));
+    return json_object_set_new(weight_map, p.name, json_string(file)) == 0 ? USL_OK : usli_nomem(m->ctx, 0);
 }
 
 static usl_status write_shard(const usli_export_source *src, const char *path, const char *file, int64_t first,
@@ -72,7 +70,8 @@ static usl_status write_shard(const usli_export_source *src, const char *path, c
             int64_t layer;
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
             if (writing) USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
-            USLI_TRYGO(put_tensor(src, slot, layer, dtype, writing, w, file, weight_map));
+            for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_PUBLISHED); k++)
+                USLI_TRYGO(put_piece(src, slot, layer, k, dtype, writing, w, file, weight_map));
         }
     }
     st = usli_safetensors_commit(w);
@@ -230,6 +229,11 @@ usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer 
     if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16 && dtype != USL_NF4)
         return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16, float16 or nf4, not %s",
                          usl_dtype_name(dtype));
+    if (dtype == USL_NF4 && s->m->config.arch->mixture)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: a mixture of experts is not merged in 4 bits, since transformers keeps its experts in "
+                         "tensors that bitsandbytes does not read; use merged_16bit",
+                         dir);
     usl_export_report unread = { .size = sizeof unread };
     if (!report) report = &unread;
     bool was_there = usli_is_dir(dir);

@@ -77,6 +77,7 @@ void usli_export_rows(const usli_export_source *s, usli_slot slot, int64_t layer
 
 typedef struct job {
     const usli_export_source *s;
+    const usli_piece *piece;
     usli_slot slot;
     int64_t layer, rows, cols, first;
     bool permuted;
@@ -94,7 +95,7 @@ typedef struct job {
 
 /* The model's row that stands at row r of the file. */
 static int64_t source_row(const job *j, int64_t r) {
-    if (!j->permuted) return r;
+    if (!j->permuted) return usli_piece_row(j->piece, r);
     int64_t d = j->s->m->config.head_dim, head = r / d, k = r % d;
     return head * d + k % 2 * (d / 2) + k / 2;
 }
@@ -119,7 +120,7 @@ static void row_task(void *arg, int64_t task, int worker) {
 }
 
 /* A vector as so many rows of one value: it is never blocked, and a bias may be permuted. */
-static usl_status vector(const job *j, const usli_piece *out) {
+static usl_status vector(const job *j, const usli_export_out *out) {
     const usli_matrix *w = &usli_model_weight(j->s->base, j->slot, j->layer)->m;
     const float *values = w->data;
     char bytes[8];
@@ -131,7 +132,7 @@ static usl_status vector(const job *j, const usli_piece *out) {
     return USL_OK;
 }
 
-static usl_status matrix(job *j, const usli_piece *out) {
+static usl_status matrix(job *j, const usli_export_out *out) {
     usl_ctx *ctx = j->s->m->ctx;
     int64_t most = SLAB / j->count, slab = most / j->cols > 1 ? most / j->cols : 1;
     if (slab > j->rows) slab = j->rows;
@@ -153,16 +154,18 @@ static usl_status matrix(job *j, const usli_piece *out) {
     return st;
 }
 
-usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, bool gguf,
-                              const usli_piece *out, int count) {
+usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, const usli_piece *piece,
+                              bool gguf, const usli_export_out *out, int count) {
     const usli_arch *arch = s->m->config.arch;
     job j = { .s = s,
+              .piece = piece,
               .slot = slot,
               .layer = layer,
               .permuted = gguf && arch->gguf_permuted && usli_slot_turns(slot),
               .offset = gguf && usli_slot_is_norm(slot) ? arch->norm_offset : 0,
               .importance = usli_imatrix_of(s->importance, slot, layer) };
     usli_slot_shape(&s->m->config, slot, layer, &j.rows, &j.cols);
+    j.rows = piece->rows;
     for (int done = 0; done < count; done += j.count) {
         j.count = count - done < MOST_OUTPUTS ? count - done : MOST_OUTPUTS;
         if (!j.cols) j.count = 1;

@@ -160,13 +160,15 @@ static usl_status take_memory(session *s, int64_t prompt_tokens) {
                              .slots = s->rows,
                              .length = s->longest,
                              .width = c->kv_heads * c->head_dim,
+                             .v_width = c->kv_heads * c->v_dim,
                              .store = on_device(s, s->store),
                              .begin = on_device(s, s->begin),
                              .k_lens = on_device(s, s->k_lens) };
-    size_t half = (size_t)(c->layers * s->rows * s->longest * s->cache.width) * usli_dtype_bytes(s->m->dtype);
-    USLI_TRY(usli_device_alloc(&s->exec, 2 * half, &s->cache_base));
+    size_t cells = (size_t)(c->layers * s->rows * s->longest), e = usli_dtype_bytes(s->m->dtype);
+    size_t keys = cells * (size_t)s->cache.width * e, values = cells * (size_t)s->cache.v_width * e;
+    USLI_TRY(usli_device_alloc(&s->exec, keys + values, &s->cache_base));
     s->cache.k = s->cache_base;
-    s->cache.v = (char *)s->cache_base + half;
+    s->cache.v = (char *)s->cache_base + keys;
     return USL_OK;
 }
 

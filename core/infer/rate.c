@@ -14,12 +14,19 @@ static uint64_t matrix_bytes(const usli_matrix *w) {
     return w->nf4 ? usli_nf4_bytes(w->rows * w->cols) : (uint64_t)w->rows * usli_row_bytes(w->dtype, w->cols);
 }
 
-static uint64_t step_bytes(const usl_model *m) {
+/* The share of a stack that so many tokens read when no two choose the same expert. */
+static double share_read(const usl_model *m, usli_slot slot, int rows) {
+    int64_t experts = usli_slot_experts(&m->config, slot), chosen = rows * m->config.top_k;
+    return !experts || chosen >= experts ? 1 : (double)chosen / (double)experts;
+}
+
+static uint64_t step_bytes(const usl_model *m, int rows) {
     uint64_t bytes = matrix_bytes(&usli_model_head(m)->d);
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
             const usli_matrix *w = &usli_model_weight(m, (usli_slot)s, l)->d;
-            bytes += matrix_bytes(w);
+            if (!usli_model_weight(m, (usli_slot)s, l)->storage) continue;
+            bytes += (uint64_t)((double)matrix_bytes(w) * share_read(m, (usli_slot)s, rows));
             if (m->active)
                 bytes += (uint64_t)usli_adapter_module(m, m->active, (usli_slot)s, l)->rank *
                          (uint64_t)(w->rows + w->cols) * sizeof(float);
@@ -91,7 +98,7 @@ usl_status usli_decode_rate(usl_model *m, int rows, int64_t prompt, int64_t new_
     opts.stop_count = 0;
     usl_generator *g = NULL;
     usl_status st;
-    *out = (usl_decode_rate){ .step_bytes = step_bytes(m) };
+    *out = (usl_decode_rate){ .step_bytes = step_bytes(m, rows) };
     int32_t *ids = usli_calloc(ctx, (size_t)rows * (size_t)prompt, sizeof *ids);
     usli_prompt *prompts = usli_calloc(ctx, (size_t)rows, sizeof *prompts);
     double *seconds = usli_calloc(ctx, (size_t)new_tokens, sizeof *seconds);

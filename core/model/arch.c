@@ -4,6 +4,59 @@
 
 #include "core/model/config.h"
 
+#define EXPERT_WORDS \
+    { "gate_proj", "up_proj", "down_proj" }
+
+static const usli_mixture MIXTRAL = { .folder = "block_sparse_moe",
+                                      .words = { "w1", "w3", "w2" },
+                                      .balanced = true,
+                                      .always_normalised = true,
+                                      .experts = 8,
+                                      .top_k = 2 };
+
+static const usli_mixture QWEN2_MOE = { .folder = "mlp",
+                                        .words = EXPERT_WORDS,
+                                        .balanced = true,
+                                        .shared = "shared_expert",
+                                        .shared_gate = true,
+                                        .experts = 60,
+                                        .top_k = 4,
+                                        .inter = 1408,
+                                        .shared_inter = 5632 };
+
+static const usli_mixture QWEN3_MOE = { .folder = "mlp",
+                                        .words = EXPERT_WORDS,
+                                        .balanced = true,
+                                        .gguf_normalised = true,
+                                        .experts = 128,
+                                        .top_k = 8,
+                                        .inter = 768 };
+
+static const usli_mixture DEEPSEEK2 = { .folder = "mlp",
+                                        .words = EXPERT_WORDS,
+                                        .shared = "shared_experts",
+                                        .experts = 64,
+                                        .top_k = 6,
+                                        .inter = 1407,
+                                        .shared_inter = 2 * 1407,
+                                        .scale = 1 };
+
+static const usli_mixture DEEPSEEK3 = { .folder = "mlp",
+                                        .words = EXPERT_WORDS,
+                                        .shared = "shared_experts",
+                                        .sigmoid = true,
+                                        .by_pairs = true,
+                                        .biased = true,
+                                        .normalised = true,
+                                        .experts = 256,
+                                        .top_k = 8,
+                                        .inter = 2048,
+                                        .shared_inter = 2048,
+                                        .first_dense = 3,
+                                        .groups = 8,
+                                        .best_groups = 4,
+                                        .scale = 2.5 };
+
 static const usli_arch ARCHS[] = {
     { .name = "LlamaForCausalLM", .model_type = "llama", .gguf = "llama", .gguf_permuted = true },
     { .name = "MistralForCausalLM",
@@ -16,14 +69,66 @@ static const usli_arch ARCHS[] = {
       .gguf = "qwen2",
       .qkv_bias = true,
       .window = USLI_WINDOW_ABOVE,
+      .window_asked = true,
       .sliding_window = 4096 },
     { .name = "Qwen3ForCausalLM",
       .model_type = "qwen3",
       .gguf = "qwen3",
       .qk_norm = true,
       .window = USLI_WINDOW_ABOVE,
+      .window_asked = true,
       .sliding_window = 4096,
       .head_dim = 128 },
+    { .name = "MixtralForCausalLM",
+      .model_type = "mixtral",
+      .gguf = "llama",
+      .gguf_permuted = true,
+      .window = USLI_WINDOW_ALL,
+      .mixture = &MIXTRAL,
+      .kv_heads = 8,
+      .context = 131072,
+      .theta = 1e6 },
+    { .name = "Qwen2MoeForCausalLM",
+      .model_type = "qwen2_moe",
+      .gguf = "qwen2moe",
+      .qkv_bias = true,
+      .window = USLI_WINDOW_OTHER,
+      .window_asked = true,
+      .sliding_window = 4096,
+      .mixture = &QWEN2_MOE,
+      .kv_heads = 16,
+      .context = 32768 },
+    { .name = "Qwen3MoeForCausalLM",
+      .model_type = "qwen3_moe",
+      .gguf = "qwen3moe",
+      .qk_norm = true,
+      .window = USLI_WINDOW_ALL,
+      .window_asked = true,
+      .sliding_window = 4096,
+      .mixture = &QWEN3_MOE,
+      .kv_heads = 4,
+      .context = 32768 },
+    { .name = "DeepseekV2ForCausalLM",
+      .model_type = "deepseek_v2",
+      .gguf = "deepseek2",
+      .mixture = &DEEPSEEK2,
+      .latent = true,
+      .q_lora = 1536,
+      .kv_lora = 512,
+      .nope_dim = 128,
+      .rope_dim = 64,
+      .v_dim = 128 },
+    { .name = "DeepseekV3ForCausalLM",
+      .model_type = "deepseek_v3",
+      .gguf = "deepseek2",
+      .mixture = &DEEPSEEK3,
+      .latent = true,
+      .q_lora = 1536,
+      .kv_lora = 512,
+      .nope_dim = 128,
+      .rope_dim = 64,
+      .v_dim = 128,
+      .context = 4096 },
     { .name = "GemmaForCausalLM",
       .model_type = "gemma",
       .gguf = "gemma",
@@ -90,9 +195,13 @@ const usli_arch *usli_arch_by_name(const char *name) {
     return NULL;
 }
 
-const usli_arch *usli_arch_by_gguf(const char *name, size_t len) {
-    for (size_t i = 0; i < sizeof ARCHS / sizeof *ARCHS; i++)
-        if (strlen(ARCHS[i].gguf) == len && memcmp(ARCHS[i].gguf, name, len) == 0) return &ARCHS[i];
+const usli_arch *usli_arch_by_gguf(const char *name, size_t len, bool mixture, bool sigmoid) {
+    for (size_t i = 0; i < sizeof ARCHS / sizeof *ARCHS; i++) {
+        const usli_mixture *own = ARCHS[i].mixture;
+        if (strlen(ARCHS[i].gguf) == len && memcmp(ARCHS[i].gguf, name, len) == 0 && mixture == (own != NULL) &&
+            (!own || sigmoid == own->sigmoid))
+            return &ARCHS[i];
+    }
     return NULL;
 }
 

@@ -151,6 +151,7 @@ static void mark_windowed(usli_config *c, int64_t above, int64_t pattern) {
         case USLI_NO_WINDOW: break;
         case USLI_WINDOW_ALL: windowed = true; break;
         case USLI_WINDOW_ABOVE: windowed = l >= above; break;
+        case USLI_WINDOW_OTHER: windowed = l < above && l % 2 == 0; break;
         case USLI_WINDOW_PATTERN: windowed = pattern > 0 && (l + 1) % pattern != 0; break;
         }
         if (windowed) set_windowed(c, l);
@@ -160,7 +161,7 @@ static void mark_windowed(usli_config *c, int64_t above, int64_t pattern) {
 static usl_status read_windows(fields *f, usli_config *c) {
     const usli_arch *a = c->arch;
     if (a->window == USLI_NO_WINDOW) return USL_OK;
-    bool used = a->window != USLI_WINDOW_ABOVE || get_bool(f, "use_sliding_window", false);
+    bool used = !a->window_asked || get_bool(f, "use_sliding_window", false);
     c->window = used ? get_int(f, "sliding_window", get(f, "layer_types") ? 0 : a->sliding_window) : 0;
     if (c->window < 0)
         return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: sliding_window is %lld; a number from 1 is wanted", f->name,
@@ -208,6 +209,126 @@ static usl_status read_rope(fields *f, usli_config *c) {
         return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: partial_rotary_factor %g is not sensible", f->name, partial);
     c->rot_dim = (int64_t)((double)c->head_dim * partial);
     return f->st;
+}
+
+/* ---- Mixtures ------------------------------------------------------------------------------------------------------
+ */
+
+static void set_sparse(usli_config *c, int64_t layer) {
+    c->sparse[layer / 8] |= (uint8_t)(1 << layer % 8);
+}
+
+/* The first of the keys that is there. */
+static int64_t first_int(fields *f, const char *const *keys, size_t count, int64_t fallback) {
+    for (size_t i = 0; i < count; i++)
+        if (get(f, keys[i])) return get_int(f, keys[i], fallback);
+    return fallback;
+}
+
+/* Which layers are mixtures: from the first dense ones on, every so many-th, but for a list. */
+static void read_sparse(fields *f, usli_config *c) {
+    int64_t first = get_int(f, "first_k_dense_replace", c->arch->mixture->first_dense);
+    int64_t step = get_int(f, "decoder_sparse_step", 1), frequency = get_int(f, "moe_layer_freq", 1);
+    const json_t *dense = get(f, "mlp_only_layers"), *item;
+    if (step < 1 || frequency < 1)
+        f->st = usli_fail(f->ctx, USL_ERR_FORMAT, "%s: decoder_sparse_step or moe_layer_freq is below 1", f->name);
+    for (int64_t l = 0; f->st == USL_OK && l < c->layers && l < USLI_MOST_LAYERS; l++) {
+        bool listed = false;
+        size_t i;
+        json_array_foreach(dense, i, item) listed |= json_integer_value(item) == l;
+        if (l >= first && (l + 1) % step == 0 && l % frequency == 0 && !listed) set_sparse(c, l);
+    }
+}
+
+static usl_status read_groups(fields *f, usli_config *c) {
+    const usli_mixture *m = c->arch->mixture;
+    const char *method = get_text(f, "topk_method");
+    c->groups = get_int(f, "n_group", m->groups);
+    c->best_groups = get_int(f, "topk_group", m->best_groups);
+    bool greedy = method && strcmp(method, "greedy") == 0,
+         by_best = method && strcmp(method, "group_limited_greedy") == 0,
+         biased = method && strcmp(method, "noaux_tc") == 0;
+    if (method && !(m->biased ? biased : greedy || by_best))
+        return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: topk_method \"%s\" is not supported for a %s", f->name,
+                         method, c->arch->name);
+    if (!m->biased && !by_best) c->groups = 0;
+    return f->st;
+}
+
+static usl_status check_mixture(usl_ctx *ctx, const char *name, const usli_config *c) {
+    int64_t e = c->experts, g = c->groups > 1 ? c->groups : 1, best = c->groups > 1 ? c->best_groups : 1;
+    if (e < 1 || e > USLI_MAX_EXPERTS || c->top_k < 1 || c->top_k > e)
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld of %lld experts is not sensible; up to %d are supported", name,
+                         (long long)c->top_k, (long long)e, USLI_MAX_EXPERTS);
+    if (g > USLI_MAX_GROUPS || e % g || best < 1 || best > g || c->top_k > e / g * best ||
+        (c->arch->mixture->by_pairs && c->groups > 1 && e / g < 2))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld of %lld experts in %lld of %lld groups is not sensible", name,
+                         (long long)c->top_k, (long long)e, (long long)best, (long long)g);
+    if (c->expert_inter < 1 || c->expert_inter > 1 << 22 || c->shared_inter < 0 || c->shared_inter > 1 << 22 ||
+        !(c->routed_scale > 0) || !isfinite(c->routed_scale))
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: experts of %lld and %lld values, scaled by %g, are not sensible",
+                         name, (long long)c->expert_inter, (long long)c->shared_inter, c->routed_scale);
+    return USL_OK;
+}
+
+static usl_status read_mixture(fields *f, usli_config *c) {
+    const usli_mixture *m = c->arch->mixture;
+    if (!m) return USL_OK;
+    static const char *const COUNTS[] = { "num_local_experts", "num_experts", "n_routed_experts" };
+    c->experts = first_int(f, COUNTS, sizeof COUNTS / sizeof *COUNTS, m->experts);
+    c->top_k = get_int(f, "num_experts_per_tok", m->top_k);
+    c->expert_inter = get_int(f, "moe_intermediate_size", m->inter ? m->inter : c->inter);
+    int64_t shared = get_int(f, "n_shared_experts", 0);
+    if (m->shared)
+        c->shared_inter =
+            shared ? shared * c->expert_inter : get_int(f, "shared_expert_intermediate_size", m->shared_inter);
+    c->normalised = m->always_normalised || get_bool(f, "norm_topk_prob", m->normalised);
+    c->routed_scale = m->scale > 0 ? get_real(f, "routed_scaling_factor", m->scale) : 1;
+    read_sparse(f, c);
+    USLI_TRY(f->st);
+    USLI_TRY(read_groups(f, c));
+    return check_mixture(f->ctx, f->name, c);
+}
+
+/* ---- Latent attention ----------------------------------------------------------------------------------------------
+ */
+
+static usl_status read_latent(fields *f, usli_config *c) {
+    const usli_arch *a = c->arch;
+    c->v_dim = c->head_dim;
+    if (!a->latent) return f->st;
+    bool none = json_is_null(json_object_get(f->json, "q_lora_rank")) && json_object_get(f->json, "q_lora_rank");
+    c->q_lora = none ? 0 : get_int(f, "q_lora_rank", a->q_lora);
+    c->kv_lora = get_int(f, "kv_lora_rank", a->kv_lora);
+    c->rot_dim = get_int(f, "qk_rope_head_dim", a->rope_dim);
+    c->head_dim = c->rot_dim + get_int(f, "qk_nope_head_dim", a->nope_dim);
+    c->v_dim = get_int(f, "v_head_dim", a->v_dim);
+    c->kv_heads = c->heads;
+    c->interleaved = get_bool(f, "rope_interleave", true);
+    if (c->attention_bias)
+        return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: attention_bias is not supported with latent attention",
+                         f->name);
+    return f->st;
+}
+
+/* YaRN stretches the scores too. */
+static double latent_scalar(const usli_config *c) {
+    const usli_rope_config *r = &c->rope;
+    double m = r->mscale_all_dim > 0 && r->factor > 1 ? 0.1 * r->mscale_all_dim * log(r->factor) + 1 : 1;
+    return (double)c->head_dim / (m * m * m * m);
+}
+
+static usl_status check_latent(usl_ctx *ctx, const char *name, const usli_config *c) {
+    if (!c->arch->latent) return USL_OK;
+    if (c->q_lora < 0 || c->q_lora > 4096 || c->kv_lora < 1 || c->kv_lora > 4096 || c->v_dim < 1 ||
+        c->v_dim > 1 << 12 || c->rot_dim >= c->head_dim)
+        return usli_fail(
+            ctx, USL_ERR_FORMAT,
+            "%s: latent vectors of %lld and %lld values, heads of %lld with %lld rotated, and of %lld, are not "
+            "sensible",
+            name, (long long)c->q_lora, (long long)c->kv_lora, (long long)c->head_dim, (long long)c->rot_dim,
+            (long long)c->v_dim);
+    return USL_OK;
 }
 
 static usl_status check_config(usl_ctx *ctx, const char *name, const usli_config *c) {
@@ -299,7 +420,11 @@ static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json
     USLI_TRY(f.st);
     USLI_TRY(read_act(&f, c));
     USLI_TRY(read_rope(&f, c));
+    USLI_TRY(read_latent(&f, c));
+    if (a->latent) c->query_scalar = latent_scalar(c);
     USLI_TRY(check_config(ctx, name, c));
+    USLI_TRY(check_latent(ctx, name, c));
+    USLI_TRY(read_mixture(&f, c));
     return read_windows(&f, c);
 }
 
@@ -356,6 +481,12 @@ static double meta_float(const usli_gguf *g, const char *arch, const char *key, 
     return usli_gguf_float(g, full, fallback);
 }
 
+static bool meta_bool(const usli_gguf *g, const char *arch, const char *key, bool fallback) {
+    char full[128];
+    snprintf(full, sizeof full, "%s.%s", arch, key);
+    return usli_gguf_bool(g, full, fallback);
+}
+
 static const char *act_name(usli_act act) {
     for (size_t i = 0; i < sizeof ACTS / sizeof *ACTS; i++)
         if (ACTS[i].act == act) return ACTS[i].name;
@@ -365,8 +496,9 @@ static const char *act_name(usli_act act) {
 static json_t *rope_as_json(const usli_rope_config *r) {
     if (r->kind == USLI_ROPE_LINEAR) return json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor);
     if (r->kind == USLI_ROPE_YARN)
-        return json_pack("{s:s,s:f,s:I}", "rope_type", "yarn", "factor", r->factor, "original_max_position_embeddings",
-                         (json_int_t)r->original_context);
+        return json_pack("{s:s,s:f,s:I,s:f,s:f}", "rope_type", "yarn", "factor", r->factor,
+                         "original_max_position_embeddings", (json_int_t)r->original_context, "mscale", r->mscale,
+                         "mscale_all_dim", r->mscale_all_dim);
     return NULL;
 }
 
@@ -377,16 +509,60 @@ static json_t *windows_as_json(const usli_config *c) {
     return types;
 }
 
+/* In the words of all families at once: each reads its own. */
+static int mixture_into_json(const usli_config *c, json_t *j) {
+    const usli_mixture *m = c->arch->mixture;
+    if (!m) return 0;
+    const struct {
+        const char *key;
+        int64_t value;
+    } sizes[] = {
+        { "num_local_experts", c->experts },
+        { "num_experts", c->experts },
+        { "n_routed_experts", c->experts },
+        { "num_experts_per_tok", c->top_k },
+        { "moe_intermediate_size", c->expert_inter },
+        { "shared_expert_intermediate_size", c->shared_inter },
+        { "n_shared_experts", m->shared_gate ? 0 : c->shared_inter / c->expert_inter },
+        { "n_group", c->groups > 1 ? c->groups : 1 },
+        { "topk_group", c->groups > 1 ? c->best_groups : 1 },
+    };
+    int bad = 0;
+    int64_t first = 0;
+    while (first < c->layers && !usli_layer_sparse(c, first)) first++;
+    json_t *dense = json_array();
+    for (int64_t l = first; l < c->layers; l++)
+        if (!usli_layer_sparse(c, l)) bad |= json_array_append_new(dense, json_integer(l));
+    for (int64_t l = 0; !c->arch->latent && l < first; l++) bad |= json_array_append_new(dense, json_integer(l));
+    bad |= json_object_set_new(j, "mlp_only_layers", dense);
+    if (c->arch->latent) bad |= json_object_set_new(j, "first_k_dense_replace", json_integer(first));
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].value) bad |= json_object_set_new(j, sizes[i].key, json_integer(sizes[i].value));
+    if (c->arch->latent && !m->biased)
+        bad |= json_object_set_new(j, "topk_method", json_string(c->groups > 1 ? "group_limited_greedy" : "greedy"));
+    bad |= json_object_set_new(j, "norm_topk_prob", json_boolean(c->normalised));
+    return bad | json_object_set_new(j, "routed_scaling_factor", json_real(c->routed_scale));
+}
+
+static int latent_into_json(const usli_config *c, json_t *j) {
+    if (!c->arch->latent) return 0;
+    int bad = json_object_set_new(j, "q_lora_rank", c->q_lora ? json_integer(c->q_lora) : json_null());
+    bad |= json_object_set_new(j, "kv_lora_rank", json_integer(c->kv_lora));
+    bad |= json_object_set_new(j, "qk_rope_head_dim", json_integer(c->rot_dim));
+    bad |= json_object_set_new(j, "qk_nope_head_dim", json_integer(c->head_dim - c->rot_dim));
+    return bad | json_object_set_new(j, "v_head_dim", json_integer(c->v_dim));
+}
+
 /* The config.json that transformers would want for this file. */
 static json_t *config_as_json(const usli_config *c) {
-    json_t *j = json_pack("{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures",
-                          c->arch->name, "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab,
-                          "hidden_size", (json_int_t)c->hidden, "intermediate_size", (json_int_t)c->inter,
-                          "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads", (json_int_t)c->heads,
-                          "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim,
-                          "max_position_embeddings", (json_int_t)c->context, "rms_norm_eps", c->norm_eps, "rope_theta",
-                          c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias", c->output_bias, "mlp_bias",
-                          c->mlp_bias, "hidden_act", act_name(c->act));
+    json_t *j = json_pack(
+        "{s:[s],s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:b,s:b,s:b,s:s}", "architectures", c->arch->name,
+        "model_type", c->arch->model_type, "vocab_size", (json_int_t)c->vocab, "hidden_size", (json_int_t)c->hidden,
+        "intermediate_size", (json_int_t)c->inter, "num_hidden_layers", (json_int_t)c->layers, "num_attention_heads",
+        (json_int_t)c->heads, "num_key_value_heads", (json_int_t)c->kv_heads, "head_dim",
+        (json_int_t)(c->arch->latent ? c->rot_dim : c->head_dim), "max_position_embeddings", (json_int_t)c->context,
+        "rms_norm_eps", c->norm_eps, "rope_theta", c->rope.theta, "tie_word_embeddings", c->tied, "attention_bias",
+        c->output_bias, "mlp_bias", c->mlp_bias, "hidden_act", act_name(c->act));
     if (!j) return NULL;
     const usli_arch *a = c->arch;
     int bad = 0;
@@ -396,7 +572,8 @@ static json_t *config_as_json(const usli_config *c) {
     if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(&c->rope));
     if (a->local_rope) bad |= json_object_set_new(j, "rope_local_base_freq", json_real(c->local_rope.theta));
     if (a->query_scalar > 0) bad |= json_object_set_new(j, "query_pre_attn_scalar", json_real(c->query_scalar));
-    if (c->rot_dim != c->head_dim)
+    bad |= mixture_into_json(c, j) | latent_into_json(c, j);
+    if (c->rot_dim != c->head_dim && !c->arch->latent)
         bad |= json_object_set_new(j, "partial_rotary_factor", json_real((double)c->rot_dim / (double)c->head_dim));
     if (c->attention_softcap > 0)
         bad |= json_object_set_new(j, "attn_logit_softcapping", json_real(c->attention_softcap));
@@ -414,12 +591,57 @@ static bool str_is(usli_gguf_str s, const char *text) {
     return s.data && s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
 }
 
+enum { GGUF_SIGMOID = 2 /* expert_gating_func */ };
+
+static usl_status mixture_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
+    const char *a = c->arch->gguf, *name = g->map->path;
+    const usli_mixture *m = c->arch->mixture;
+    if (!m) return USL_OK;
+    c->experts = meta_int(g, a, "expert_count", 0);
+    c->top_k = meta_int(g, a, "expert_used_count", m->top_k);
+    c->expert_inter = meta_int(g, a, "expert_feed_forward_length", c->inter);
+    int64_t shared = meta_int(g, a, "expert_shared_count", 0);
+    if (m->shared) c->shared_inter = meta_int(g, a, "expert_shared_feed_forward_length", shared * c->expert_inter);
+    c->groups = meta_int(g, a, "expert_group_count", m->groups);
+    c->best_groups = meta_int(g, a, "expert_group_used_count", m->best_groups);
+    c->routed_scale = m->scale > 0 ? meta_float(g, a, "expert_weights_scale", 1) : 1;
+    c->normalised = m->always_normalised || meta_bool(g, a, "expert_weights_norm", m->gguf_normalised);
+    for (int64_t l = 0; l < c->layers && l < USLI_MOST_LAYERS; l++) {
+        char key[64];
+        snprintf(key, sizeof key, "blk.%lld.ffn_gate_inp.weight", (long long)l);
+        if (usli_gguf_tensor(g, key)) set_sparse(c, l);
+    }
+    return check_mixture(ctx, name, c);
+}
+
+static usl_status latent_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
+    const char *a = c->arch->gguf;
+    c->v_dim = c->head_dim;
+    if (!c->arch->latent) return USL_OK;
+    c->q_lora = meta_int(g, a, "attention.q_lora_rank", 0);
+    c->kv_lora = meta_int(g, a, "attention.kv_lora_rank", 0);
+    c->head_dim = meta_int(g, a, "attention.key_length_mla", c->head_dim);
+    c->v_dim = meta_int(g, a, "attention.value_length_mla", meta_int(g, a, "attention.value_length", 0));
+    c->kv_heads = c->heads;
+    c->interleaved = true;
+    /* 0.1 times mscale_all_dim; the same stands for mscale. */
+    c->rope.mscale = c->rope.mscale_all_dim = 10 * meta_float(g, a, "rope.scaling.yarn_log_multiplier", 0);
+    c->query_scalar = latent_scalar(c);
+    return check_latent(ctx, g->map->path, c);
+}
+
 usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
     const char *name = g->map->path;
     *c = (usli_config){ .bos = -1, .pad = -1, .dtype = USL_DTYPE_AUTO, .init_range = 0.02 };
     usli_gguf_str arch = usli_gguf_string(g, "general.architecture");
+    char key[128];
+    snprintf(key, sizeof key, "%.*s.expert_count", (int)(arch.len < 64 ? arch.len : 64), arch.data ? arch.data : "");
+    bool mixture = usli_gguf_int(g, key, 0) > 0;
+    snprintf(key, sizeof key, "%.*s.expert_gating_func", (int)(arch.len < 64 ? arch.len : 64),
+             arch.data ? arch.data : "");
+    bool sigmoid = usli_gguf_int(g, key, 0) == GGUF_SIGMOID;
     if (!arch.data) return usli_fail(ctx, USL_ERR_FORMAT, "%s: its metadata names no general.architecture", name);
-    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len))) {
+    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len, mixture, sigmoid))) {
         char known[512];
         usli_arch_list(known, sizeof known);
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %.*s is not supported; supported are %s", name,
@@ -459,7 +681,6 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     c->rope.beta_fast = meta_float(g, a, "rope.scaling.yarn_beta_fast", 32);
     c->rope.beta_slow = meta_float(g, a, "rope.scaling.yarn_beta_slow", 1);
     c->rope.truncate = true;
-    char key[128];
     snprintf(key, sizeof key, "%s.rope.scaling.type", a);
     usli_gguf_str scaling = usli_gguf_string(g, key);
     if (str_is(scaling, "linear"))
@@ -469,15 +690,15 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     else if (scaling.data && !str_is(scaling, "none"))
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name,
                          (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);
-    if (meta_int(g, a, "expert_count", 0) > 0)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: mixtures of experts are not supported", name);
     c->window = c->arch->window == USLI_NO_WINDOW ? 0 : meta_int(g, a, "attention.sliding_window", 0);
     if (c->window > 0) mark_windowed(c, 0, meta_int(g, a, "attention.sliding_window_pattern", c->arch->window_pattern));
     c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
     c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
     c->query_scalar = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
     c->local_rope.theta = meta_float(g, a, "rope.freq_base_swa", 10000.0);
+    USLI_TRY(latent_from_gguf(ctx, g, c));
     USLI_TRY(check_config(ctx, name, c));
+    USLI_TRY(mixture_from_gguf(ctx, g, c));
     USLI_TRY(check_rope(ctx, name, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
     return USL_OK;

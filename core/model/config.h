@@ -26,9 +26,28 @@ typedef struct usli_rope_config {
 typedef enum usli_window_rule {
     USLI_NO_WINDOW,
     USLI_WINDOW_ALL,
-    USLI_WINDOW_ABOVE,   /* those from max_window_layers on, when use_sliding_window is set */
+    USLI_WINDOW_ABOVE,   /* those from max_window_layers on */
     USLI_WINDOW_PATTERN, /* all but every window_pattern-th */
+    USLI_WINDOW_OTHER,   /* every other one below max_window_layers, from the first on */
 } usli_window_rule;
+
+/* How a family mixes experts, and what its checkpoints call their tensors. */
+typedef struct usli_mixture {
+    const char *folder;     /* of router and experts: "mlp" */
+    const char *words[3];   /* of an expert's gate, up and down: "gate_proj", ... */
+    const char *shared;     /* of the expert that sees every token, or NULL */
+    bool shared_gate;       /* its output is multiplied by a sigmoid of its own */
+    bool sigmoid;           /* scores are sigmoids; else a softmax */
+    bool by_pairs;          /* a group of experts is as good as its two best; else as its best */
+    bool biased;            /* a correction is added to scores before experts are chosen */
+    bool normalised;        /* chosen scores are divided by their sum, when the config is silent */
+    bool always_normalised; /* whatever it says */
+    bool gguf_normalised;   /* when a GGUF is silent */
+    bool balanced;          /* transformers knows a load-balancing loss of it */
+    /* When the config is silent. */
+    int64_t experts, top_k, inter, shared_inter, first_dense, groups, best_groups;
+    double scale;
+} usli_mixture;
 
 /* A family: a row of data. Nothing else in the engine asks which family it runs. */
 typedef struct usli_arch {
@@ -48,6 +67,10 @@ typedef struct usli_arch {
     bool gguf_permuted;       /* GGUF stores q and k rows for interleaved rope */
     int64_t gguf_wide_layers; /* a GGUF says no query_scalar: with so many layers it is hidden / heads, else head_dim */
     usli_window_rule window;
+    bool window_asked;           /* there is one only when use_sliding_window is set */
+    const usli_mixture *mixture; /* its layers choose among experts; NULL: they do not */
+    bool latent;                 /* keys and values come from a narrow vector a token, queries may */
+    int64_t q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* with latent, when the config is silent */
     /* When the config is silent; 0: as the general rule says. */
     bool tied;
     int64_t vocab, heads, kv_heads, head_dim, context, sliding_window, window_pattern;
@@ -58,9 +81,17 @@ typedef struct usli_config {
     const usli_arch *arch;
     int64_t vocab, hidden, inter, layers, heads, kv_heads, head_dim, context, window;
     double norm_eps, init_range;
+    bool interleaved;                       /* rope turns neighbours; else values half a head apart */
     uint8_t windowed[USLI_MOST_LAYERS / 8]; /* a bit a layer: the window applies */
     usli_act act;
     bool tied, attention_bias, output_bias, mlp_bias;
+    int64_t v_dim;                        /* values of a head: head_dim, apart from it with latent attention */
+    int64_t q_lora, kv_lora;              /* widths of the latent vectors; q_lora 0: queries have none */
+    uint8_t sparse[USLI_MOST_LAYERS / 8]; /* a bit a layer: its MLP is a mixture of experts */
+    int64_t experts, top_k, groups, best_groups;
+    int64_t expert_inter, shared_inter; /* of one expert; of the one that sees all tokens, 0: there is none */
+    bool normalised;                    /* the chosen scores add up to one */
+    double routed_scale;
     double query_scalar;      /* scores are multiplied by 1 / sqrt(query_scalar) */
     double attention_softcap; /* 0: none */
     double logit_softcap;
@@ -74,7 +105,8 @@ typedef struct usli_config {
 } usli_config;
 
 const usli_arch *usli_arch_by_name(const char *name);
-const usli_arch *usli_arch_by_gguf(const char *name, size_t len);
+/* Llama and Mixtral, DeepSeek V2 and V3 have one name in a GGUF. */
+const usli_arch *usli_arch_by_gguf(const char *name, size_t len, bool mixture, bool sigmoid);
 /* "LlamaForCausalLM, MistralForCausalLM": for refusals. */
 void usli_arch_list(char *buf, size_t size);
 
@@ -89,6 +121,10 @@ void usli_config_free(usli_config *config);
 
 static inline bool usli_layer_windowed(const usli_config *c, int64_t layer) {
     return c->window > 0 && (c->windowed[layer / 8] >> (layer % 8) & 1);
+}
+
+static inline bool usli_layer_sparse(const usli_config *c, int64_t layer) {
+    return c->experts > 0 && (c->sparse[layer / 8] >> (layer % 8) & 1);
 }
 
 /* Fills inv_freq (dim / 2) and returns the factor on cos and sin in *attention. As transformers'

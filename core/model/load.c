@@ -70,39 +70,87 @@ static const usli_file_tensor *find_named(const usli_source *src, const char *na
     return t;
 }
 
-static usl_status find_tensor(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer,
-                              const usli_file_tensor **out) {
-    char name[160];
-    int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
-    usli_slot_name(&m->config, slot, layer, src->gguf != NULL, name, sizeof name);
-    const usli_file_tensor *t = find_named(src, name);
+/* What a source calls a slot's pieces. Stacks of experts are looked for whole first. */
+static usli_form form_of(const usli_config *c, const usli_source *src, usli_slot slot, int64_t layer) {
+    usli_piece p;
+    if (src->gguf) return USLI_FORM_GGUF;
+    if (!usli_slot_experts(c, slot)) return USLI_FORM_PUBLISHED;
+    usli_slot_piece(c, slot, layer, USLI_FORM_STACKED, 0, &p);
+    return find_named(src, p.name) ? USLI_FORM_STACKED : USLI_FORM_PUBLISHED;
+}
+
+static bool fits(const usli_piece *p, const usli_file_tensor *t) {
+    bool same = t->ndim == p->ndim;
+    for (int i = 0; same && i < p->ndim; i++) same = t->shape[i] == p->shape[i];
+    return same;
+}
+
+static void write_shape(int ndim, const int64_t *shape, char *buf, size_t size) {
+    size_t used = 0;
+    buf[0] = 0;
+    for (int i = 0; i < ndim && used < size; i++) {
+        int n = snprintf(buf + used, size - used, "%s%lld", i ? "x" : "", (long long)shape[i]);
+        used += n > 0 ? (size_t)n : 0;
+    }
+}
+
+/* Newer GGUFs hold kv_b_proj as two tensors, head by head: k's part transposed, and v's. */
+typedef struct split_keys {
+    const usli_file_tensor *k, *v; /* (heads, kv_lora, narrow), (heads, v_dim, kv_lora) */
+} split_keys;
+
+static bool find_split(const usli_config *c, const usli_source *src, usli_slot slot, int64_t layer, split_keys *s) {
+    char name[64];
+    if (slot != USLI_KV_B || !src->gguf) return false;
+    snprintf(name, sizeof name, "blk.%lld.attn_k_b.weight", (long long)layer);
+    s->k = usli_gguf_tensor(src->gguf, name);
+    snprintf(name, sizeof name, "blk.%lld.attn_v_b.weight", (long long)layer);
+    s->v = usli_gguf_tensor(src->gguf, name);
+    const int64_t k[] = { c->heads, c->kv_lora, c->head_dim - c->rot_dim }, v[] = { c->heads, c->v_dim, c->kv_lora };
+    if (!s->k || !s->v || s->k->ndim != 3 || s->v->ndim != 3) return false;
+    return memcmp(s->k->shape, k, sizeof k) == 0 && memcmp(s->v->shape, v, sizeof v) == 0 &&
+           usli_traits_of(s->k->dtype)->decode && usli_traits_of(s->v->dtype)->decode;
+}
+
+static usl_status find_piece(const usl_model *m, const usli_source *src, usli_slot slot, int64_t layer, int64_t i,
+                             usli_piece *p, const usli_file_tensor **out) {
+    usli_slot_piece(&m->config, slot, layer, form_of(&m->config, src, slot, layer), i, p);
+    const usli_file_tensor *t = find_named(src, p->name);
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
         t = find_named(src, "model.embed_tokens.weight");
-    if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, name);
-    bool fits = cols ? t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols : t->ndim == 1 && t->shape[0] == rows;
-    if (!fits)
-        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path,
-                         name, (long long)(t->ndim > 0 ? t->shape[0] : 1), (long long)(t->ndim > 1 ? t->shape[1] : 1),
-                         (long long)rows, (long long)(cols ? cols : 1));
+    if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, p->name);
+    if (!fits(p, t)) {
+        char is[96], wanted[96];
+        write_shape(t->ndim, t->shape, is, sizeof is);
+        write_shape(p->ndim, p->shape, wanted, sizeof wanted);
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %s; config says %s", m->path, p->name, is,
+                         wanted);
+    }
     const usli_traits *traits = usli_traits_of(t->dtype);
     if (!traits || !traits->decode)
         return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %s, which cannot be decoded here",
-                         m->path, name, usl_dtype_name(t->dtype));
+                         m->path, p->name, usl_dtype_name(t->dtype));
     *out = t;
+    return USL_OK;
+}
+
+static usl_status check_slot(const usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
+    int64_t rows, cols;
+    const usli_file_tensor *t;
+    usli_piece p;
+    split_keys split;
+    if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols) || find_split(&m->config, src, slot, layer, &split))
+        return USL_OK;
+    int64_t count = usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer));
+    for (int64_t i = 0; i < count; i++) USLI_TRY(find_piece(m, src, slot, layer, i, &p, &t));
     return USL_OK;
 }
 
 usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *src, const usli_config *config) {
     usl_model m = { .ctx = ctx, .path = (char *)(uintptr_t)path, .config = *config };
-    const usli_file_tensor *t;
-    int64_t rows, cols;
     for (int64_t l = 0; l < config->layers; l++)
-        for (int s = 0; s < USLI_LAYER_SLOTS; s++)
-            if (usli_slot_shape(config, (usli_slot)s, l, &rows, &cols))
-                USLI_TRY(find_tensor(&m, src, (usli_slot)s, l, &t));
-    for (int s = USLI_EMBED; s < USLI_SLOTS; s++)
-        if (usli_slot_shape(config, (usli_slot)s, 0, &rows, &cols)) USLI_TRY(find_tensor(&m, src, (usli_slot)s, 0, &t));
+        for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(check_slot(&m, src, (usli_slot)s, l));
+    for (int s = USLI_EMBED; s < USLI_SLOTS; s++) USLI_TRY(check_slot(&m, src, (usli_slot)s, 0));
     return USL_OK;
 }
 
@@ -150,12 +198,76 @@ static usl_status unpermute(usl_model *m, usli_weight *w) {
     return USL_OK;
 }
 
+/* A stack, piece by piece: the pieces have one type, and rows go where they belong. */
+static usl_status load_stack(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer, usli_weight *w) {
+    int64_t rows, cols;
+    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
+    int64_t count = usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer));
+    usl_dtype dtype = USL_F32, kept = USL_F32;
+    for (int64_t i = 0; i < count; i++) {
+        usli_piece p;
+        const usli_file_tensor *t = NULL;
+        USLI_TRY(find_piece(m, src, slot, layer, i, &p, &t));
+        if (i && t->dtype != dtype)
+            return usli_fail(
+                m->ctx, USL_ERR_UNSUPPORTED,
+                "%s: tensor \"%s\" has type %s and others of its layer's experts have %s; only one type is "
+                "supported",
+                m->path, p.name, usl_dtype_name(t->dtype), usl_dtype_name(dtype));
+        dtype = t->dtype;
+        kept = m->full || dtype == USL_F64 ? USL_F32 : dtype;
+        size_t from = usli_row_bytes(dtype, cols), to = usli_row_bytes(kept, cols);
+        if (!i) USLI_TRY(new_storage(m, (size_t)rows * to, &w->storage));
+        for (int64_t r = 0; r < p.rows && !m->plan_only; r++) {
+            const char *row = (const char *)t->data + (size_t)r * from;
+            char *dst = (char *)w->storage->data + (size_t)usli_piece_row(&p, r) * to;
+            if (kept == dtype)
+                memcpy(dst, row, to);
+            else
+                usli_traits_of(dtype)->decode(row, (float *)(void *)dst, cols);
+        }
+    }
+    set_plain(w, kept, rows, cols);
+    return USL_OK;
+}
+
+/* In float32, since what is transposed cannot stay in its blocks. */
+static usl_status load_split(usl_model *m, const split_keys *s, usli_weight *w) {
+    const usli_config *c = &m->config;
+    int64_t narrow = c->head_dim - c->rot_dim, each = narrow + c->v_dim, cols = c->kv_lora, rows = c->heads * each;
+    USLI_TRY(new_storage(m, (size_t)(rows * cols) * sizeof(float), &w->storage));
+    set_plain(w, USL_F32, rows, cols);
+    if (m->plan_only) return USL_OK;
+    float *values = usli_malloc(m->ctx, (size_t)narrow * sizeof *values), *out = w->storage->data;
+    if (!values) return usli_nomem(m->ctx, (size_t)narrow * sizeof *values);
+    size_t k_row = usli_row_bytes(s->k->dtype, narrow), v_row = usli_row_bytes(s->v->dtype, cols);
+    for (int64_t h = 0; h < c->heads; h++) {
+        float *head = out + h * each * cols;
+        for (int64_t i = 0; i < cols; i++) {
+            usli_traits_of(s->k->dtype)
+                ->decode((const char *)s->k->data + (size_t)(h * cols + i) * k_row, values, narrow);
+            for (int64_t r = 0; r < narrow; r++) head[r * cols + i] = values[r];
+        }
+        for (int64_t r = 0; r < c->v_dim; r++)
+            usli_traits_of(s->v->dtype)
+                ->decode((const char *)s->v->data + (size_t)(h * c->v_dim + r) * v_row, head + (narrow + r) * cols,
+                         cols);
+    }
+    usli_free(m->ctx, values);
+    return USL_OK;
+}
+
 static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
     const usli_file_tensor *t = NULL;
-    USLI_TRY(find_tensor(m, src, slot, layer, &t));
+    usli_piece p;
     usli_weight *w = usli_model_weight(m, slot, layer);
+    split_keys split;
+    if (find_split(&m->config, src, slot, layer, &split)) return load_split(m, &split, w);
+    if (usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer)) > 1)
+        return load_stack(m, src, slot, layer, w);
+    USLI_TRY(find_piece(m, src, slot, layer, 0, &p, &t));
     if (!cols)
         USLI_TRY(load_float(m, t, w, 1, rows));
     else if (m->full || t->dtype == USL_F64)
@@ -177,72 +289,113 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
  * ----------------------------------------------------------------------------------------------------------------------------
  */
 
+enum { CHUNK = 1 << 20 /* values quantised at a time: whole blocks */ };
+
 typedef struct quantize_job {
-    usl_model *m;
     usli_weight **list;
-    float **scratch; /* a worker's: decoded values, then absmax */
+    int64_t count;
+    float **absmax;  /* of each of the list */
+    float **scratch; /* a worker's: CHUNK values */
 } quantize_job;
 
-static void quantize_task(void *arg, int64_t task, int worker) {
-    quantize_job *job = arg;
-    usli_weight *w = job->list[task];
-    int64_t n = w->m.rows * w->m.cols;
-    float *values = job->scratch[worker];
-    usli_traits_of(w->m.dtype)->decode(w->m.data, values, n);
-    usli_nf4_quantize(&w->nf4, values, n, values + n);
+static int64_t values_of(const usli_weight *w) {
+    return w->m.rows * w->m.cols;
 }
 
-static bool wants_nf4(const usli_weight *w) {
-    return w->storage && (w->m.dtype == USL_F32 || w->m.dtype == USL_F16 || w->m.dtype == USL_BF16);
+static int64_t chunks_of(const usli_weight *w) {
+    return (values_of(w) + CHUNK - 1) / CHUNK;
+}
+
+static void decode_values(const usli_weight *w, int64_t first, int64_t count, float *dst) {
+    usli_to_f32((const char *)w->m.data + (size_t)first * usli_dtype_bytes(w->m.dtype), w->m.dtype, dst, count);
+}
+
+/* A chunk of one of the weights. */
+static void quantize_chunk(void *arg, int64_t task, int worker) {
+    const quantize_job *job = arg;
+    int64_t i = 0;
+    for (; task >= chunks_of(job->list[i]); i++) task -= chunks_of(job->list[i]);
+    const usli_weight *w = job->list[i];
+    int64_t first = task * CHUNK, left = values_of(w) - first, n = left < CHUNK ? left : CHUNK;
+    decode_values(w, first, n, job->scratch[worker]);
+    usli_nf4_quantize_plain(w->nf4.table, job->scratch[worker], n, (uint8_t *)(uintptr_t)w->nf4.codes + first / 2,
+                            job->absmax[i] + first / USLI_NF4_BLOCK);
+}
+
+static void nest_weight(void *arg, int64_t task, int worker) {
+    const quantize_job *job = arg;
+    (void)worker;
+    usli_nf4_nest(&job->list[task]->nf4, job->absmax[task], usli_nf4_blocks(values_of(job->list[task])));
+}
+
+/* The router decides, and is small. */
+static bool wants_nf4(const usli_weight *w, usli_slot slot) {
+    return slot != USLI_ROUTER && w->storage &&
+           (w->m.dtype == USL_F32 || w->m.dtype == USL_F16 || w->m.dtype == USL_BF16);
+}
+
+/* Makes room for a weight's codes. On failure it is as before. */
+static usl_status begin_weight(usl_model *m, usli_weight *w, usli_storage **made, float **absmax) {
+    int64_t n = values_of(w);
+    size_t bytes = (size_t)usli_nf4_blocks(n) * sizeof(float);
+    USLI_TRY(new_storage(m, usli_nf4_bytes(n), made));
+    if (!m->plan_only && !(*absmax = usli_malloc(m->ctx, bytes))) {
+        usli_storage_release(*made);
+        *made = NULL;
+        return usli_nomem(m->ctx, bytes);
+    }
+    usli_nf4_layout((*made)->data, n, &w->nf4);
+    return USL_OK;
 }
 
 /* Layer by layer, so that the 16-bit pages of a big checkpoint come and go. */
 static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
     usli_weight *list[USLI_LINEARS];
-    usli_storage *made[USLI_LINEARS];
-    int64_t count = 0;
-    for (int s = 0; s < USLI_LINEARS; s++) {
+    usli_storage *made[USLI_LINEARS] = { NULL };
+    float *absmax[USLI_LINEARS] = { NULL };
+    quantize_job job = { list, 0, absmax, scratch };
+    int64_t chunks = 0;
+    usl_status st = USL_OK;
+    for (int s = 0; st == USL_OK && s < USLI_LINEARS; s++) {
         usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
-        if (!wants_nf4(w)) continue;
-        usl_status st = new_storage(m, usli_nf4_bytes(w->m.rows * w->m.cols), &made[count]);
-        if (st != USL_OK) {
-            while (count) usli_storage_release(made[--count]);
-            return st;
-        }
-        usli_nf4_layout(made[count]->data, w->m.rows * w->m.cols, &w->nf4);
-        list[count++] = w;
+        if (!wants_nf4(w, (usli_slot)s)) continue;
+        st = begin_weight(m, w, &made[job.count], &absmax[job.count]);
+        if (st != USL_OK) break;
+        chunks += chunks_of(w);
+        list[job.count++] = w;
     }
-    quantize_job job = { m, list, scratch };
-    if (!m->plan_only) usli_pool_run(m->ctx->pool, count, quantize_task, &job);
-    for (int64_t i = 0; i < count; i++) {
-        usli_storage_release(list[i]->storage);
+    if (st == USL_OK && !m->plan_only) {
+        usli_pool_run(m->ctx->pool, chunks, quantize_chunk, &job);
+        usli_pool_run(m->ctx->pool, job.count, nest_weight, &job);
+    }
+    for (int64_t i = 0; i < job.count; i++) {
+        usli_free(m->ctx, absmax[i]);
+        usli_storage_release(st == USL_OK ? list[i]->storage : made[i]);
+        if (st != USL_OK) continue;
         list[i]->storage = made[i];
         list[i]->m.dtype = USL_NF4;
         list[i]->m.data = NULL;
         list[i]->m.nf4 = &list[i]->nf4;
     }
+    return st;
+}
+
+/* Scratch of every worker while layers are quantised; NULL when they are not. */
+static usl_status quantize_begin(usl_model *m, bool wanted, float ***out) {
+    int workers = usli_pool_threads(m->ctx->pool);
+    *out = NULL;
+    if (!wanted) return USL_OK;
+    if (!(*out = usli_calloc(m->ctx, (size_t)workers, sizeof **out)))
+        return usli_nomem(m->ctx, (size_t)workers * sizeof **out);
+    for (int i = 0; i < workers && !m->plan_only; i++)
+        if (!((*out)[i] = usli_malloc_aligned(m->ctx, CHUNK * sizeof(float))))
+            return usli_nomem(m->ctx, CHUNK * sizeof(float));
     return USL_OK;
 }
 
-static usl_status quantize(usl_model *m, int64_t layers) {
-    usl_ctx *ctx = m->ctx;
-    int64_t most = 0, rows, cols;
-    for (int64_t l = 0; l < layers; l++)
-        for (int s = 0; s < USLI_LINEARS; s++)
-            if (usli_slot_shape(&m->config, (usli_slot)s, l, &rows, &cols) && rows * cols > most) most = rows * cols;
-    int workers = usli_pool_threads(ctx->pool);
-    size_t each = (size_t)(most + usli_nf4_blocks(most)) * sizeof(float);
-    float **scratch = usli_calloc(ctx, (size_t)workers, sizeof *scratch);
-    usl_status st = scratch ? USL_OK : usli_nomem(ctx, sizeof *scratch);
-    for (int i = 0; st == USL_OK && i < workers && !m->plan_only; i++)
-        if (!(scratch[i] = usli_malloc_aligned(ctx, each))) st = usli_nomem(ctx, each);
-    for (int64_t l = 0; st == USL_OK && l < layers; l++) {
-        st = usli_progress(ctx, "quantising", (uint64_t)l, (uint64_t)layers);
-        if (st == USL_OK) st = quantize_layer(m, l, scratch);
-    }
-    for (int i = 0; scratch && i < workers; i++) usli_free_aligned(ctx, scratch[i]);
-    usli_free(ctx, scratch);
-    return st;
+static void quantize_end(usl_model *m, float **scratch) {
+    for (int i = 0; scratch && i < usli_pool_threads(m->ctx->pool); i++) usli_free_aligned(m->ctx, scratch[i]);
+    usli_free(m->ctx, scratch);
 }
 
 /* ---- All of them
@@ -272,11 +425,15 @@ usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_
     USLI_TRY(make_table(m));
     if (src->gguf) USLI_TRY(load_divisors(m, src->gguf));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++) USLI_TRY(load_one(m, src, (usli_slot)s, 0));
-    for (int64_t l = 0; l < m->config.layers; l++) {
-        USLI_TRY(usli_progress(m->ctx, "loading", (uint64_t)l, (uint64_t)m->config.layers));
-        for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(load_one(m, src, (usli_slot)s, l));
+    float **scratch;
+    usl_status st = quantize_begin(m, load_in_4bit, &scratch);
+    for (int64_t l = 0; st == USL_OK && l < m->config.layers; l++) {
+        st = usli_progress(m->ctx, load_in_4bit ? "quantising" : "loading", (uint64_t)l, (uint64_t)m->config.layers);
+        for (int s = 0; st == USL_OK && s < USLI_LAYER_SLOTS; s++) st = load_one(m, src, (usli_slot)s, l);
+        if (st == USL_OK && scratch) st = quantize_layer(m, l, scratch);
     }
-    return load_in_4bit ? quantize(m, m->config.layers) : USL_OK;
+    quantize_end(m, scratch);
+    return st;
 }
 
 typedef struct random_job {
@@ -329,14 +486,25 @@ static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64
 
 enum { SHARED_FROM = 1 << 24 };
 
-/* Layer l has the storages of layer 0. */
-static void share_layer(usl_model *m, int64_t l) {
+/* Layer l has the storages of another. */
+static void share_layer(usl_model *m, int64_t from, int64_t l) {
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
         usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
-        *w = *usli_model_weight(m, (usli_slot)s, 0);
+        *w = *usli_model_weight(m, (usli_slot)s, from);
         if (w->storage) usli_storage_retain(w->storage);
         if (w->m.nf4) w->m.nf4 = &w->nf4;
     }
+}
+
+/* Frozen random weights serve benchmarks: on a GPU, where each layer gets memory of its own all the same, big layers
+ * share the numbers of the first of their kind, which takes seconds instead of minutes. */
+static int64_t layer_like(const usl_model *m, int64_t l) {
+    int64_t rows, cols, most = 0, like = 0;
+    for (int s = 0; s < USLI_LINEARS; s++)
+        if (usli_slot_shape(&m->config, (usli_slot)s, l, &rows, &cols) && rows * cols > most) most = rows * cols;
+    if (m->exec.backend->host || m->full || most <= SHARED_FROM) return l;
+    while (usli_layer_sparse(&m->config, like) != usli_layer_sparse(&m->config, l)) like++;
+    return like;
 }
 
 usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype) {
@@ -344,19 +512,20 @@ usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, u
         dtype = USL_F32;
     else if (dtype == USL_DTYPE_AUTO)
         dtype = USL_BF16;
-    int64_t cols;
     USLI_TRY(make_table(m));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++) USLI_TRY(random_one(m, (usli_slot)s, 0, seed, dtype));
-    /* Frozen random weights serve benchmarks: on a GPU, where each layer gets memory of its own all the same, big
-     * layers share the numbers of the first, which takes seconds instead of minutes. */
-    int64_t first, distinct = m->config.layers;
-    usli_slot_shape(&m->config, USLI_GATE, 0, &first, &cols);
-    if (!m->exec.backend->host && !m->full && first * cols > SHARED_FROM) distinct = 1;
-    for (int64_t l = 0; l < distinct; l++) {
-        USLI_TRY(usli_progress(m->ctx, "making weights", (uint64_t)l, (uint64_t)distinct));
-        for (int s = 0; s < USLI_LAYER_SLOTS; s++) USLI_TRY(random_one(m, (usli_slot)s, l, seed, dtype));
+    float **scratch;
+    usl_status st = quantize_begin(m, load_in_4bit, &scratch);
+    for (int64_t l = 0; st == USL_OK && l < m->config.layers; l++) {
+        int64_t like = layer_like(m, l);
+        if (like < l) {
+            share_layer(m, like, l);
+            continue;
+        }
+        st = usli_progress(m->ctx, "making weights", (uint64_t)l, (uint64_t)m->config.layers);
+        for (int s = 0; st == USL_OK && s < USLI_LAYER_SLOTS; s++) st = random_one(m, (usli_slot)s, l, seed, dtype);
+        if (st == USL_OK && scratch) st = quantize_layer(m, l, scratch);
     }
-    if (load_in_4bit) USLI_TRY(quantize(m, distinct));
-    for (int64_t l = distinct; l < m->config.layers; l++) share_layer(m, l);
-    return USL_OK;
+    quantize_end(m, scratch);
+    return st;
 }

@@ -58,9 +58,7 @@ static usl_dtype default_dtype(const usl_model *m) {
     return exact ? USL_F32 : m->exec.backend->fast_dtype(&m->exec);
 }
 
-/* NULL: the first GPU that can be used, else the CPU. */
 static usl_status open_device(usl_ctx *ctx, const char *device, bool plan_only, usli_exec *x) {
-    if (!device) device = usli_cuda_count() ? "cuda" : "cpu";
     if (strcmp(device, "cpu") == 0) return usli_cpu_open(ctx, x);
     int number = 0, end = 0;
     if (strcmp(device, "cuda") == 0 || (sscanf(device, "cuda:%3d%n", &number, &end) == 1 && !device[end]))
@@ -89,7 +87,9 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
     atomic_init(&m->refs, 1);
     m->full = opts->full_finetuning;
     m->plan_only = opts->plan_only;
-    usl_status st = open_device(ctx, opts->device, m->plan_only, &m->exec);
+    const char *device = opts->device ? opts->device : usli_cuda_count() ? "cuda" : "cpu";
+    usl_status st = open_device(ctx, device, m->plan_only, &m->exec);
+    snprintf(m->device, sizeof m->device, "%s", device);
     if (st == USL_OK && m->plan_only) st = usli_plan_only(&m->exec);
     if (st != USL_OK) {
         usli_model_release(m);
@@ -192,6 +192,72 @@ done:
     return st;
 }
 
+/* ---- Sharing: the table of weights is copied, what it points at is base's, which is kept ---- */
+
+static usl_status check_shareable(usl_ctx *ctx, const usl_model *base) {
+    if (base->plan_only) return usli_refuse_planned(ctx);
+    if (base->full)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "the model's weights are trained (full_finetuning) and cannot be shared; open it without");
+    for (int64_t l = 0; base->places && l < base->config.layers; l++)
+        if (base->places[l].on_host)
+            return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                             "layers of the model wait in host memory, since the GPU is too small for them, and cannot "
+                             "be shared; open it again for each use, or load it in 4 bits");
+    return USL_OK;
+}
+
+static usl_status copy_facts(usl_model *m, const usl_model *base) {
+    size_t divisors = (size_t)(base->config.rot_dim / 2) * sizeof(float);
+    m->config = base->config;
+    m->dtype = base->dtype;
+    m->res_dtype = base->res_dtype;
+    m->context = base->context;
+    if (base->config.source && !(m->config.source = json_deep_copy(base->config.source))) return usli_nomem(m->ctx, 0);
+    if (base->path && !(m->path = usli_strdup(m->ctx, base->path))) return usli_nomem(m->ctx, strlen(base->path));
+    if (!base->rope_divisors) return USL_OK;
+    if (!(m->rope_divisors = usli_malloc(m->ctx, divisors))) return usli_nomem(m->ctx, divisors);
+    memcpy(m->rope_divisors, base->rope_divisors, divisors);
+    return USL_OK;
+}
+
+static usl_status copy_table(usl_model *m, const usl_model *base) {
+    size_t count = (size_t)base->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+    if (!(m->weights = usli_malloc(m->ctx, count * sizeof *m->weights)))
+        return usli_nomem(m->ctx, count * sizeof *m->weights);
+    for (size_t i = 0; i < count; i++) {
+        usli_weight *w = &m->weights[i];
+        *w = base->weights[i];
+        w->grad = NULL;
+        w->d.cached = NULL;
+        if (w->m.nf4) w->m.nf4 = &w->nf4;
+        if (w->d.nf4) w->d.nf4 = m->exec.backend->host ? &w->nf4 : &w->d_nf4;
+    }
+    return USL_OK;
+}
+
+usl_status usli_model_share(usl_ctx *ctx, usl_model *base, usl_model **out) {
+    usl_model *m;
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    usl_status st;
+    *out = NULL;
+    if (base->base) base = base->base;
+    USLI_TRY(check_shareable(ctx, base));
+    opts.device = base->device;
+    USLI_TRY(begin(ctx, &opts, &m));
+    m->base = usli_model_retain(base);
+    atomic_fetch_add(&base->sharers, 1);
+    USLI_TRYGO(copy_facts(m, base));
+    USLI_TRYGO(copy_table(m, base));
+    USLI_TRYGO(make_rope(m));
+done:
+    if (st != USL_OK)
+        usli_model_release(m);
+    else
+        *out = m;
+    return st;
+}
+
 usl_model *usli_model_retain(usl_model *m) {
     if (m) atomic_fetch_add(&m->refs, 1);
     return m;
@@ -216,7 +282,7 @@ void usli_model_release(usl_model *m) {
         usli_adapter_free(m, a);
     }
     int64_t count = m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
-    for (int64_t i = 0; i < count; i++) usli_storage_release(m->weights[i].storage);
+    for (int64_t i = 0; i < count && !m->base; i++) usli_storage_release(m->weights[i].storage);
     usli_free(ctx, m->weights);
     if (m->exec.backend) {
         usli_model_unplace(m);
@@ -229,6 +295,10 @@ void usli_model_release(usl_model *m) {
     usli_free(ctx, m->path);
     usli_config_free(&m->config);
     if (m->exec.backend) m->exec.backend->close(&m->exec);
+    if (m->base) {
+        atomic_fetch_sub(&m->base->sharers, 1);
+        usli_model_release(m->base);
+    }
     usli_free(ctx, m);
     usl_ctx_free(ctx);
 }
@@ -253,13 +323,14 @@ void usli_model_merge_rows(const usl_model *m, usli_slot slot, int64_t layer, in
                            float *dst) {
     if (!m->active || slot >= USLI_LINEARS) return;
     const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-    int64_t cols = usli_model_weight(m, slot, layer)->m.cols;
+    const usli_matrix *w = &usli_model_weight(m, slot, layer)->m;
+    int64_t experts = usli_slot_experts(&m->config, slot), each = w->rows / (experts ? experts : 1);
     for (int64_t r = 0; r < count; r++) {
-        float *row = dst + r * cols;
+        float *row = dst + r * w->cols;
         for (int k = 0; k < l->rank; k++) {
-            float b = m->active->scale * l->b[(first + r) * l->rank + k];
-            const float *a = l->a + (int64_t)k * cols;
-            for (int64_t c = 0; c < cols; c++) row[c] += b * a[c];
+            float b = l->scale * l->b[(first + r) * l->rank + k];
+            const float *a = l->a + ((first + r) / each * l->rank + k) * w->cols;
+            for (int64_t c = 0; c < w->cols; c++) row[c] += b * a[c];
         }
     }
 }
@@ -276,32 +347,53 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
 
 static void weight_param(const usl_model *m, usli_param_ref *out) {
     usli_weight *w = usli_model_weight(m, out->slot, out->layer);
-    int64_t cols;
-    usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
-    out->ndim = cols ? 2 : 1;
-    out->shape[1] = cols ? cols : 1;
-    out->trainable = m->full;
-    out->data = m->full ? w->storage->data : NULL;
-    out->device = m->full ? (float *)(uintptr_t)w->d.data : NULL;
-    out->grad = m->full ? &w->grad : NULL;
+    int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot);
+    usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
+    out->ndim = experts ? 3 : cols ? 2 : 1;
+    out->count = rows * (cols ? cols : 1);
+    out->experts = 0;
+    out->shape[0] = experts ? experts : rows;
+    out->shape[1] = experts ? rows / experts : cols ? cols : 1;
+    out->shape[2] = experts ? cols : 1;
+    out->trainable = m->full && out->slot != USLI_ROUTER_BIAS;
+    out->data = out->trainable ? w->storage->data : NULL;
+    out->device = out->trainable ? (float *)(uintptr_t)w->d.data : NULL;
+    out->grad = out->trainable ? &w->grad : NULL;
     usli_slot_name(&m->config, out->slot, out->layer, false, out->name, sizeof out->name);
 }
 
 static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
-    int64_t rows, cols;
+    int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot), stack = experts ? experts : 1;
     usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
     out->ndim = 2;
-    out->shape[0] = out->part == 1 ? l->rank : rows;
-    out->shape[1] = out->part == 1 ? cols : l->rank;
+    out->experts = experts && out->part == 2 ? experts : 0;
+    out->shape[0] = out->part == 1 ? stack * l->rank : rows / stack;
+    out->shape[1] = out->part == 1 ? cols : stack * l->rank;
+    out->count = out->shape[0] * out->shape[1];
     out->trainable = true;
     out->data = out->part == 1 ? l->a : l->b;
     out->device = usli_twin_at(&m->active->twin, out->data);
     out->grad = out->part == 1 ? &l->da : &l->db;
     char base[128];
-    usli_slot_name(&m->config, out->slot, out->layer, false, base, sizeof base);
-    base[strlen(base) - strlen(".weight")] = 0;
+    usli_adapter_place(m, m->active, out->slot, out->layer, base, sizeof base);
     snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
+}
+
+/* B of a stack lies expert by expert, (experts, out, rank); PEFT has it as (out, rank, experts). */
+static int64_t published_at(const usli_param_ref *p, int64_t i) {
+    int64_t rank = p->shape[1] / p->experts, out = p->shape[0], e = i / (out * rank), o = i / rank % out, r = i % rank;
+    return (o * rank + r) * p->experts + e;
+}
+
+void usli_param_publish(const usli_param_ref *p, const float *from, float *to) {
+    if (!p->experts) memcpy(to, from, (size_t)p->count * sizeof *to);
+    for (int64_t i = 0; p->experts && i < p->count; i++) to[published_at(p, i)] = from[i];
+}
+
+void usli_param_take(const usli_param_ref *p, const float *from, float *to) {
+    if (!p->experts) memcpy(to, from, (size_t)p->count * sizeof *to);
+    for (int64_t i = 0; p->experts && i < p->count; i++) to[i] = from[published_at(p, i)];
 }
 
 /* The published order: embedding, layers, final norm, head; then the adapter's. Sets slot, layer and part of place i;

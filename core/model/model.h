@@ -18,6 +18,14 @@ typedef enum usli_slot {
     USLI_GATE,
     USLI_UP,
     USLI_DOWN, /* linear: adapters attach to these */
+    USLI_Q_A,
+    USLI_KV_A,
+    USLI_Q_B,
+    USLI_KV_B,
+    USLI_SHARED_GATE,
+    USLI_EXPERTS_IN, /* a stack: gate, then up of each expert */
+    USLI_EXPERTS_OUT,
+    USLI_ROUTER,
     USLI_LINEARS,
     USLI_ATTN_NORM = USLI_LINEARS,
     USLI_POST_ATTN_NORM,
@@ -25,6 +33,9 @@ typedef enum usli_slot {
     USLI_POST_MLP_NORM,
     USLI_Q_NORM,
     USLI_K_NORM,
+    USLI_Q_A_NORM,
+    USLI_KV_A_NORM,
+    USLI_ROUTER_BIAS, /* never trained */
     USLI_Q_BIAS,
     USLI_K_BIAS,
     USLI_V_BIAS,
@@ -48,8 +59,25 @@ extern const usli_slot_info usli_slots[USLI_SLOTS];
 
 /* Rows and columns (0 columns: a vector) of a slot; false when this layer has no such tensor. */
 bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols);
-/* Writes the published name: layer is ignored for the whole model's. */
+/* Writes its name in a model, and in a checkpoint that holds it whole: layer is ignored for the whole model's. */
 void usli_slot_name(const usli_config *c, usli_slot slot, int64_t layer, bool gguf, char *buf, size_t size);
+/* Experts whose matrices a slot stacks, 0: it is no stack. */
+int64_t usli_slot_experts(const usli_config *c, usli_slot slot);
+
+/* Checkpoints hold most slots whole. Stacks stand there expert by expert (PUBLISHED), or whole as tensors of three
+ * dimensions; those of a GGUF keep gate and up apart. */
+typedef enum usli_form { USLI_FORM_PUBLISHED, USLI_FORM_STACKED, USLI_FORM_GGUF } usli_form;
+typedef struct usli_piece {
+    char name[160];
+    int ndim;
+    int64_t shape[3];
+    int64_t rows, first, run, stride; /* its row r is the slot's row first + r / run * stride + r % run */
+} usli_piece;
+int64_t usli_slot_pieces(const usli_config *c, usli_slot slot, usli_form form);
+void usli_slot_piece(const usli_config *c, usli_slot slot, int64_t layer, usli_form form, int64_t i, usli_piece *out);
+static inline int64_t usli_piece_row(const usli_piece *p, int64_t r) {
+    return p->first + r / p->run * p->stride + r % p->run;
+}
 /* The i-th spelling of a tensor's name, from 0 on, as larger models that hold this one have it; false: no more. */
 bool usli_name_spelling(int i, const char *name, char *buf, size_t size);
 /* Its values multiply normed ones: in a GGUF they stand with the family's norm_offset added. */
@@ -75,16 +103,16 @@ typedef struct usli_weight {
 /* One adapter on one linear weight: scale * B A. */
 typedef struct usli_lora_module {
     int rank;       /* 0: none here */
-    float *a, *b;   /* (rank, in), (out, rank) */
+    float scale;    /* of B A */
+    float *a, *b;   /* (rank, in), (out, rank); of a stack one after the other */
     float *da, *db; /* on the device, set by a trainer */
 } usli_lora_module;
 
 typedef struct usli_adapter {
     char *name;
-    int rank;
-    double alpha, dropout;
+    int rank, in_rank; /* in_: of the experts' fused gate and up */
+    double alpha, in_alpha, dropout;
     bool rslora;
-    float scale;
     usli_lora_module *modules; /* layers * USLI_LINEARS */
     float *storage;            /* all a and b, one block */
     size_t bytes;
@@ -116,6 +144,8 @@ typedef struct usli_rope_table {
 struct usl_model {
     usl_ctx *ctx;
     atomic_int refs;
+    struct usl_model *base; /* whose frozen weights these are, kept alive; NULL: its own */
+    atomic_int sharers;     /* models whose base this is: what they read may not move */
     usli_config config;
     char *path;                       /* where it was opened; NULL for a random one */
     usli_weight *weights;             /* layers * USLI_LAYER_SLOTS, then EMBED, FINAL_NORM, HEAD */
@@ -133,15 +163,22 @@ struct usl_model {
     bool device_newer;        /* trained values on the device have not been pulled yet */
     float *rope_divisors;     /* (rot_dim / 2) from a GGUF, or NULL */
     usli_adapter *adapters, *active;
-    usli_exec exec; /* backend and its state; a pass sets the arena */
-    char name[160]; /* of the parameter last asked for */
-    int trainers;   /* handles that hold gradients: adapters may not change meanwhile */
+    usli_exec exec;  /* backend and its state; a pass sets the arena */
+    char device[16]; /* "cpu", "cuda:1" */
+    char name[160];  /* of the parameter last asked for */
+    int trainers;    /* handles that hold gradients: adapters may not change meanwhile */
 };
 
 /* path is recorded; opts as in unsloth.h (NULL: defaults). */
 usl_status usli_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out);
 usl_status usli_model_random(usl_ctx *ctx, const char *config_json, uint64_t seed, const usl_model_opts *opts,
                              usl_model **out);
+/* Another model with base's frozen weights, as unsloth.h says. */
+usl_status usli_model_share(usl_ctx *ctx, usl_model *base, usl_model **out);
+/* Models beside one that hold the same frozen weights. */
+static inline int usli_model_sharers(const usl_model *m) {
+    return atomic_load(m->base ? &m->base->sharers : &m->sharers);
+}
 usl_model *usli_model_retain(usl_model *m);
 void usli_model_release(usl_model *m);
 
@@ -163,6 +200,9 @@ static inline usli_lora_module *usli_adapter_module(const usl_model *m, const us
 static inline const usli_rope_table *usli_model_rope(const usl_model *m, int64_t layer) {
     return m->config.arch->local_rope && usli_layer_windowed(&m->config, layer) ? &m->local_rope : &m->rope;
 }
+/* "model.layers.0.self_attn.q_proj": where PEFT puts the adapter of a module. */
+void usli_adapter_place(const usl_model *m, const usli_adapter *a, usli_slot slot, int64_t layer, char *buf,
+                        size_t size);
 /* Of the tables of cosines and sines. */
 static inline uint64_t usli_model_rope_bytes(const usl_model *m) {
     uint64_t table = (uint64_t)m->context * (uint64_t)m->config.rot_dim * sizeof(float);
@@ -234,15 +274,19 @@ typedef struct usli_param_ref {
     char name[160];
     bool trainable; /* adapter weights when one is active, all weights when full */
     int ndim;
-    int64_t shape[2];
-    float *data;   /* float32 masters of trainable ones on the host (see usli_model_pull), else NULL */
-    float *device; /* the same, on the device */
-    float **grad;  /* where a trainer puts the gradient of a trainable one */
+    int64_t shape[3], count; /* count: numbers */
+    int64_t experts;         /* B of an adapter on a stack is published otherwise than it lies: usli_param_publish */
+    float *data;             /* float32 masters of trainable ones on the host (see usli_model_pull), else NULL */
+    float *device;           /* the same, on the device */
+    float **grad;            /* where a trainer puts the gradient of a trainable one */
     usli_slot slot;
     int64_t layer;
     int part; /* 0: the weight, 1: lora_A, 2: lora_B */
 } usli_param_ref;
 bool usli_model_param(const usl_model *m, int64_t i, usli_param_ref *out);
+/* Copies a parameter's numbers from where it lies to the order in which it is published; take: the other way. */
+void usli_param_publish(const usli_param_ref *p, const float *from, float *to);
+void usli_param_take(const usli_param_ref *p, const float *from, float *to);
 bool usli_model_find_param(const usl_model *m, const char *name, usli_param_ref *out);
 
 #endif

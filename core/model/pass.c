@@ -82,6 +82,7 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
     usli_exec *x = s->exec;
     int64_t t = s->batch->tokens, layers = m->config.layers;
     s->training = true;
+    s->again = false;
     USLI_TAKE(s->x, x, true, hidden_bytes(m, t));
     USLI_TAKE(*hidden, x, false, hidden_bytes(m, t));
     size_t mark = x->arena->high;
@@ -138,6 +139,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     usli_exec *x = s->exec;
     int64_t t = s->batch->tokens;
     float *dembed = usli_model_weight(m, USLI_EMBED, 0)->grad;
+    s->again = true;
     int64_t lowest = dembed ? 0 : lowest_trained(m);
     size_t mark = x->arena->high;
     void *dn = dhidden;

@@ -8,7 +8,9 @@
  *   kept:          n1, rstd1, xa_qkv, qkv, o, lse, xa_o, n2, rstd2, xa_gu, gu, xa_down   (recomputed blocks: n1 only)
  *   Norms behind the branches (x = norm(o Wo), ...), where a family has them, keep their inputs. Norms of q's and k's
  *   heads keep nothing: qkv is then kept as it was before them, and they and rope are done again in a copy.
- *   backward is its mirror image; y and h are rebuilt, since that is cheaper than keeping them. */
+ *   Latent attention keeps q, k, v and, in place of qkv, what they were made of (latent.c).
+ *   A mixture keeps its routing and the experts' gu in place of gu (mixture.c).
+ *   backward is its mirror image; y and h are rebuilt, unless there is memory to keep them: the bits are the same. */
 #ifndef USLI_MODEL_PASS_H
 #define USLI_MODEL_PASS_H
 
@@ -30,33 +32,58 @@ typedef struct usli_batch {
 /* Where keys and values of earlier tokens are (inference); NULL in training. */
 typedef struct usli_cache {
     usl_dtype dtype;
-    int64_t layers, slots, length, width; /* width: kv_heads * head_dim */
-    void *k, *v;                          /* (layers, slots * length, width) */
-    const int32_t *store;                 /* (tokens) row of the cache that each new token's k and v go to */
-    const int32_t *begin;                 /* (rows + 1) first cache row of each row of the batch */
-    const int32_t *k_lens;                /* (rows) keys each row has, the new ones included */
-    int64_t longest;                      /* of k_lens */
+    int64_t layers, slots, length, width, v_width; /* width: kv_heads * head_dim */
+    void *k, *v;                                   /* (layers, slots * length, width), of v v_width */
+    const int32_t *store;                          /* (tokens) row of the cache that each new token's k and v go to */
+    const int32_t *begin;                          /* (rows + 1) first cache row of each row of the batch */
+    const int32_t *k_lens;                         /* (rows) keys each row has, the new ones included */
+    int64_t longest;                               /* of k_lens */
 } usli_cache;
+
+/* What a mixture's router decided, see usli_route_args; of a gate of one value only logits, weight and chosen. */
+typedef struct usli_routing {
+    float *logits, *weight;
+    int32_t *chosen, *offsets, *row, *token;
+} usli_routing;
 
 /* What forward keeps of one block for backward. */
 typedef struct usli_block_saved {
     void *n1, *n2, *qkv, *o, *gate_up;
-    void *attn, *mlp; /* a branch's output before the norm behind it, where the family has one */
+    void *y_attn, *y_mlp, *h; /* NULL: backward makes them again */
+    void *attn, *mlp;         /* a branch's output before the norm behind it, where the family has one */
     float *rstd1, *rstd2, *rstd_attn, *rstd_mlp, *lse;
     void *xa_qkv, *xa_o, *xa_gate_up, *xa_down; /* xa_down NULL: backward makes it again */
-    size_t low;                                 /* the arena's low end before the block */
+    void *q, *k, *v; /* of latent attention, after rope; qkv is then the narrow vectors before their norms */
+    void *xa_query, *xa_keys;
+    usli_routing route, shared; /* of a mixture; shared: of the expert that sees every token */
+    void *experts;              /* gate_up of the chosen experts */
+    void *xa_router, *xa_shared, *xa_in, *xa_out;
+    size_t low; /* the arena's low end before the block */
 } usli_block_saved;
+
+/* The load-balancing loss of mixtures, where it is wanted: routing is counted in the forward, and its gradient goes the
+ * way of the router's. Device arrays of (micros, experts). */
+typedef struct usli_balance {
+    int micros;
+    const int32_t *micro; /* (micros + 1) first token of each micro-batch */
+    int32_t *counts;
+    float *mass, *dmass;
+} usli_balance;
 
 typedef struct usli_pass_state {
     const usl_model *model;
     const usli_batch *batch;
     usli_exec *exec;
     int64_t recomputed; /* the first so many blocks keep their input only */
+    int64_t whole;      /* the last so many keep y and h too */
     int64_t piece; /* tokens at a time of their MLPs and, at most, of the head; 0: all. Adapters' gradients are sums
                       over pieces in their order */
     char *inputs;  /* recomputed blocks' inputs go here, host memory of usli_pass_input_bytes each; NULL: they stay */
     void *ring[2]; /* then the inputs in flight: block l's is in ring[l % 2] */
-    bool training;
+    usli_balance balance;     /* micros 0: not wanted */
+    int64_t first;            /* number of the first token in the pass: where MLPs run piece by piece */
+    bool training, again;     /* again: backward repeats a forward */
+    bool any_order;           /* attention's gradients need not repeat bit for bit */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
     void *final_n;            /* (tokens, hidden) */

@@ -169,7 +169,7 @@ void usli_model_unplace(usl_model *m) {
 
 size_t usli_model_embed_bytes(const usl_model *m) {
     const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
-    bool stays = m->exec.backend->host || m->full || m->config.tied || !m->embed || w->m.nf4;
+    bool stays = m->exec.backend->host || m->full || m->config.tied || !m->embed || w->m.nf4 || usli_model_sharers(m);
     return stays ? 0 : w->storage->bytes;
 }
 

@@ -28,7 +28,7 @@ static size_t largest(const usl_model *m, int64_t streamed) {
 }
 
 int64_t usli_model_streamable(const usl_model *m) {
-    return m->places && !m->full ? m->config.layers : 0;
+    return m->places && !m->full && !usli_model_sharers(m) ? m->config.layers : 0;
 }
 
 uint64_t usli_model_device_bytes(const usl_model *m, int64_t streamed, bool host_embed) {
@@ -109,7 +109,7 @@ void usli_model_unstream(usl_model *m) {
 }
 
 usl_status usli_model_stream(usl_model *m, int64_t streamed) {
-    if (!m->places || (m->ring && m->ring->streamed == streamed)) return USL_OK;
+    if (!m->places || usli_model_sharers(m) || (m->ring && m->ring->streamed == streamed)) return USL_OK;
     usli_model_unstream(m);
     USLI_TRY(move_all(m, streamed, true));
     if (streamed) USLI_TRY(make_ring(m, streamed));

@@ -63,8 +63,18 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
 static usl_status check_rope(usli_exec *x, const usli_rope_args *a, usli_pass pass) {
     REQUIRE(a->heads > 0 && a->head_dim > 0 && a->rot_dim >= 0 && a->rot_dim <= a->head_dim && a->rot_dim % 2 == 0,
             "rope: bad shape");
+    REQUIRE(!a->head_stride || a->head_stride >= a->head_dim, "rope: heads overlap");
     REQUIRE(is_float(a->dtype) && a->position && a->cos && a->sin, "rope: a pointer is missing");
     REQUIRE(pass == USLI_FORWARD ? a->q != NULL : a->dq != NULL, "rope: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_latent(usli_exec *x, const usli_latent_args *a, usli_pass pass) {
+    REQUIRE(a->tokens >= 0 && a->heads > 0 && a->narrow > 0 && a->rotated > 0 && a->v_dim > 0 && is_float(a->dtype) &&
+                a->shared_stride >= a->rotated,
+            "latent: bad shape");
+    REQUIRE(pass == USLI_FORWARD ? a->kv && a->shared && a->k && a->v : a->dk && a->dv && a->dkv && a->dshared,
+            "latent: a pointer is missing");
     return USL_OK;
 }
 
@@ -100,6 +110,13 @@ static usl_status check_route(usli_exec *x, const usli_route_args *a, usli_pass 
     REQUIRE(!a->counts == !a->mass && (!(a->counts || a->dmass) || (a->micro && a->micros > 0)),
             "route: a pointer is missing");
     REQUIRE(pass == USLI_FORWARD ? a->weight != NULL : a->dweight && a->dlogits, "route: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_balance(usli_exec *x, const usli_balance_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->micros > 0 && a->experts > 0 && a->experts <= USLI_MAX_EXPERTS && a->layers > 0,
+            "balance: bad shape");
+    REQUIRE(a->micro && a->counts && a->mass && a->dmass && a->update, "balance: a pointer is missing");
     return USL_OK;
 }
 

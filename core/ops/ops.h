@@ -46,6 +46,7 @@ typedef struct usli_update {
     int32_t step;      /* 1 for the first update: bias correction */
     double loss_sum;   /* sum over counted labels, accumulated by cross_entropy */
     int64_t correct;   /* counted labels that were the argmax, accumulated by cross_entropy */
+    double balance;    /* sum of micro-batches' balancing losses, accumulated by balance */
 } usli_update;
 
 /* Dropout: probability and the words that make its Philox key; with the data-set row and position of each token, so
@@ -162,6 +163,7 @@ typedef struct usli_rope_args {
     int64_t positions;
     void *q, *k; /* token t's heads begin at t * q_stride, t * k_stride elements */
     int64_t q_stride, k_stride;
+    int64_t head_stride;         /* from a token's head to its next; 0: head_dim */
     const void *q_norm, *k_norm; /* (head_dim) or NULL */
     usl_dtype norm_dtype;
     float norm_eps, norm_offset;
@@ -170,6 +172,22 @@ typedef struct usli_rope_args {
     void *dq, *dk;           /* strides as q, k */
     float *dq_norm, *dk_norm;
 } usli_rope_args;
+
+/* ---- latent: keys and values from what latent attention (DeepSeek) makes of a narrow vector
+ * -------------------------------------- A head of k is its own `narrow` values, then the `rotated` ones that all heads
+ * share; kv holds each head's own part of k beside its v. backward: dkv likewise, dshared = sum over heads. */
+typedef struct usli_latent_args {
+    int64_t tokens;
+    int heads, narrow, rotated, v_dim;
+    usl_dtype dtype;
+    const void *kv;     /* (tokens, heads, narrow + v_dim) */
+    const void *shared; /* (tokens, rotated), rows shared_stride apart */
+    int64_t shared_stride;
+    void *k;             /* (tokens, heads, narrow + rotated) */
+    void *v;             /* (tokens, heads, v_dim) */
+    const void *dk, *dv; /* like k, v */
+    void *dkv, *dshared; /* assigned; rows of dshared shared_stride apart */
+} usli_latent_args;
 
 /* ---- attention over packed rows
  * --------------------------------------------------------------------------------------- Row r: queries cu_q[r] ..
@@ -241,6 +259,7 @@ typedef struct usli_route_args {
     int32_t *row;            /* (tokens, top_k) where each slot's row is, saved */
     int32_t *token;          /* (tokens * top_k) of each row */
     float *weight;           /* (tokens * top_k) */
+    int64_t first;           /* what micro calls the first of these tokens */
     int micros;
     const int32_t *micro; /* (micros + 1) first token of each micro-batch */
     int32_t *counts;      /* (micros, experts) or NULL */
@@ -249,6 +268,21 @@ typedef struct usli_route_args {
     const float *dmass;   /* (micros, experts) or NULL */
     float *dlogits;       /* (tokens, experts) */
 } usli_route_args;
+
+/* ---- balance: the load-balancing loss of each micro-batch over all mixtures together (Switch Transformer, as
+ * transformers has it), from what route counted in each: n = layers * tokens,
+ *   loss = coefficient * experts * sum over e of counts[e] / n * mass[e] / n
+ * update->balance += the losses; dmass = their gradient, times update->loss_scale. No backward pass. */
+typedef struct usli_balance_args {
+    int micros, experts;
+    int64_t layers;
+    float coefficient;
+    const int32_t *micro;  /* (micros + 1) */
+    const int32_t *counts; /* (micros, experts) */
+    const float *mass;     /* (micros, experts) */
+    float *dmass;          /* (micros, experts) */
+    usli_update *update;
+} usli_balance_args;
 
 /* ---- combine: y[t] = sum over slots k of x[row[t * top_k + k]], in their order. Its gradient is a gather. */
 typedef struct usli_combine_args {

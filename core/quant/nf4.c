@@ -115,8 +115,11 @@ void usli_nf4_layout(void *storage, int64_t n, usli_nf4 *out) {
 }
 
 void usli_nf4_quantize(usli_nf4 *q, const float *src, int64_t n, float *scratch) {
-    int64_t blocks = usli_nf4_blocks(n);
     usli_nf4_quantize_plain(q->table, src, n, (uint8_t *)q->codes, scratch);
+    usli_nf4_nest(q, scratch, usli_nf4_blocks(n));
+}
+
+void usli_nf4_nest(usli_nf4 *q, const float *scratch, int64_t blocks) {
     /* In double the mean does not depend on the order that a float sum would be taken in. */
     double sum = 0;
     for (int64_t i = 0; i < blocks; i++) sum += (double)scratch[i];

@@ -43,6 +43,9 @@ void usli_nf4_layout(void *storage, int64_t n, usli_nf4 *out);
 void usli_nf4_quantize(usli_nf4 *q, const float *src, int64_t n, float *scratch);
 /* Codes, (n + 1) / 2 bytes, and plain absmax, one a block of 64, of n values by usli_nf4_table or usli_fp4_table. */
 void usli_nf4_quantize_plain(const float *table, const float *src, int64_t n, uint8_t *codes, float *absmax);
+/* The two steps of usli_nf4_quantize apart, for a weight that comes in pieces of whole blocks: codes and plain absmax
+ * are there, and absmax is quantised. */
+void usli_nf4_nest(usli_nf4 *q, const float *absmax, int64_t blocks);
 /* Decodes values first .. first + count - 1 (any alignment). */
 void usli_nf4_decode(const usli_nf4 *q, int64_t first, int64_t count, float *dst);
 

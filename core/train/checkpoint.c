@@ -233,7 +233,8 @@ static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *pl
                         .piece = json_object_get(plan, "piece") ? get_int(plan, "piece") : 0,
                         .host_embed = t->capacity.host_embed,
                         .streamed = t->capacity.streamed,
-                        .cached = t->capacity.cached };
+                        .cached = t->capacity.cached,
+                        .whole = t->capacity.whole };
     if (memcmp(&c, &t->capacity, sizeof c) == 0) return USL_OK;
     if (c.tokens < 1 || c.tokens > INT32_MAX || c.rows < 1 || c.rows > c.tokens || c.longest < 1 ||
         c.longest > c.tokens || c.recomputed < 0 || c.recomputed > t->model->config.layers || c.offloaded < 0 ||

@@ -59,12 +59,49 @@ static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_upd
     return usli_op_linear(s->exec, &a, USLI_BACKWARD);
 }
 
+static int64_t mixtures_of(const usl_model *m) {
+    int64_t layers = 0;
+    for (int64_t l = 0; l < m->config.layers; l++) layers += usli_layer_sparse(&m->config, l);
+    return layers;
+}
+
+/* Zeros to count in. */
+static usl_status balance_begin(usli_pass_state *s, const usli_targets *t) {
+    usli_balance *b = &s->balance;
+    usli_exec *x = s->exec;
+    size_t n = (size_t)t->micros * (size_t)s->model->config.experts * sizeof(float);
+    *b = (usli_balance){ .micros = t->micros, .micro = t->micro };
+    USLI_TAKE(b->counts, x, true, n);
+    USLI_TAKE(b->mass, x, true, n);
+    USLI_TAKE(b->dmass, x, true, n);
+    if (x->arena->dry) return USL_OK;
+    USLI_TRY(x->backend->zero(x, b->counts, n));
+    return x->backend->zero(x, b->mass, n);
+}
+
+static usl_status balance_end(usli_pass_state *s, const usli_targets *t, usli_update *update) {
+    const usli_balance *b = &s->balance;
+    usli_balance_args a = { .micros = b->micros,
+                            .experts = (int)s->model->config.experts,
+                            .layers = mixtures_of(s->model),
+                            .coefficient = t->balance,
+                            .micro = b->micro,
+                            .counts = b->counts,
+                            .mass = b->mass,
+                            .dmass = b->dmass,
+                            .update = update };
+    return usli_op_balance(s->exec, &a, USLI_FORWARD);
+}
+
 usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update *update, bool with_gradient) {
     const usl_model *m = s->model;
     usli_exec *x = s->exec;
     size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype), high = x->arena->high;
     void *hidden, *picked, *dpicked = NULL;
+    bool balanced = t->balance > 0 && with_gradient;
+    if (balanced) USLI_TRY(balance_begin(s, t));
     USLI_TRY(usli_pass_forward(s, &hidden));
+    if (balanced) USLI_TRY(balance_end(s, t, update));
     size_t mark = x->arena->high;
     if (t->count) {
         int64_t most = chunk_rows(m, t->count, s->piece);
@@ -93,6 +130,7 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     }
     x->arena->high = mark;
     if (with_gradient && t->count) USLI_TRY(usli_pass_backward(s, hidden));
+    s->balance.micros = 0;
     x->arena->high = high;
     x->arena->low = 0;
     return USL_OK;

@@ -10,9 +10,14 @@ typedef struct usli_targets {
     const int32_t *index;  /* (count) tokens whose label counts, ascending */
     const int32_t *target; /* (count) */
     float *losses;         /* (count) written */
+    /* Of the load-balancing loss of mixtures; coefficient 0: it is not wanted. */
+    float balance;
+    int micros;
+    const int32_t *micro; /* (micros + 1) */
 } usli_targets;
 
-/* Adds to update->loss_sum; with_gradient also to the gradients of everything trainable. s as usli_pass_forward wants.
+/* Adds to update->loss_sum, and to update->balance what is wanted of it; with_gradient also to the gradients of
+ * everything trainable. s as usli_pass_forward wants.
  */
 usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update *update, bool with_gradient);
 

@@ -19,11 +19,11 @@ static size_t blocks(int64_t n) {
 }
 
 static bool uses_8bit(const usli_param_ref *p, bool eight_bit) {
-    return eight_bit && p->shape[0] * p->shape[1] >= EIGHT_BIT_FROM && !is_embedding(p);
+    return eight_bit && p->count >= EIGHT_BIT_FROM && !is_embedding(p);
 }
 
 static size_t state_bytes(const usli_param_ref *p, bool eight_bit) {
-    int64_t n = p->shape[0] * p->shape[1];
+    int64_t n = p->count;
     if (!uses_8bit(p, eight_bit)) return 2 * align64((size_t)n * sizeof(float));
     return 2 * (align64((size_t)n) + align64(blocks(n) * sizeof(float)));
 }
@@ -34,7 +34,7 @@ void usli_optimizer_bytes(const usl_model *m, bool eight_bit, uint64_t *paramete
     *parameters = *gradients = *states = 0;
     for (int64_t i = 0; usli_model_param(m, i, &p); i++) {
         if (!p.trainable) continue;
-        size_t bytes = (size_t)(p.shape[0] * p.shape[1]) * sizeof(float);
+        size_t bytes = (size_t)(p.count) * sizeof(float);
         *parameters += bytes;
         *gradients += align64(bytes);
         *states += state_bytes(&p, eight_bit);
@@ -58,7 +58,7 @@ static usl_status fill_codes(usli_optimizer *o, void *dst, int64_t n, const floa
 
 static usl_status set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay,
                             float *grad, char *state) {
-    int64_t n = p->shape[0] * p->shape[1];
+    int64_t n = p->count;
     bool decays = p->part != 0 || p->ndim > 1;
     usli_param *out = &o->params[i];
     *out = (usli_param){ .w = p->device,
@@ -102,7 +102,7 @@ usl_status usli_optimizer_init(usli_optimizer *o, usl_model *m, bool eight_bit, 
         st = set_param(o, k, &p, eight_bit, weight_decay, (float *)(void *)grad, state);
         o->ref[k++] = i;
         *p.grad = (float *)(void *)grad;
-        grad += align64((size_t)(p.shape[0] * p.shape[1]) * sizeof(float));
+        grad += align64((size_t)(p.count) * sizeof(float));
         state += state_bytes(&p, eight_bit);
     }
     if (st == USL_OK) st = usli_optimizer_zero(o);

@@ -1,7 +1,8 @@
 /* The memory plan: a dry run of the very pass that will run counts its bytes, so the plan cannot be wrong about them.
  * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit, their inputs
  * and then the embedding table in host memory when that makes them fewer; recomputed MLPs piece by piece; weights of as
- * few layers as fit streamed from host memory; fewer tokens a pass. What is left holds decoded weights. Refused only
+ * few layers as fit streamed from host memory; fewer tokens a pass. What is left holds decoded weights, then what
+ * backward would make again. Refused only
  * when a single row does not fit with all of that.
  */
 #include "core/train/trainer.h"
@@ -27,10 +28,18 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
                           .exec = &x,
                           .recomputed = c->recomputed,
                           .piece = c->piece,
+                          .whole = c->whole,
+                          .any_order = !t->opts.deterministic,
                           .inputs = c->offloaded ? (char *)t : NULL,
                           .blocks = t->blocks };
     float loss;
-    usli_targets targets = { .count = c->tokens, .index = &nothing, .target = &nothing, .losses = &loss };
+    usli_targets targets = { .count = c->tokens,
+                             .index = &nothing,
+                             .target = &nothing,
+                             .losses = &loss,
+                             .balance = (float)t->opts.router_aux_loss_coef,
+                             .micros = usli_trainer_micros(t, c->rows),
+                             .micro = &nothing };
     USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
     *bytes = arena.peak;
     return USL_OK;
@@ -137,6 +146,24 @@ static usl_status add_cache(usl_trainer *t, usli_capacity *c, size_t room, size_
     return arena_with_cache(t, c, bytes);
 }
 
+/* What is left then holds what is cheap to make again: about 1 GB a millisecond of the step, as decoded weights. On the
+ * CPU memory is the user's, and making it again costs little beside the products. */
+static usl_status add_whole(usl_trainer *t, usli_capacity *c, size_t *bytes) {
+    size_t room = usli_plan_room(t, c) - usli_model_cache_bytes(t->model, c->cached), need = *bytes;
+    int64_t low = 0, high = t->model->config.layers - c->recomputed;
+    if (t->model->exec.backend->host || c->streamed || !is(t, "auto")) return USL_OK;
+    while (low < high) {
+        c->whole = low + (high - low + 1) / 2;
+        USLI_TRY(arena_with_cache(t, c, &need));
+        if (need <= room)
+            low = c->whole;
+        else
+            high = c->whole - 1;
+    }
+    c->whole = low;
+    return arena_with_cache(t, c, bytes);
+}
+
 enum { PIECES = 64, PIECE_ALIGN = 64 };
 
 /* A pass of c's tokens, its MLPs in as few pieces as fit, with c's streamed layers. */
@@ -183,12 +210,14 @@ static usl_status choose_streamed(usl_trainer *t, usli_capacity *c, bool *fits) 
 }
 
 usl_status usli_plan_replay(usl_trainer *t, usli_capacity *c, size_t *bytes, bool *fits) {
-    c->host_embed = c->streamed = c->cached = 0;
+    c->host_embed = c->streamed = c->cached = c->whole = 0;
     USLI_TRY(usli_plan_arena(t, c, bytes));
     if (*bytes > usli_plan_room(t, c)) c->host_embed = usli_model_embed_bytes(t->model) > 0;
     if (*bytes > usli_plan_room(t, c)) fewest_streamed(t, c, *bytes);
     *fits = *bytes <= usli_plan_room(t, c);
-    return *fits && !c->streamed ? add_cache(t, c, usli_plan_room(t, c), bytes) : USL_OK;
+    if (!*fits || c->streamed) return USL_OK;
+    USLI_TRY(add_cache(t, c, usli_plan_room(t, c), bytes));
+    return add_whole(t, c, bytes);
 }
 
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest) {
@@ -203,16 +232,17 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
         if (fits) {
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
             if (!c.streamed) USLI_TRY(add_cache(t, &c, usli_plan_room(t, &c), &bytes));
+            USLI_TRY(add_whole(t, &c, &bytes));
             t->capacity = c;
             t->arena_bytes = bytes;
             return USL_OK;
         }
-        if (c.tokens <= longest) {
+        if (c.tokens <= t->least_tokens) {
             c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
             USLI_TRY(usli_plan_arena(t, &c, &bytes));
             return refuse(t, bytes, usli_plan_room(t, &c));
         }
-        c.tokens = c.tokens / 2 > longest ? c.tokens / 2 : longest;
+        c.tokens = c.tokens / 2 > t->least_tokens ? c.tokens / 2 : t->least_tokens;
         if (c.rows > c.tokens) c.rows = c.tokens;
     }
 }
@@ -226,6 +256,7 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
                    .layers = t->model->config.layers,
                    .offloaded_inputs = t->capacity.offloaded != 0,
                    .piece_tokens = t->capacity.piece,
+                   .whole_layers = t->capacity.whole,
                    .streamed_layers = t->capacity.streamed };
     const usl_model *m = t->model;
     uint64_t weights, grads, states;

@@ -27,6 +27,11 @@ static usl_status check_opts(usl_trainer *t) {
     USLI_TRY(check_number(ctx, "adam_beta2", o->beta2, 0, 0.9999999));
     USLI_TRY(check_number(ctx, "adam_epsilon", o->epsilon, 0, 1));
     USLI_TRY(check_number(ctx, "max_grad_norm", o->max_grad_norm, 0, 1e30));
+    USLI_TRY(check_number(ctx, "router_aux_loss_coef", o->router_aux_loss_coef, 0, 1e6));
+    const usli_arch *arch = t->model->config.arch;
+    if (o->router_aux_loss_coef > 0 && !(arch->mixture && arch->mixture->balanced))
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "router_aux_loss_coef: a %s has no load-balancing loss; leave it at 0", arch->name);
     if (!o->max_steps) USLI_TRY(check_number(ctx, "num_train_epochs", o->epochs, 1e-6, 1e9));
     char known[256];
     if (!(t->schedule = usli_schedule_find(t->schedule_name))) {
@@ -98,11 +103,11 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
     return USL_OK;
 }
 
-/* ids, positions, data-set rows, and of the counted labels index and target; cu; the update's number. */
+/* ids, positions, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's number. */
 enum { TOKEN_ARRAYS = 5 };
 
 static size_t numbers_count(const usli_capacity *c) {
-    return TOKEN_ARRAYS * (size_t)c->tokens + (size_t)c->rows + 2;
+    return TOKEN_ARRAYS * (size_t)c->tokens + 2 * ((size_t)c->rows + 1) + 1;
 }
 
 static void release_capacity(usl_trainer *t) {
@@ -186,7 +191,9 @@ static usl_status make_plan(usl_trainer *t) {
     USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
-    int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows);
+    int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows), other;
+    t->least_tokens = longest;
+    if (t->opts.router_aux_loss_coef > 0) USLI_TRY(window_bounds(t, t->opts.batch, &t->least_tokens, &other));
     return usli_plan_make(t, tokens, rows, longest);
 }
 
@@ -275,12 +282,16 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
     const usli_twin *twin = &t->numbers_twin;
     size_t n = (size_t)c->tokens, used = (size_t)w->tokens * sizeof(int32_t);
     int32_t *ids = t->numbers, *position = ids + n, *row_of_token = position + n, *index = row_of_token + n;
-    int32_t *target = index + n, *cu = target + n, *update = cu + c->rows + 1;
+    int32_t *target = index + n, *cu = target + n, *micro = cu + c->rows + 1, *update = micro + c->rows + 1;
     memcpy(ids, w->ids, used);
     memcpy(position, w->positions, used);
     memcpy(cu, w->cu, ((size_t)w->rows + 1) * sizeof *cu);
     *update = (int32_t)t->step;
     int64_t count = 0;
+    int micros = 0;
+    for (int64_t r = 0; r < w->rows; r++)
+        if (!r || w->micro[r] != w->micro[r - 1]) micro[micros++] = w->cu[r];
+    micro[micros] = (int32_t)w->tokens;
     for (int64_t r = 0; r < w->rows; r++)
         for (int64_t i = w->cu[r]; i < w->cu[r + 1]; i++) {
             row_of_token[i] = (int32_t)w->row_id[r];
@@ -288,9 +299,13 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
             index[count] = (int32_t)i;
             target[count++] = w->targets[i];
         }
-    *targets = (usli_targets){
-        .count = count, .index = usli_twin_at(twin, index), .target = usli_twin_at(twin, target), .losses = t->losses
-    };
+    *targets = (usli_targets){ .count = count,
+                               .index = usli_twin_at(twin, index),
+                               .target = usli_twin_at(twin, target),
+                               .losses = t->losses,
+                               .balance = (float)t->opts.router_aux_loss_coef,
+                               .micros = micros,
+                               .micro = usli_twin_at(twin, micro) };
     *b = (usli_batch){ .tokens = w->tokens,
                        .rows = (int)w->rows,
                        .ids = usli_twin_at(twin, ids),
@@ -316,12 +331,31 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
                           .exec = &x,
                           .recomputed = t->capacity.recomputed,
                           .piece = t->capacity.piece,
+                          .whole = t->capacity.whole,
+                          .any_order = !t->opts.deterministic,
                           .inputs = t->inputs,
                           .blocks = t->blocks };
     x.matmul_flops = 0;
     usl_status st = usli_loss_pass(&s, &targets, t->update_twin.device, with_gradient);
     *flops += (double)x.matmul_flops;
     return st;
+}
+
+int usli_trainer_micros(const usl_trainer *t, int64_t rows) {
+    int64_t micros = (rows + t->opts.batch - 1) / t->opts.batch;
+    return (int)(micros > 1 ? micros : 1);
+}
+
+/* Rows from `first` on that a pass may take: whole micro-batches, where a loss is of micro-batches. */
+static int64_t pass_rows(const usl_trainer *t, const usli_window *w, int64_t first) {
+    const usli_capacity *c = &t->capacity;
+    int64_t whole = 0;
+    if (!(t->opts.router_aux_loss_coef > 0)) return c->rows;
+    for (int64_t r = first + 1; r <= w->rows && r - first <= c->rows; r++) {
+        if (w->cu[r] - w->cu[first] > c->tokens) break;
+        if (r == w->rows || w->micro[r] != w->micro[r - 1]) whole = r - first;
+    }
+    return whole ? whole : c->rows;
 }
 
 /* Loss (and gradients) of the rows in pick, normalised by their own counted labels. Once update_twin has been pulled,
@@ -338,6 +372,7 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
     t->update.inv_counted = w->counted ? 1.0f / (float)w->counted : 0.0f;
     t->update.loss_sum = 0;
     t->update.correct = 0;
+    t->update.balance = 0;
     if ((st = usli_twin_push(&t->model->exec, &t->update_twin)) != USL_OK) goto done;
     stats->tokens = w->tokens;
     stats->counted = w->counted;
@@ -345,7 +380,7 @@ static usl_status run_window(usl_trainer *t, usli_rows *rows, const int64_t *pic
     stats->passes = 0;
     stats->flops = 0;
     for (int64_t first = 0; first < w->rows;) {
-        USLI_TRYGO(usli_window_part(t->ctx, w, first, t->capacity.tokens, t->capacity.rows, &part));
+        USLI_TRYGO(usli_window_part(t->ctx, w, first, t->capacity.tokens, pass_rows(t, w, first), &part));
         first += part->rows;
         stats->passes++;
         st = run_pass(t, part, with_gradient, &stats->flops);
@@ -358,7 +393,7 @@ done:
 }
 
 static double loss_of(const usl_trainer *t, const usl_step_stats *s) {
-    return s->counted ? t->update.loss_sum / (double)s->counted : 0;
+    return s->counted ? t->update.loss_sum / (double)s->counted + t->update.balance : 0;
 }
 
 /* ---- Updates

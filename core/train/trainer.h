@@ -22,6 +22,7 @@ typedef struct usli_capacity {
     int64_t host_embed;   /* 1: the embedding table is too; changes speed only, as the next does */
     int64_t streamed;     /* layers whose weights come from host memory; likewise */
     int64_t cached;       /* layers whose decoded weights are kept: changes speed, not a bit of the result */
+    int64_t whole;        /* blocks that keep also what is cheap to make again; likewise */
 } usli_capacity;
 
 struct usl_trainer {
@@ -39,6 +40,7 @@ struct usl_trainer {
     int64_t good_steps; /* since the loss scale last moved (float16) */
     double rate;        /* set by hand; negative: the schedule's */
     usli_capacity capacity;
+    int64_t least_tokens; /* that a pass must hold: a row, or a micro-batch where losses are of micro-batches */
     uint64_t limit, arena_bytes;
     uint64_t fixed_bytes; /* on the device whatever the plan, weights apart */
     uint64_t beside;      /* in use beside the plan's items: libraries, other programs on the GPU */
@@ -61,6 +63,8 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out);
 usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out);
 usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out);
 
+/* The most micro-batches that a pass of so many rows touches. */
+int usli_trainer_micros(const usl_trainer *t, int64_t rows);
 /* plan.c: decides the capacity for windows of at most (tokens, rows), or refuses with the numbers. */
 usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t longest);
 /* Room of the arena and of decoded weights, given where c puts things. */

@@ -1,10 +1,10 @@
 """One LoRA training step on the CPU, ours beside PyTorch + PEFT, in turns on the same machine.
 
-    examples/bench/peer_pytorch.py [--rounds 3] [--steps 5] [--only ours,eager,compiled]
+    examples/bench/peer_pytorch.py [--rounds 3] [--steps 5] [--only ours,eager,compiled] [--batch 4] [--seq 512]
 
 needs torch, transformers and peft (tests/requirements_torch.txt), a built build/unsloth-lua, and a C++ compiler for
 torch.compile. The shape is SmolLM2-135M with random weights: bfloat16 weights, LoRA r = 16 on the seven modules of a block,
-4 rows of 512 tokens, every label counted, AdamW, two threads, no checkpointing, gradients clipped to norm 1.
+4 rows of 512 tokens (--batch, --seq), every label counted, AdamW, two threads, no checkpointing, gradients clipped to norm 1.
 The peer's adapters are in bfloat16 by default (--adapters float32 is PEFT's own default, run under autocast). On a processor
 without AVX512_BF16 PyTorch multiplies bfloat16 a number at a time: --weights float32 gives it its best there.
 OPENBLAS_* is unset for both. Prints tokens/s of each round, medians, and the ratio to the better peer.
@@ -23,7 +23,7 @@ for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
     del os.environ[name]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BATCH, LENGTH, RANK = 4, 512, 16
+RANK = 16
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -31,8 +31,8 @@ def run_ours(args):
     """Returns tokens/s of `--steps` updates, as the program reports them."""
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "bench.json")
-        command = [args.program, "bench", "--shape", "smollm2-135m", "--method", "lora", "--device", "cpu", "--batch", BATCH,
-                   "--seq", LENGTH, "--rank", RANK, "--recompute", "none", "--steps", args.steps, "--json", out]
+        command = [args.program, "bench", "--shape", "smollm2-135m", "--method", "lora", "--device", "cpu", "--batch", args.batch,
+                   "--seq", args.seq, "--rank", RANK, "--recompute", "none", "--steps", args.steps, "--json", out]
         # Otherwise the program computes in what is best for the machine; the random weights are stored in that type.
         command += ["--dtype", "float32"] if args.weights == "float32" else []
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
@@ -61,7 +61,7 @@ class Peer:
         model.train()
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=2e-4)
-        self.ids = torch.randint(0, config.vocab_size, (BATCH, LENGTH))
+        self.ids = torch.randint(0, config.vocab_size, (args.batch, args.seq))
         self.model = torch.compile(model) if compiled else model
         self.torch = torch
         self.step()  # compiles, and makes the optimiser's state
@@ -83,7 +83,7 @@ class Peer:
             begin = time.perf_counter()
             self.step()
             seconds.append(time.perf_counter() - begin)
-        return BATCH * LENGTH / statistics.median(seconds)
+        return args.batch * args.seq / statistics.median(seconds)
 
 
 def main():
@@ -91,6 +91,8 @@ def main():
     parser.add_argument("--program", default=ROOT / "build" / "unsloth-lua")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--adapters", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--weights", choices=["bfloat16", "float32"], default="bfloat16")
@@ -124,7 +126,7 @@ def main():
         ratio = medians["ours"] / peers[best]
         print(f"ours is {ratio:.2f} times {best}")
     if args.json:
-        figures = {"rates": rates, "medians": medians, "ratio": ratio, "threads": args.threads,
+        figures = {"rates": rates, "medians": medians, "ratio": ratio, "threads": args.threads, "batch": args.batch, "seq": args.seq,
                    "weights": args.weights, "adapters": args.adapters}
         with open(args.json, "w") as f:
             json.dump(figures, f, indent=1)

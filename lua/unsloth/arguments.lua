@@ -22,6 +22,7 @@ local SPEC = {
   seed = { "integer", default = 3407, check = at_least(0) },
   data_seed = { "integer", check = at_least(0) },
   resume_from_checkpoint = { "string|boolean" },
+  deterministic = { "boolean", default = true }, -- false: attention's gradients on a GPU may differ in the last bits
   dataloader_drop_last = { "boolean", default = false, refuse = "the last rows of an epoch are trained too" },
   -- the optimiser
   optim = { "string", default = "adamw_8bit" },
@@ -40,6 +41,7 @@ local SPEC = {
   adafactor = { "boolean", default = false, refuse = 'use optim = "adamw_8bit"' },
   optim_target_modules = { "table|string", refuse = "it belongs to GaLore, which is not built in" },
   q_galore_config = { "table", refuse = 'use optim = "adamw_8bit"' },
+  router_aux_loss_coef = { "number", check = at_least(0) },
   label_smoothing_factor = { "number", default = 0, refuse = "the loss is plain cross-entropy" },
   neftune_noise_alpha = { "number", refuse = "no noise is added to embeddings" },
   -- memory
@@ -119,7 +121,7 @@ local SPEC = {
   tf32 = { "boolean", note = "from_pretrained's dtype decides" },
   use_cpu = { "boolean", note = "from_pretrained's device decides" },
   no_cuda = { "boolean", note = "from_pretrained's device decides" },
-  full_determinism = { "boolean", note = "the same run gives the same numbers" },
+  full_determinism = { "boolean", note = "the same run gives the same numbers, unless deterministic = false" },
   average_tokens_across_devices = { "boolean", note = "the loss is a mean over all counted labels of the update" },
   use_liger_kernel = { "boolean", note = "head and loss are fused already" },
   torch_compile = { "boolean", default = false, refuse = "there is nothing to compile" },
@@ -255,7 +257,8 @@ function M.core_options(o, recompute)
     schedule = IN_CORE[o.lr_scheduler_type] and o.lr_scheduler_type or nil, warmup_steps = o.warmup_steps,
     warmup_ratio = o.warmup_ratio, weight_decay = o.weight_decay, beta1 = o.adam_beta1, beta2 = o.adam_beta2,
     epsilon = o.adam_epsilon, max_grad_norm = o.max_grad_norm, optimizer = OPTIM[o.optim], seed = o.data_seed or o.seed,
-    recompute = recompute, memory_limit = o.memory_limit and math.tointeger(o.memory_limit // 1),
+    router_aux_loss_coef = o.router_aux_loss_coef, recompute = recompute, deterministic = o.deterministic,
+    memory_limit = o.memory_limit and math.tointeger(o.memory_limit // 1),
   }, rate_function(o)
 end
 

@@ -122,6 +122,15 @@ function FastLanguageModel.from_pretrained(opts, more)
   return model, model.tokenizer
 end
 
+--- Another model with the same frozen weights, which are held once; adapters are its own. One trains while the other answers.
+---
+---     local other = model:share()
+function Model:share()
+  local other = core.model_share(self)
+  for _, field in ipairs { "name_or_path", "full_finetuning", "recompute", "dtype", "tokenizer" } do other[field] = self[field] end
+  return other
+end
+
 --- A model of random weights from a configuration, for pretraining: all weights are trained. The option tokenizer becomes the model's.
 ---
 ---     local model = FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, hidden_size = 64, ... }, { random_state = 1 })

@@ -49,7 +49,7 @@ typedef struct run {
     usl_model *model;
     usl_rows *rows;
     usl_trainer *trainer;
-    usl_model *reopened;
+    usl_model *reopened, *shared;
     usl_tokenizer *tokenizer;
     usl_dataset *dataset, *messages;
     usl_tensor *logits;
@@ -130,6 +130,7 @@ static usl_status export_all(run *r) {
     TRY(usl_model_open(r->ctx, path, &opts, &r->reopened));
     usl_model_free(r->reopened);
     r->reopened = NULL;
+    TRY(usl_model_share(r->ctx, r->model, &r->shared));
     snprintf(path, sizeof path, "%s/model.gguf", r->dir);
     TRY(usl_export_gguf(r->model, r->tokenizer, path, "q8_0"));
     return usl_model_open(r->ctx, path, &opts, &r->reopened);
@@ -180,6 +181,7 @@ static usl_status run_once(const char *dir, counter *c, char *sentence, size_t s
     usl_dataset_free(r.messages);
     usl_dataset_free(r.dataset);
     usl_model_free(r.reopened);
+    usl_model_free(r.shared);
     usl_model_free(r.model);
     if (r.ctx) {
         usl_free(r.ctx, r.extra);

@@ -29,18 +29,52 @@ def rope(**kw):
     return {"rope_parameters": {"rope_theta": 10000.0, **kw}}
 
 
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# Mixtures are kept smaller: they have many tensors.
+SMALL = dict(vocab_size=67, hidden_size=24, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=12)
+
+LATENT = dict({k: v for k, v in SMALL.items() if k != "head_dim"}, num_key_value_heads=2, kv_lora_rank=12,
+              qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=8, moe_intermediate_size=12)
+
+# kind, changes to the config, and to the adapter where it is not on all seven
 CASES = {
     "llama_yarn": ("llama", dict(rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32))),
     "llama_linear_bias": ("llama", dict(attention_bias=True, mlp_bias=True, **rope(rope_type="linear", factor=2.0))),
     "llama_odd": ("llama", dict(vocab_size=317, hidden_size=36, num_attention_heads=3, num_key_value_heads=1, head_dim=10,
                                 intermediate_size=45, tie_word_embeddings=True, **rope(rope_type="default"))),
+    "qwen2_moe": ("qwen2_moe", dict(SMALL, num_hidden_layers=3, mlp_only_layers=[1], num_experts=4, num_experts_per_tok=2,
+                                    moe_intermediate_size=16, shared_expert_intermediate_size=20, norm_topk_prob=False,
+                                    **rope(rope_type="default")),
+                  dict(target_modules="all-linear")),
+    "qwen3_moe_experts": ("qwen3_moe", dict(SMALL, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16,
+                                            norm_topk_prob=True, decoder_sparse_step=2,
+                                            output_router_logits=True, router_aux_loss_coef=0.5, **rope(rope_type="default")),
+                          dict(target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])),
+    "mixtral_window": ("mixtral", dict(SMALL, num_local_experts=3, num_experts_per_tok=2, sliding_window=7,
+                                       **rope(rope_type="default")),
+                       dict(target_modules=["k_proj", "o_proj"], target_parameters=EXPERTS)),
+    "deepseek_v2_groups": ("deepseek_v2", dict(LATENT, q_lora_rank=10, n_routed_experts=6, n_group=3, topk_group=2,
+                                               topk_method="group_limited_greedy", num_experts_per_tok=3, n_shared_experts=2,
+                                               first_k_dense_replace=0, routed_scaling_factor=1.7, **rope(rope_type="default")),
+                           dict(target_modules=["q_a_proj", "q_b_proj", "kv_b_proj", "down_proj"])),
+    "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=10, n_routed_experts=8, n_group=4, topk_group=2,
+                                        num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1,
+                                        routed_scaling_factor=2.5, norm_topk_prob=True,
+                                        **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.9,
+                                               mscale_all_dim=0.7)),
+                    dict(target_modules="all-linear")),
     "mistral_window": ("mistral", dict(sliding_window=9, **rope(rope_type="default"))),
 }
 
 
 def build(kind, extra):
     config_class, model_class = {"llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-                                 "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM)}[kind]
+                                 "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+                                 "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
+                                 "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+                                 "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+                                 "qwen2_moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
+                                 "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM)}[kind]
     config = config_class(**{**BASE, **extra})
     config._attn_implementation = "eager"
     torch.manual_seed(11)
@@ -51,25 +85,31 @@ def build(kind, extra):
                 p.add_(0.1 * torch.randn_like(p))
             elif name.endswith("bias"):
                 p.add_(0.05 * torch.randn_like(p))
+        for name, p in model.named_buffers():
+            if "correction_bias" in name:
+                p.add_(0.1 * torch.randn_like(p))
     return model
 
 
-def batches(vocab):
+def batches(vocab, length):
     g = torch.Generator().manual_seed(5)
-    ids = torch.randint(3, vocab, (STEPS + 1, BATCH, LENGTH), generator=g)
+    ids = torch.randint(3, vocab, (STEPS + 1, BATCH, length), generator=g)
     mask = torch.ones_like(ids)
     labels = ids.clone()
     labels[..., :4] = -100
     for k in range(STEPS + 1):  # the second row is shorter, padded at the right
-        n = LENGTH - 5 - k
+        n = length - 5 - k
         ids[k, 1, n:], mask[k, 1, n:], labels[k, 1, n:] = 0, 0, -100
     return ids, mask, labels
 
 
 def loss_of(model, ids, mask, labels):
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    target = labels[:, 1:].reshape(-1)
-    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), target, ignore_index=-100), logits
+    out = model(input_ids=ids, attention_mask=mask)
+    logits, target = out.logits, labels[:, 1:].reshape(-1)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), target, ignore_index=-100)
+    if getattr(out, "aux_loss", None) is not None:  # output_router_logits
+        loss = loss + model.config.router_aux_loss_coef * out.aux_loss
+    return loss, logits
 
 
 def train(model, data, params, decay, lr, steps):
@@ -98,12 +138,14 @@ def greedy(model, row):
 
 
 def make(name):
-    kind, extra = CASES[name]
+    kind, extra, *special = CASES[name]
+    target = dict(target_modules=SEVEN)
+    target.update(*special)
     out = HERE / name
     shutil.rmtree(out, ignore_errors=True)
     model = build(kind, extra)
     model.save_pretrained(out / "model")
-    data = batches(model.config.vocab_size)
+    data = batches(model.config.vocab_size, 24 if special else LENGTH)
     golden = {"input_ids": data[0].int(), "attention_mask": data[1].int(), "labels": data[2].int()}
 
     loss, logits = loss_of(model, *(x[0] for x in data))
@@ -118,8 +160,8 @@ def make(name):
                                                              FULL_STEPS)
 
     torch.manual_seed(23)
-    lora = peft.get_peft_model(build(kind, extra), peft.LoraConfig(r=4, lora_alpha=8, target_modules=SEVEN, lora_dropout=0.0,
-                                                                   task_type="CAUSAL_LM", init_lora_weights=False))
+    lora = peft.get_peft_model(build(kind, extra), peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM",
+                                                                   init_lora_weights=False, **target))
     lora.save_pretrained(out / "adapter")
     (out / "adapter" / "README.md").unlink(missing_ok=True)
     loss, logits = loss_of(lora, *(x[0] for x in data))
@@ -137,7 +179,9 @@ def make(name):
     meta = {"case": name, "transformers": transformers.__version__, "torch": torch.__version__, "peft": peft.__version__,
             "hp": {"lr": LR, **adam, "steps": STEPS, "schedule": "linear", "accum": 1},
             "full_hp": {"lr": FULL_LR, "steps": FULL_STEPS, "note": "weight decay only on tensors with more than one dimension"},
-            "lora": {"r": 4, "lora_alpha": 8, "target_modules": SEVEN}, "attn": "eager", "dtype": "float32"}
+            "lora": {"r": 4, "lora_alpha": 8, **target}, "attn": "eager", "dtype": "float32"}
+    if getattr(model.config, "output_router_logits", False):
+        meta["router_aux_loss_coef"] = model.config.router_aux_loss_coef
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 

@@ -13,7 +13,7 @@ shared=${USL_SHARED:-../shared}
 program=$build/unsloth-lua
 logs=$build/logs/gpu
 # Families that the CUDA backend computes; the others of the folder are told to be skipped.
-families=" llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding stories260k_shakespeare llama_linear_bias llama_odd llama_yarn mistral_window "
+families=" llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen3_moe deepseek_v2 stories260k_shakespeare llama_linear_bias llama_odd llama_yarn mistral_window mixtral_window qwen2_moe qwen3_moe_experts deepseek_v2_groups deepseek_v3 "
 
 passed=0 failed=0 skipped=0
 # step NAME COMMAND...: exit status 77 is "skipped"; the last line of the log is shown, of a failure more.

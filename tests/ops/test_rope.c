@@ -8,24 +8,34 @@ typedef struct spec {
     bool interleaved, norm, no_k;
     usl_dtype dtype, norm_dtype;
     float offset;
+    int gap; /* between heads */
 } spec;
 
+static int64_t step_of(const spec *s) {
+    return s->head_dim + s->gap;
+}
+
 static const spec SPECS[] = {
-    { 1, 1, 1, 2, 2, false, false, false, USL_F32, USL_F32, 0 },
-    { 40, 9, 3, 64, 64, false, false, false, USL_F32, USL_F32, 0 },
-    { 19, 2, 1, 20, 10, false, false, false, USL_F32, USL_F32, 0 },
-    { 19, 2, 1, 20, 10, true, false, false, USL_F32, USL_F32, 0 },
-    { 33, 4, 2, 16, 16, true, true, false, USL_F32, USL_F32, 0 },
-    { 33, 4, 2, 128, 128, false, true, false, USL_F32, USL_BF16, 1 },
-    { 33, 4, 2, 13, 6, false, true, false, USL_F32, USL_F32, 0 },
-    { 17, 3, 1, 16, 16, false, false, true, USL_F32, USL_F32, 0 },
-    { 40, 9, 3, 64, 64, false, false, false, USL_BF16, USL_F32, 0 },
-    { 33, 4, 2, 64, 32, true, true, false, USL_BF16, USL_BF16, 1 },
-    { 33, 4, 2, 64, 64, false, true, false, USL_F16, USL_F16, 0 },
-    { 3, 2, 2, 8, 0, false, true, false, USL_F32, USL_F32, 0 },
+    { 1, 1, 1, 2, 2, false, false, false, USL_F32, USL_F32, 0, 0 },
+    { 40, 9, 3, 64, 64, false, false, false, USL_F32, USL_F32, 0, 0 },
+    { 19, 2, 1, 20, 10, false, false, false, USL_F32, USL_F32, 0, 0 },
+    { 19, 2, 1, 20, 10, true, false, false, USL_F32, USL_F32, 0, 0 },
+    { 33, 4, 2, 16, 16, true, true, false, USL_F32, USL_F32, 0, 0 },
+    { 33, 4, 2, 128, 128, false, true, false, USL_F32, USL_BF16, 1, 0 },
+    { 33, 4, 2, 13, 6, false, true, false, USL_F32, USL_F32, 0, 0 },
+    { 17, 3, 1, 16, 16, false, false, true, USL_F32, USL_F32, 0, 0 },
+    { 40, 9, 3, 64, 64, false, false, false, USL_BF16, USL_F32, 0, 0 },
+    { 33, 4, 2, 64, 32, true, true, false, USL_BF16, USL_BF16, 1, 0 },
+    { 33, 4, 2, 64, 64, false, true, false, USL_F16, USL_F16, 0, 0 },
+    { 3, 2, 2, 8, 0, false, true, false, USL_F32, USL_F32, 0, 0 },
+    /* Of a head only a part, and a head that is a whole row. */
+    { 21, 3, 1, 16, 16, true, false, false, USL_F32, USL_F32, 0, 8 },
+    { 33, 4, 2, 24, 16, false, true, false, USL_BF16, USL_F32, 0, 5 },
+    { 20, 4, 1, 64, 64, false, false, false, USL_BF16, USL_F32, 0, 128 },
+    { 21, 1, 1, 200, 0, false, true, true, USL_F32, USL_F32, 0, 0 },
     /* More packs of a token than a GPU's block has threads, and a part of the head turned. */
-    { 3, 72, 8, 128, 128, false, false, false, USL_BF16, USL_F32, 0 },
-    { 3, 40, 8, 128, 64, false, false, false, USL_F16, USL_F32, 0 },
+    { 3, 72, 8, 128, 128, false, false, false, USL_BF16, USL_F32, 0, 0 },
+    { 3, 40, 8, 128, 64, false, false, false, USL_F16, USL_F32, 0, 0 },
 };
 
 static const float EPS = 1e-3f;
@@ -46,7 +56,7 @@ typedef struct data {
 } data;
 
 static side make_side(usli_rng *rng, const spec *s, int heads, int64_t pad) {
-    side w = { .heads = heads, .stride = heads * s->head_dim + pad };
+    side w = { .heads = heads, .stride = heads * step_of(s) + pad };
     w.x = rig_random(rng, s->dtype, s->tokens * w.stride, &w.xf);
     w.d = rig_random(rng, s->dtype, s->tokens * w.stride, &w.df);
     w.norm = rig_random(rng, s->norm_dtype, s->head_dim, &w.normf);
@@ -136,7 +146,9 @@ static void compare(const spec *s, const char *what, const side *w, const void *
     usli_to_f32(got, s->dtype, g, n);
     for (int64_t i = 0; i < n; i++) {
         v[i] = (float)want[i];
-        if (i % w->stride >= w->heads * s->head_dim) foreign += g[i] != before[i], g[i] = v[i] = 0;
+        int64_t in = i % w->stride;
+        if (in >= w->heads * step_of(s) || in % step_of(s) >= s->head_dim)
+            foreign += g[i] != before[i], g[i] = v[i] = 0;
     }
     double error = test_rel_error(g, v, (size_t)n), limit = s->dtype == USL_F32 ? 1e-6 : rig_epsilon(s->dtype);
     CHECK(error < limit && !foreign, "%s, head %d: %.2e, allowed %.2e; %lld values beside written", what, s->head_dim,
@@ -177,6 +189,7 @@ static result compute(const data *d, int threads) {
                          .k = s->no_k ? NULL : out.y[1],
                          .q_stride = d->q.stride,
                          .k_stride = d->k.stride,
+                         .head_stride = s->gap ? step_of(s) : 0,
                          .q_norm = norm ? d->q.norm : NULL,
                          .k_norm = norm ? d->k.norm : NULL,
                          .norm_dtype = s->norm_dtype,
@@ -212,7 +225,7 @@ static void check_spec(const spec *s) {
         for (int64_t t = 0; t < s->tokens; t++)
             for (int h = 0; h < w->heads; h++) {
                 double x[256] = { 0 }, dy[256] = { 0 };
-                int64_t at = t * w->stride + h * s->head_dim;
+                int64_t at = t * w->stride + h * step_of(s);
                 for (int c = 0; c < s->head_dim; c++) x[c] = (double)w->xf[at + c], dy[c] = (double)w->df[at + c];
                 oracle_head(&d, w->normf, d.position[t], x, dy, y + at, dx + at, dw);
             }

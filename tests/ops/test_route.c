@@ -154,6 +154,8 @@ static float *normal(usli_rng *rng, int64_t n) {
     return v;
 }
 
+enum { FIRST = 11 };
+
 static void check(rig *rigs, const spec *s) {
     usli_rng rng;
     usli_rng_seed(&rng, 7);
@@ -179,6 +181,9 @@ static void check(rig *rigs, const spec *s) {
     for (int m = 0; m <= s->micros; m++)
         d.micro[m] =
             (int32_t)((s->tokens > 2 && s->micros ? s->tokens - 2 : s->tokens) * m / (s->micros ? s->micros : 1));
+    /* The op is given some tokens of a pass, the first micro-batch began before them. */
+    int32_t *given = malloc((size_t)(s->micros + 1) * sizeof *given);
+    for (int m = 0; m <= s->micros; m++) given[m] = d.micro[m] + FIRST - (m ? 0 : 4);
     float *first = malloc(cells * sizeof *first);
     for (int i = 0; i < 2; i++) {
         for (size_t j = 0; j < tallies; j++) d.counts[j] = 7, d.mass[j] = 0.5f;
@@ -198,8 +203,9 @@ static void check(rig *rigs, const spec *s) {
                               .row = s->identity ? NULL : d.row,
                               .token = s->identity ? NULL : d.token,
                               .weight = d.weight,
+                              .first = FIRST,
                               .micros = s->micros,
-                              .micro = s->micros ? d.micro : NULL,
+                              .micro = s->micros ? given : NULL,
                               .counts = s->micros ? d.counts : NULL,
                               .mass = s->micros ? d.mass : NULL,
                               .dweight = d.dweight,
@@ -214,7 +220,7 @@ static void check(rig *rigs, const spec *s) {
     if (!s->identity) check_rows(&d);
     check_micros(&d);
     free(d.logits), free(d.correction), free(d.dweight), free(d.dmass), free(d.weight), free(d.dlogits), free(d.chosen);
-    free(d.row), free(d.token), free(d.offsets), free(d.micro), free(d.counts), free(d.mass), free(first);
+    free(d.row), free(d.token), free(d.offsets), free(d.micro), free(d.counts), free(d.mass), free(given), free(first);
 }
 
 int main(void) {

@@ -159,6 +159,61 @@ static void check_mul(const char *isa, const usli_vec *v) {
             }
 }
 
+static void check_transpose(const char *isa, const usli_vec *v) {
+    enum { ROWS = 29, COLS = 27, LD = COLS + 3, LDD = ROWS + 2 };
+    static float src[ROWS * LD], dst[COLS * LDD];
+    for (int i = 0; i < ROWS * LD; i++) src[i] = (float)i;
+    for (int rows = 1; rows <= ROWS; rows += 4)
+        for (int cols = 1; cols <= COLS; cols += 2) {
+            int wrong = 0;
+            memset(dst, 0, sizeof dst);
+            v->transpose(src, rows, cols, LD, dst, LDD);
+            for (int c = 0; c < COLS; c++)
+                for (int r = 0; r < LDD; r++) wrong += dst[c * LDD + r] != (r < rows && c < cols ? src[r * LD + c] : 0);
+            CHECK(!wrong, "%s: transpose of %d by %d", isa, rows, cols);
+        }
+}
+
+/* Every remainder of tiles, odd and even sums, both modes: against double. */
+static void check_pairs(const char *isa, const usli_vec *v) {
+    enum { M = 70, WIDTH = 71, K = 75, EVEN = K + 1, LD = WIDTH + 2 };
+    static float values[K * WIDTH], c[M * LD], before[M * LD];
+    static uint16_t a[M * EVEN], b[K * WIDTH];
+    static uint32_t pairs[EVEN / 2 * WIDTH], again[EVEN / 2 * WIDTH];
+    usli_rng rng;
+    usli_rng_seed(&rng, 13);
+    for (int i = 0; i < K * WIDTH; i++) values[i] = (float)usli_rng_normal(&rng);
+    for (int i = 0; i < M * LD; i++) before[i] = (float)usli_rng_normal(&rng);
+    const struct {
+        int m, n, k;
+    } sizes[] = { { 1, 1, 1 },    { 3, 7, 5 },    { 16, 16, 32 }, { 32, 32, 64 }, { 64, 64, 64 }, { 33, 32, 32 },
+                  { 16, 31, 33 }, { 17, 16, 31 }, { 70, 71, 75 }, { 48, 48, 75 }, { 37, 50, 40 }, { 5, 64, 64 } };
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int accumulate = 0; accumulate < 2; accumulate++) {
+            int m = sizes[s].m, n = sizes[s].n, k = sizes[s].k, deep = (k + 1) / 2, wrong = 0;
+            for (int i = 0; i < M * EVEN; i++) a[i] = usli_f32_to_bf16(i % EVEN < k ? values[i % (K * WIDTH)] : 0);
+            v->f32_to_bf16(values, b, k * n);
+            v->round_pairs(values, k, n, pairs);
+            v->pair_rows(b, k, n, n, again);
+            CHECK(!memcmp(pairs, again, (size_t)(deep * n) * sizeof *pairs), "%s: pairs of %d by %d", isa, k, n);
+            memcpy(c, before, sizeof c);
+            v->mul_pairs(m, n, deep, a, EVEN, pairs, n, c, LD, accumulate);
+            for (int i = 0; i < M; i++)
+                for (int j = 0; j < LD; j++) {
+                    double want = accumulate ? (double)before[i * LD + j] : 0, size = 1;
+                    for (int p = 0; p < k && i < m && j < n; p++) {
+                        double term =
+                            (double)usli_bf16_to_f32(a[i * EVEN + p]) * (double)usli_bf16_to_f32(b[p * n + j]);
+                        want += term, size += fabs(term);
+                    }
+                    if (i >= m || j >= n) want = (double)before[i * LD + j];
+                    wrong += !(fabs((double)c[i * LD + j] - want) <= 1e-6 * size);
+                }
+            CHECK(!wrong, "%s: mul_pairs of %d by %d by %d, accumulate %d: %d values are off", isa, m, n, k, accumulate,
+                  wrong);
+        }
+}
+
 static void check_table(const char *isa, const usli_vec *v) {
     check_conversions(isa, v);
     check_sums(isa, v);
@@ -168,21 +223,29 @@ static void check_table(const char *isa, const usli_vec *v) {
     check_tanh(isa, v);
     check_rows(isa, v);
     check_mul(isa, v);
+    check_transpose(isa, v);
+    check_pairs(isa, v);
 }
+
+static void check_if(const char *isa, const usli_vec *here) {
+    if (here)
+        check_table(isa, here);
+    else
+        SKIP("%s: not on this processor", isa);
+}
+
+extern const usli_vec usli_vec_tiles; /* AMX's tiles in plain C */
 
 int main(void) {
     fill();
     check_table("generic", &usli_vec_generic);
+    check_pairs("tiles in C", &usli_vec_tiles);
 #if defined(__x86_64__)
     const usli_vec *best = usli_vec_best();
-    if (best != &usli_vec_generic)
-        check_table("avx2", &usli_vec_avx2);
-    else
-        SKIP("avx2: not on this processor");
-    if (best == &usli_vec_avx512)
-        check_table("avx512", best);
-    else
-        SKIP("avx512: not on this processor");
+    check_if("avx2", best == &usli_vec_generic ? NULL : &usli_vec_avx2);
+    check_if("avx512", best == &usli_vec_generic || best == &usli_vec_avx2 ? NULL : &usli_vec_avx512);
+    check_if("avx512bf16", usli_vec_avx512bf16_here());
+    check_if("amx", usli_vec_amx_here());
 #endif
     return test_end("test_vec");
 }

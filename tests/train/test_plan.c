@@ -13,6 +13,13 @@ static const char GEMMA3[] =
     "\"num_hidden_layers\":5,\"num_attention_heads\":8,\"num_key_value_heads\":4,\"head_dim\":16,"
     "\"max_position_embeddings\":512,\"sliding_window\":40}";
 
+static const char DEEPSEEK3[] =
+    "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":331,\"hidden_size\":128,\"intermediate_size\":352,"
+    "\"num_hidden_layers\":3,\"num_attention_heads\":8,\"max_position_embeddings\":512,\"q_lora_rank\":48,"
+    "\"kv_lora_rank\":32,\"qk_nope_head_dim\":16,\"qk_rope_head_dim\":8,\"v_head_dim\":16,\"n_group\":4,\"topk_group\":"
+    "2,"
+    "\"n_routed_experts\":8,\"num_experts_per_tok\":3,\"first_k_dense_replace\":1,\"moe_intermediate_size\":64}";
+
 static const char LLAMA3_70B[] =
     "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":128256,\"hidden_size\":8192,\"intermediate_size\":28672,"
     "\"num_hidden_layers\":80,\"num_attention_heads\":64,\"num_key_value_heads\":8,\"max_position_embeddings\":8192,"
@@ -345,6 +352,7 @@ int main(void) {
     other_card();
     made_shapes(SMALL);
     made_shapes(GEMMA3);
+    made_shapes(DEEPSEEK3);
     real_files();
     CHECK(refused > 10 && recomputed > 10 && split > 10, "%d refused, %d recomputed, %d split: too easy", refused,
           recomputed, split);

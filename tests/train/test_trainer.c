@@ -14,13 +14,27 @@ static const char GEMMA3[] = "{\"architectures\":[\"Gemma3ForCausalLM\"],\"vocab
                              "\"num_key_value_heads\":2,\"head_dim\":12,\"max_position_embeddings\":256,"
                              "\"sliding_window\":7,\"sliding_window_pattern\":2,\"initializer_range\":0.05}";
 
+/* A mixture beside an expert with a gate, and a dense layer between. */
+static const char QWEN2_MOE[] = "{\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":131,\"hidden_size\":48,"
+                                "\"intermediate_size\":80,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
+                                "\"num_key_value_heads\":2,\"max_position_embeddings\":256,\"mlp_only_layers\":[1],"
+                                "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":24,"
+                                "\"shared_expert_intermediate_size\":40,\"initializer_range\":0.05}";
+/* Latent attention, experts chosen by groups. */
+static const char DEEPSEEK3[] = "{\"architectures\":[\"DeepseekV3ForCausalLM\"],\"vocab_size\":131,\"hidden_size\":48,"
+                                "\"intermediate_size\":80,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
+                                "\"max_position_embeddings\":256,\"q_lora_rank\":20,\"kv_lora_rank\":16,"
+                                "\"qk_nope_head_dim\":8,\"qk_rope_head_dim\":4,\"v_head_dim\":12,\"n_group\":2,"
+                                "\"topk_group\":1,\"n_routed_experts\":4,\"num_experts_per_tok\":2,"
+                                "\"first_k_dense_replace\":1,\"moe_intermediate_size\":24,\"initializer_range\":0.05}";
+
 typedef struct setup {
     const char *config; /* NULL: CONFIG */
     int threads, steps;
     const char *recompute, *optimizer;
     usl_dtype dtype;
     int four_bit, full;
-    double dropout;
+    double dropout, balance;
     uint64_t memory;
     int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
     const char *dir;
@@ -114,6 +128,7 @@ static usl_status train(const setup *s, outcome *o) {
     to.optimizer = s->optimizer;
     to.recompute = s->recompute;
     to.memory_limit = s->memory;
+    to.router_aux_loss_coef = s->balance;
     usl_status st = usl_trainer_new(m, rows, NULL, &to, &t);
     memset(o, 0, sizeof *o);
     pthread_t canceller;
@@ -248,6 +263,14 @@ int main(void) {
     case_of("Gemma 3, LoRA, float16", (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F16 });
     case_of("Gemma 3, full fine-tuning",
             (setup){ .config = GEMMA3, .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
+    case_of("Qwen2-MoE, LoRA with dropout on NF4, bfloat16", (setup){ .config = QWEN2_MOE,
+                                                                      .optimizer = "adamw",
+                                                                      .dtype = USL_BF16,
+                                                                      .four_bit = 1,
+                                                                      .dropout = 0.1,
+                                                                      .balance = 0.1 });
+    case_of("DeepSeek V3, full fine-tuning",
+            (setup){ .config = DEEPSEEK3, .optimizer = "adamw", .dtype = USL_F32, .full = 1 });
     memory_limits();
     return test_end("trainer");
 }

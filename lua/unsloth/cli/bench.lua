@@ -57,11 +57,13 @@ if o.decode then return bench_decode() end
 local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, o.warmup + o.steps), o.warmup + o.steps)
 local plan = trainer:plan()
 
-local seconds, stats, flops = {}, nil, 0
+local seconds, stats, flops, first, tokens = {}, nil, 0, nil, 0
 for i = 1, o.warmup + o.steps do
   stats = trainer:step()
+  first = first or core.clock() - started
   if i > o.warmup then
     seconds[#seconds + 1] = stats.seconds / stats.tokens
+    tokens = tokens + stats.tokens / o.steps
     flops = flops + stats.flops / stats.seconds / o.steps
   end
 end
@@ -70,18 +72,24 @@ if not (stats.grad_norm > 0 and stats.grad_norm < math.huge) or stats.loss ~= st
 end
 table.sort(seconds)
 local rate = 1 / seconds[(#seconds + 1) // 2]
-local memory, gemm = core.memory(model), core.gemm_rate(model)
+local memory = core.memory(model)
+trainer:close() -- a plan may have taken all there is, and products want some to be measured in
+local gemm = core.gemm_rate(model)
 local figures = unsloth.json.object({
   shape = o.shape or o[1], method = o.method, device = model:info().device, dtype = model:info().dtype, batch = o.batch, seq = o.seq, rows = o.rows,
   rank = o.rank, steps = o.steps, tokens_per_second = rate, peak_memory = memory, planned_memory = plan.total,
-  recomputed_layers = plan.recomputed_layers, streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
+  accumulation = o.accumulation, order = o.order, tokens_per_update = tokens, updates_per_second = rate / tokens,
+  first_update_seconds = first, recomputed_layers = plan.recomputed_layers, whole_layers = plan.whole_layers,
+  streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
   gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
   grad_norm = stats.grad_norm, load_seconds = loaded, threads = core.threads(),
 }, { "shape", "method", "device", "dtype", "batch", "seq", "rows", "rank", "steps", "tokens_per_second", "peak_memory", "planned_memory" })
-print(("%.0f tokens/s (median of %d updates of %d x %d tokens, %s, %s, %d threads)"):format(rate, o.steps, o.batch, o.seq, o.method,
-  model:info().dtype, core.threads()))
-print(("memory %s (%s), planned %s, %d of %d layers recomputed"):format(progress.bytes(memory),
-  model:info().device == "cpu" and "peak, operating system" or "in use, the driver", progress.bytes(plan.total), plan.recomputed_layers, plan.layers))
+print(("%.0f tokens/s (median of %d updates of %d x %d tokens, %s, %s, %d threads)"):format(rate, o.steps, o.batch * o.accumulation, o.seq,
+  o.method, model:info().dtype, core.threads()))
+print(("%.2f updates/s of %.0f tokens on average; the first was done %.1f s after the start"):format(rate / tokens, tokens, first))
+print(("memory %s (%s), planned %s, %d of %d layers recomputed, %d keep everything"):format(progress.bytes(memory),
+  model:info().device == "cpu" and "peak, operating system" or "in use, the driver", progress.bytes(plan.total), plan.recomputed_layers, plan.layers,
+  plan.whole_layers))
 if plan.streamed_layers > 0 then
   print(("weights of %d layers resident, of %d streamed from host memory (%s there)"):format(plan.layers - plan.streamed_layers,
     plan.streamed_layers, progress.bytes(plan.host_total)))

@@ -56,19 +56,16 @@ local function is_quantised(types)
   return false
 end
 
--- Adapter, gradients and 8-bit states of r = 16 on seven modules, with NF4 weights at 4.127 bits each.
+-- Adapter, gradients and 8-bit states of r = 16 on all linear modules, with NF4 weights at 4.127 bits each.
 local function say_memory(config, bytes, types)
   local c = config
-  local q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-  local linear = c.layers * (c.hidden * (2 * q + 2 * kv) + 3 * c.hidden * c.intermediate)
-  local lora = 16 * c.layers * ((c.hidden + q) * 2 + (c.hidden + kv) * 2 + 3 * (c.hidden + c.intermediate))
   local rest = c.vocab * c.hidden * (c.tied and 1 or 2) * 2
   if is_quantised(types) then
     say("to load", "%s as stored: quantised weights stay in their own blocks, also in training", progress.bytes(bytes))
   else
-    say("to load", "%s as stored, about %s with load_in_4bit", progress.bytes(bytes), progress.bytes(linear * 4.127 / 8 + rest))
+    say("to load", "%s as stored, about %s with load_in_4bit", progress.bytes(bytes), progress.bytes(c.linear * 4.127 / 8 + rest))
   end
-  say("to train", "about %s more for LoRA r = 16 on seven modules, and activations: see unsloth-lua plan", progress.bytes(lora * 10))
+  say("to train", "about %s more for LoRA r = 16 on all linear modules, and activations: see unsloth-lua plan", progress.bytes(16 * c.adapter * 10))
 end
 
 local path = o[1]:gsub("(.)/+$", "%1")
@@ -84,6 +81,7 @@ if c then
   say("architecture", "%s", c.architecture)
   say("sizes", "%d layers, hidden %d, intermediate %d, %d heads over %d kv heads of %d", c.layers, c.hidden, c.intermediate, c.heads,
     c.kv_heads, c.head_dim)
+  if c.experts > 0 then say("experts", "%d, of which a token meets %d", c.experts, c.chosen) end
   say("vocabulary", "%d%s", c.vocab, c.tied and ", head tied to the embedding" or "")
   say("context", "%d tokens", c.context)
 end

@@ -13,8 +13,8 @@ local plan = trainer:plan()
 print(("%-30s %12s"):format("memory", "bytes"))
 for _, item in ipairs(plan.items) do print(("%-30s %12s"):format(item.name, progress.bytes(item.bytes))) end
 print(("%-30s %12s of %s"):format("total", progress.bytes(plan.total), progress.bytes(plan.limit)))
-print(("one pass holds %d tokens in %d rows; %d of %d layers are recomputed"):format(plan.capacity_tokens, plan.capacity_rows,
-  plan.recomputed_layers, plan.layers))
+print(("one pass holds %d tokens in %d rows; %d of %d layers are recomputed, %d keep everything"):format(plan.capacity_tokens,
+  plan.capacity_rows, plan.recomputed_layers, plan.layers, plan.whole_layers))
 if plan.offloaded_inputs > 0 then print "inputs of recomputed layers are kept in host memory" end
 if plan.piece_tokens > 0 then print(("recomputed MLPs run over %d tokens at a time"):format(plan.piece_tokens)) end
 if plan.streamed_layers > 0 then

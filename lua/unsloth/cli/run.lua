@@ -15,11 +15,14 @@ M.options = {
   { "shape", "NAME", "a published shape: " .. table.concat(names, ", ") },
   { "method", "NAME", "lora, qlora or full", "lora", one_of = { "lora", "qlora", "full" } },
   { "batch", "N", "rows of an update", 4, within = { 1, 1 << 16 } },
+  { "accumulation", "N", "micro-batches of an update, which is one pass all the same when it fits", 1, within = { 1, 1 << 16 } },
   { "seq", "N", "tokens of a row", 512, within = { 2, 1 << 24 } },
   { "rows", "NAME", "full, or alpaca: row lengths like Alpaca's", "full", one_of = { "full", "alpaca" } },
   { "rank", "N", "of the adapter", 16, within = { 1, 4096 } },
   { "recompute", "NAME", "auto, none, full, or offload: full with block inputs in host memory", "auto",
     one_of = { "auto", "none", "full", "offload" } },
+  { "order", "NAME", "of sums in attention's gradients on a GPU: fixed, or any: quicker, and other bits each time", "fixed",
+    one_of = { "fixed", "any" } },
   { "memory", "SIZE", "the most to use, as 24GiB (default: what is free)" },
   { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)", one_of = args.dtypes },
   { "device", "NAME", "cpu, cuda, cuda:1 (default: the GPU when there is one)" },
@@ -75,7 +78,7 @@ function M.rows(o, vocab, updates)
     return (state >> 11) / (1 << 52)
   end
   local rows = core.rows_new(0)
-  for _ = 1, o.batch * updates do
+  for _ = 1, o.batch * o.accumulation * updates do
     local n = o.rows == "alpaca" and alpaca_length(random, o.seq) or o.seq
     local ids = {}
     for i = 1, n do ids[i] = random() * vocab // 1 | 0 end
@@ -85,8 +88,9 @@ function M.rows(o, vocab, updates)
 end
 
 function M.trainer(o, model, rows, steps)
-  return core.trainer_new(model, rows, nil, { batch = o.batch, accumulation = 1, max_steps = steps, learning_rate = 1e-4, schedule = "constant",
-    optimizer = "adamw_8bit", seed = o.seed, shuffle = false, recompute = o.recompute, memory_limit = M.bytes(o.memory) })
+  return core.trainer_new(model, rows, nil, { batch = o.batch, accumulation = o.accumulation, max_steps = steps, learning_rate = 1e-4, schedule = "constant",
+    optimizer = "adamw_8bit", seed = o.seed, shuffle = false, recompute = o.recompute, deterministic = o.order == "fixed",
+    memory_limit = M.bytes(o.memory) })
 end
 
 return M
