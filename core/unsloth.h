@@ -138,6 +138,8 @@ USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
 USL_API void usl_ctx_cancel(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
+/* Another progress function from now on; NULL: none. Not while an operation runs. */
+USL_API void usl_ctx_set_progress(usl_ctx *ctx, usl_progress_fn fn, void *ud);
 USL_API int usl_ctx_threads(const usl_ctx *ctx);
 /* Says something through log_fn, as the library does. Returns 0 when there is none. */
 USL_API int usl_ctx_log(usl_ctx *ctx, usl_log_level level, const char *text);
@@ -160,6 +162,8 @@ USL_API usl_status usl_tensor_select(usl_ctx *ctx, usl_tensor *t, int64_t index,
 /* *out is new and shares the storage: start .. stop - 1 along dim. */
 USL_API usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start, int64_t stop,
                                      usl_tensor **out);
+/* *out is new and shares the storage: without dim, whose length is 1. */
+USL_API usl_status usl_tensor_squeeze(usl_ctx *ctx, usl_tensor *t, int dim, usl_tensor **out);
 /* *out is new, dense, of the type wanted (floats and int32/int64 convert into each other). */
 USL_API usl_status usl_tensor_to(usl_ctx *ctx, const usl_tensor *t, usl_dtype dtype, usl_tensor **out);
 
@@ -399,6 +403,16 @@ USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, con
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. Borrowed
  * until the next call. */
 USL_API const char *usl_model_param_name(usl_model *model, int64_t i, int *trainable);
+/* Of parameter i: how it is held. False past the end. */
+typedef struct usl_param_info {
+    size_t size;
+    int ndim;
+    int64_t shape[2];
+    usl_dtype dtype; /* as stored: USL_NF4, a block type of GGUF, ... */
+    uint64_t bytes;
+    int trainable;
+} usl_param_info;
+USL_API int usl_model_param_info(const usl_model *model, int64_t i, usl_param_info *info);
 /* *out is new: a float32 copy (frozen ones decoded). */
 USL_API usl_status usl_model_get_param(usl_model *model, const char *name, usl_tensor **out);
 /* Trainable ones only. */
@@ -406,6 +420,15 @@ USL_API usl_status usl_model_set_param(usl_model *model, const char *name, const
 
 /* Logits of one row, (count, vocabulary) float32. *out is new. */
 USL_API usl_status usl_model_logits(usl_model *model, const int32_t *ids, size_t count, usl_tensor **out);
+
+/* A look inside, float32, for one row of ids. *out is new.
+ * Hidden states, (layers + 1, count, hidden): what goes into each layer, then what the final norm gives. */
+USL_API usl_status usl_model_hidden_states(usl_model *model, const int32_t *ids, size_t count, usl_tensor **out);
+/* Of a layer (from 0), (heads, count, count): how much each token looks at each one up to itself. */
+USL_API usl_status usl_model_attentions(usl_model *model, const int32_t *ids, size_t count, int64_t layer,
+                                        usl_tensor **out);
+/* The final norm and the head for hidden states of any layer, (rows, hidden) -> (rows, vocabulary). */
+USL_API usl_status usl_model_unembed(usl_model *model, const usl_tensor *states, usl_tensor **out);
 
 typedef struct usl_generate_opts {
     size_t size;
@@ -498,6 +521,11 @@ USL_API usl_status usl_trainer_gradients(usl_trainer *trainer, int64_t first, in
 USL_API usl_status usl_trainer_get_grad(usl_trainer *trainer, const char *name, usl_tensor **out);
 /* From the next update on, in place of the schedule; negative: the schedule again. */
 USL_API void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate);
+/* Other rows from the next update on, from their beginning: the memory plan is made anew, weights, optimiser and
+ * position stay. On failure the old rows stay too. */
+USL_API usl_status usl_trainer_set_rows(usl_trainer *trainer, usl_rows *rows);
+/* So many updates count as done: their rows pass by and the schedule goes on; weights and optimiser stay. */
+USL_API usl_status usl_trainer_skip(usl_trainer *trainer, int64_t updates);
 /* Updates done so far and in all. */
 USL_API int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total);
 /* A checkpoint folder: adapter or weights, optimiser, position, plan. extra: any JSON text the host wants back. */

@@ -196,34 +196,36 @@ __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ 
     int token = (int)threadIdx.x % TILE_TOKENS, half = 0;
     bool writes = threadIdx.x < TILE_ROWS * TILE_TOKENS && token < g.tokens;
     const T *x = lane / 4 < g.tokens ? static_cast<const T *>(g.x) + lane / 4 * g.ldx + from : nullptr;
-    piece<TYPE, T> now[AHEAD] = {}, next[AHEAD] = {}; /* of steps beyond the end, the last once more: not multiplied */
+    piece<TYPE, T> odd[AHEAD] = {}, even[AHEAD] = {}; /* of steps beyond the end, the last once more: not multiplied */
     spot here = spot_of(g, (int)blockIdx.x);
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
-        now[k].load(g, *here.s, here.row, here.other, (int64_t)min(begin + k, steps - 1) * STEP + from);
+        odd[k].load(g, *here.s, here.row, here.other, (int64_t)min(begin + k, steps - 1) * STEP + from);
     if (TYPE == USL_NF4) {
         fill<T>(table, here.s->nf4);
         __syncthreads();
     }
-    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-        bool more = tile + (int)gridDim.x < tiles;
-        spot then = more ? spot_of(g, tile + (int)gridDim.x) : here;
-        float sum[4] = {};
-        for (int at = begin, group = 0; group < steps; group += WARPS * AHEAD, at += WARPS * AHEAD) {
-            bool last = group + WARPS * AHEAD >= steps;
-            spot p = { last ? then.s : here.s, 0, last ? then.row : here.row, last ? then.other : here.other };
-            int first = last ? begin : at + WARPS * AHEAD;
-            if (!last || more) {
-#pragma unroll
-                for (int k = 0; k < AHEAD; k++)
-                    next[k].load(g, *p.s, p.row, p.other, (int64_t)min(first + k, steps - 1) * STEP + from);
-            }
+    /* One group of steps, and the tile's end when it is the last: true while there is another. Two sets of registers
+     * take turns, since a copy from one to the other would wait for what is under way. */
+    int tile = (int)blockIdx.x, at = begin, group = 0;
+    bool more = tile + (int)gridDim.x < tiles;
+    spot then = more ? spot_of(g, tile + (int)gridDim.x) : here;
+    float sum[4] = {};
+    auto turn = [&](piece<TYPE, T>(&now)[AHEAD], piece<TYPE, T>(&next)[AHEAD]) {
+        bool last = group + WARPS * AHEAD >= steps;
+        spot p = { last ? then.s : here.s, 0, last ? then.row : here.row, last ? then.other : here.other };
+        int first = last ? begin : at + WARPS * AHEAD;
+        if (!last || more) {
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
-                if (at + k < steps) now[k].multiply(*here.s, *table, x ? x + (at + k) * STEP : nullptr, sum);
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) now[k] = next[k];
+                next[k].load(g, *p.s, p.row, p.other, (int64_t)min(first + k, steps - 1) * STEP + from);
         }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (at + k < steps) now[k].multiply(*here.s, *table, x ? x + (at + k) * STEP : nullptr, sum);
+        at = first;
+        group = last ? 0 : group + WARPS * AHEAD;
+        if (!last) return true;
         int r = lane / 4, t = lane % 4 * 2;
         part[half][warp][r][t] = sum[0], part[half][warp][r][t + 1] = sum[1];
         part[half][warp][r + 8][t] = sum[2], part[half][warp][r + 8][t + 1] = sum[3];
@@ -234,8 +236,16 @@ __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ 
             for (int w = 0; w < WARPS; w++) y += part[half][w][threadIdx.x / TILE_TOKENS][token];
             store_any(g.y, g.y_dtype, token * g.ldy + here.s->row0 + own, y);
         }
+        if (!more) return false;
         half ^= 1; /* the other half is free: who reads it has not come to this barrier yet */
+        sum[0] = sum[1] = sum[2] = sum[3] = 0;
         here = then;
+        tile += (int)gridDim.x;
+        more = tile + (int)gridDim.x < tiles;
+        then = more ? spot_of(g, tile + (int)gridDim.x) : here;
+        return true;
+    };
+    while (turn(odd, even) && turn(even, odd)) {
     }
 }
 

@@ -139,7 +139,9 @@ void ulua_set_ctx(lua_State *L, usl_ctx *ctx);
 extern const ulua_class ulua_tensor, ulua_tokenizer, ulua_text_stream, ulua_dataset, ulua_rows, ulua_model,
     ulua_generator, ulua_trainer;
 
-void ulua_tensor_open(lua_State *L); /* each adds its functions to the table on top */
+extern const luaL_Reg ulua_tensor_operators[]; /* of tensor_math.c */
+void ulua_tensor_open(lua_State *L);           /* each adds its functions to the table on top */
+void ulua_tensor_math_open(lua_State *L);
 void ulua_safetensors_open(lua_State *L);
 void ulua_json_open(lua_State *L);
 void ulua_tokenizer_open(lua_State *L);

@@ -48,8 +48,14 @@ static int handle_newindex(lua_State *L) {
     return 0;
 }
 
+/* A class's method `describe`, which Lua modules set, says more. Upvalue: methods. */
 static int handle_tostring(lua_State *L) {
     const ulua_handle *h = lua_touserdata(L, 1);
+    if (h->ptr && lua_getfield(L, lua_upvalueindex(1), "describe") == LUA_TFUNCTION) {
+        lua_pushvalue(L, 1);
+        lua_call(L, 1, 1);
+        if (lua_isstring(L, -1)) return 1;
+    }
     if (h->ptr)
         lua_pushfstring(L, "%s: %p", h->cls->name, h->ptr);
     else
@@ -68,11 +74,12 @@ void ulua_define(lua_State *L, const ulua_class *cls) {
     lua_pushlightuserdata(L, (void *)(uintptr_t)cls);
     lua_pushcclosure(L, handle_index, 2);
     lua_setfield(L, -3, "__index");
-    static const luaL_Reg META[] = { { "__gc", handle_close },
-                                     { "__close", handle_close },
-                                     { "__newindex", handle_newindex },
-                                     { "__tostring", handle_tostring },
-                                     { NULL, NULL } };
+    static const luaL_Reg META[] = {
+        { "__gc", handle_close }, { "__close", handle_close }, { "__newindex", handle_newindex }, { NULL, NULL }
+    };
+    lua_pushvalue(L, -1);
+    lua_pushcclosure(L, handle_tostring, 1);
+    lua_setfield(L, -3, "__tostring");
     lua_insert(L, -2);
     luaL_setfuncs(L, META, 0);
     if (cls->meta) luaL_setfuncs(L, cls->meta, 0);

@@ -1,6 +1,4 @@
 /* unsloth-lua: an interpreter like Lua's own with the module built in. It alone may print, exit and take signals. */
-#include <errno.h>
-#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -8,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <wchar.h>
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -17,35 +14,29 @@
 #define LUA_INIT_VAR "LUA_INIT"
 
 #include "lua/binding.h"
+#include "lua/program.h"
 
-#ifdef USL_HAVE_EDIT
-#include <editline/readline.h>
-#endif
-
-#define PROGRAM "unsloth-lua"
-
-/* Beside LUA_OK and Lua's own statuses: Ctrl-C ended the call. */
-enum { INTERRUPTED = 100, EXIT_INTERRUPTED = 128 + SIGINT };
+enum { EXIT_INTERRUPTED = 128 + SIGINT };
 
 /* Signal handlers see nothing but globals. */
 static lua_State *main_state;
 static usl_ctx *main_ctx;
 static pthread_t main_thread;
-static volatile sig_atomic_t is_running, is_prompting, is_interrupted;
+static volatile sig_atomic_t is_running;
+volatile sig_atomic_t program_prompting, program_interrupted;
 
-static const char USAGE[] =
-    "usage: " PROGRAM " [options] [script [args]]\n"
-    "  -e stat   execute string 'stat'\n"
-    "  -l name   require library 'name' into global 'name'\n"
-    "  -i        enter interactive mode after executing 'script'\n"
-    "  -v        show version information\n"
-    "  -E        ignore environment variables\n"
-    "  -W        turn warnings on\n"
-    "  -h        show this help\n"
-    "  --        stop handling options\n"
-    "  -         execute stdin and stop handling options\n"
-    "A first word that is no file but a verb runs a built-in tool, each with --help: info, generate, export, bench,\n"
-    "plan.\n";
+static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
+                            "  -e stat   execute string 'stat'\n"
+                            "  -l name   require library 'name' into global 'name'\n"
+                            "  -i        enter interactive mode after executing 'script'\n"
+                            "  -v        show version information\n"
+                            "  -E        ignore environment variables\n"
+                            "  -W        turn warnings on\n"
+                            "  -h        show this help\n"
+                            "  --        stop handling options\n"
+                            "  -         execute stdin and stop handling options\n"
+                            "A first word that is no file but a verb runs a built-in tool: info, chat, generate, "
+                            "export, bench,\nplan (each with --help).\n";
 
 static void complain(const char *text) {
     fprintf(stderr, "%s: %s\n", PROGRAM, text);
@@ -58,7 +49,7 @@ static void complain(const char *text) {
 static void forget_interrupt(lua_State *L) {
     lua_sethook(L, NULL, 0, 0);
     if (main_ctx) usl_ctx_uncancel(main_ctx);
-    is_interrupted = 0;
+    program_interrupted = 0;
 }
 
 static void stop_hook(lua_State *L, lua_Debug *ar) {
@@ -75,9 +66,9 @@ static void on_interrupt(int number) {
         pthread_kill(main_thread, number);
         return;
     }
-    if (!is_prompting && (!is_running || is_interrupted)) _exit(EXIT_INTERRUPTED);
-    is_interrupted = 1;
-    if (is_prompting) return;
+    if (!program_prompting && (!is_running || program_interrupted)) _exit(EXIT_INTERRUPTED);
+    program_interrupted = 1;
+    if (program_prompting) return;
     if (main_ctx) usl_ctx_cancel(main_ctx);
     lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
@@ -111,13 +102,33 @@ static bool is_interrupt(lua_State *L, int idx) {
     return is;
 }
 
+/* Puts what unsloth.explain makes of the message on top in its place: the line, the name that was probably meant. Where
+ * the module cannot be had the message stays. */
+static void explain(lua_State *L) {
+    int top = lua_gettop(L);
+    if (lua_checkstack(L, LUA_MINSTACK) && lua_getglobal(L, "require") == LUA_TFUNCTION) {
+        lua_pushliteral(L, "unsloth.explain");
+        if (lua_pcall(L, 1, 1, 0) == LUA_OK && lua_istable(L, -1) && lua_getfield(L, -1, "message") == LUA_TFUNCTION) {
+            lua_pushvalue(L, top);
+            lua_pushinteger(L, 2); /* this handler, then what raised */
+            if (lua_pcall(L, 2, 1, 0) == LUA_OK && lua_isstring(L, -1)) {
+                lua_replace(L, top);
+            }
+        }
+    }
+    lua_settop(L, top);
+}
+
 /* Plain messages get a traceback; error objects are a sentence already and get the script's line. Ctrl-C is nobody's
  * mistake: its object goes on as it is, so that what is closed on the way may say where it was. */
 static int message_handler(lua_State *L) {
     if (is_interrupt(L, 1)) return 1;
-    const char *text = lua_tostring(L, 1);
-    if (text) {
-        luaL_traceback(L, L, text, 1);
+    if (lua_isstring(L, 1)) {
+        luaL_traceback(L, L, NULL, 1);
+        lua_insert(L, 1);
+        lua_settop(L, 2);
+        explain(L);
+        lua_pushfstring(L, "%s\n%s", lua_tostring(L, 2), lua_tostring(L, 1));
         return 1;
     }
     if (!luaL_callmeta(L, 1, "__tostring")) {
@@ -135,7 +146,7 @@ static int message_handler(lua_State *L) {
     return 1;
 }
 
-static int call_protected(lua_State *L, int nargs, int nresults) {
+int program_call(lua_State *L, int nargs, int nresults) {
     int base = lua_gettop(L) - nargs;
     lua_pushcfunction(L, message_handler);
     lua_insert(L, base);
@@ -147,19 +158,19 @@ static int call_protected(lua_State *L, int nargs, int nresults) {
     return status;
 }
 
-static int report(lua_State *L, int status) {
+int program_report(lua_State *L, int status) {
     if (status == LUA_OK) return status;
-    if (is_interrupt(L, -1)) status = INTERRUPTED;
-    const char *text = status == INTERRUPTED ? luaL_tolstring(L, -1, NULL) : lua_tostring(L, -1);
+    if (is_interrupt(L, -1)) status = PROGRAM_INTERRUPTED;
+    const char *text = status == PROGRAM_INTERRUPTED ? luaL_tolstring(L, -1, NULL) : lua_tostring(L, -1);
     fflush(stdout);
     complain(text ? text : "(error message is no text)");
-    lua_pop(L, status == INTERRUPTED ? 2 : 1);
+    lua_pop(L, status == PROGRAM_INTERRUPTED ? 2 : 1);
     return status;
 }
 
 static int run_chunk(lua_State *L, int status) {
-    if (status == LUA_OK) status = call_protected(L, 0, 0);
-    return report(L, status);
+    if (status == LUA_OK) status = program_call(L, 0, 0);
+    return program_report(L, status);
 }
 
 static int run_library(lua_State *L, const char *name) {
@@ -167,7 +178,7 @@ static int run_library(lua_State *L, const char *name) {
     const char *module = equals ? equals + 1 : name;
     lua_getglobal(L, "require");
     lua_pushstring(L, module);
-    int status = call_protected(L, 1, 1);
+    int status = program_call(L, 1, 1);
     if (status == LUA_OK) {
         lua_pushlstring(L, name, equals ? (size_t)(equals - name) : strlen(name));
         lua_insert(L, -2);
@@ -176,7 +187,7 @@ static int run_library(lua_State *L, const char *name) {
         lua_rawset(L, -3);
         lua_pop(L, 1);
     }
-    return report(L, status);
+    return program_report(L, status);
 }
 
 /* ---- Scripts and verbs ---- */
@@ -220,13 +231,14 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
         status = luaL_loadfile(L, lua_tostring(L, -1));
         lua_remove(L, -2);
     } else {
-        lua_pushfstring(
-            L, "cannot open %s: there is no such file, and no verb of that name (info, generate, export, bench, plan)",
-            name);
+        lua_pushfstring(L,
+                        "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, "
+                        "export, bench, plan)",
+                        name);
         status = LUA_ERRFILE;
     }
-    if (status == LUA_OK) status = call_protected(L, push_arguments(L), LUA_MULTRET);
-    return report(L, status);
+    if (status == LUA_OK) status = program_call(L, push_arguments(L), LUA_MULTRET);
+    return program_report(L, status);
 }
 
 /* arg[0] is the script, what stands before it has negative numbers. */
@@ -238,149 +250,6 @@ static void make_arg(lua_State *L, char **argv, int argc, int script) {
         lua_rawseti(L, -2, i - script);
     }
     lua_setglobal(L, "arg");
-}
-
-/* ---- The prompt ---- */
-
-#ifdef USL_HAVE_EDIT
-/* Keys go to the program before the prompt is shown: a Ctrl-D typed in between would be the terminal's and lost. */
-static int take_keys(void) {
-    rl_prep_terminal(1);
-    return 0;
-}
-#endif
-
-#ifdef USL_HAVE_EDIT
-/* A character; -1 at the end of input and at Ctrl-C. */
-static int read_key(FILE *in) {
-    (void)in;
-    mbstate_t state;
-    memset(&state, 0, sizeof state);
-    while (!is_interrupted) {
-        char byte;
-        wchar_t key;
-        ssize_t n = read(STDIN_FILENO, &byte, 1);
-        if (n < 0 && errno == EINTR) continue;
-        if (n != 1) return -1;
-        size_t used = mbrtowc(&key, &byte, 1, &state);
-        if (used != (size_t)-2) return used == (size_t)-1 ? '?' : (int)key;
-    }
-    return -1;
-}
-
-static bool push_line(lua_State *L, const char *prompt) {
-    rl_pre_input_hook = take_keys;
-    rl_getc_function = read_key;
-    char *line = readline(prompt);
-    if (!line) return false;
-    lua_pushstring(L, line);
-    free(line);
-    return true;
-}
-#else
-static bool push_line(lua_State *L, const char *prompt) {
-    fputs(prompt, stdout);
-    fflush(stdout);
-    luaL_Buffer b;
-    luaL_buffinit(L, &b);
-    int c;
-    while ((c = getchar()) != EOF && c != '\n') luaL_addchar(&b, (char)c);
-    luaL_pushresult(&b);
-    clearerr(stdin); /* Ctrl-C makes an error of it */
-    return !is_interrupted && (c != EOF || lua_rawlen(L, -1) > 0);
-}
-#endif
-
-/* False at the end of input, and at Ctrl-C, when is_interrupted tells. */
-static bool read_line(lua_State *L, bool first) {
-    lua_getglobal(L, first ? "_PROMPT" : "_PROMPT2");
-    const char *prompt = lua_isnil(L, -1) ? (first ? "> " : ">> ") : luaL_tolstring(L, -1, NULL);
-    is_interrupted = 0;
-    is_prompting = 1;
-    bool ok = push_line(L, prompt);
-    is_prompting = 0;
-    return ok;
-}
-
-static void remember(const char *text) {
-#ifdef USL_HAVE_EDIT
-    if (*text) add_history(text);
-#else
-    (void)text;
-#endif
-}
-
-/* True when the chunk only stopped too early: another line may complete it. The message is on top. */
-static bool is_incomplete(lua_State *L, int status) {
-    size_t len;
-    const char *text = status == LUA_ERRSYNTAX ? lua_tolstring(L, -1, &len) : NULL;
-    static const char MARK[] = "<eof>";
-    return text && len >= sizeof MARK - 1 && strcmp(text + len - (sizeof MARK - 1), MARK) == 0;
-}
-
-/* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
-static int load_statement(lua_State *L) {
-    for (;;) {
-        size_t len;
-        const char *text = lua_tolstring(L, 1, &len);
-        int status = luaL_loadbuffer(L, text, len, "=stdin");
-        if (!is_incomplete(L, status)) {
-            remember(text);
-            return status;
-        }
-        lua_settop(L, 1);
-        if (!read_line(L, false)) return is_interrupted ? INTERRUPTED : luaL_loadbuffer(L, text, len, "=stdin");
-        lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
-        lua_replace(L, 1);
-        lua_settop(L, 1);
-    }
-}
-
-/* -1 at the end of input, INTERRUPTED when the line was left. An expression is tried first. */
-static int load_line(lua_State *L) {
-    lua_settop(L, 0);
-    if (!read_line(L, true)) return is_interrupted ? INTERRUPTED : -1;
-    lua_replace(L, 1);
-    lua_settop(L, 1);
-    const char *line = lua_tostring(L, 1), *expression = line[0] == '=' ? line + 1 : line;
-    const char *returned = lua_pushfstring(L, "return %s", expression);
-    int status = luaL_loadbuffer(L, returned, strlen(returned), "=stdin");
-    if (status == LUA_OK) {
-        remember(line);
-    } else {
-        lua_settop(L, 1);
-        status = load_statement(L);
-    }
-    lua_replace(L, 1);
-    lua_settop(L, 1);
-    return status;
-}
-
-static void print_results(lua_State *L) {
-    int n = lua_gettop(L);
-    if (n == 0) return;
-    luaL_checkstack(L, LUA_MINSTACK, "too many results to print");
-    lua_getglobal(L, "print");
-    lua_insert(L, 1);
-    if (call_protected(L, n, 0) != LUA_OK) report(L, LUA_ERRRUN);
-}
-
-static void run_repl(lua_State *L) {
-    setlocale(LC_CTYPE, ""); /* for the editor: what is typed may be any text */
-    for (int status; (status = load_line(L)) != -1;) {
-        if (status == INTERRUPTED) {
-            is_interrupted = 0;
-            puts("");
-            continue;
-        }
-        if (status == LUA_OK) status = call_protected(L, 0, LUA_MULTRET);
-        if (status == LUA_OK)
-            print_results(L);
-        else
-            report(L, status);
-    }
-    lua_settop(L, 0);
-    puts("");
 }
 
 static void print_version(void) {
@@ -460,6 +329,8 @@ static void open_modules(lua_State *L) {
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
     lua_pushcfunction(L, luaopen_unsloth_core);
     lua_setfield(L, -2, "unsloth.core");
+    lua_pushcfunction(L, prompt_open);
+    lua_setfield(L, -2, "unsloth.prompt");
     lua_pop(L, 1);
     ulua_push_root(L);
     const char *root = lua_tostring(L, -1);
@@ -483,7 +354,7 @@ static int run_all(lua_State *L, const command_line *c, char **argv, int argc) {
     if (status != LUA_OK || !(c->interactive || (!has_script && !c->executes && !c->version))) return status;
     if (!c->interactive && !usl_is_terminal(0)) return run_script(L, NULL, true);
     print_version();
-    run_repl(L);
+    prompt_run(L);
     return LUA_OK;
 }
 
@@ -505,7 +376,9 @@ static int protected_main(lua_State *L) {
     open_modules(L);
     make_arg(L, argv, argc, c.script);
     int status = run_all(L, &c, argv, argc);
-    lua_pushinteger(L, status == LUA_OK ? EXIT_SUCCESS : status == INTERRUPTED ? EXIT_INTERRUPTED : EXIT_FAILURE);
+    lua_pushinteger(L, status == LUA_OK                ? EXIT_SUCCESS
+                       : status == PROGRAM_INTERRUPTED ? EXIT_INTERRUPTED
+                                                       : EXIT_FAILURE);
     return 1;
 }
 
@@ -525,7 +398,7 @@ int main(int argc, char **argv) {
     lua_pushlightuserdata(L, argv);
     int status = lua_pcall(L, 2, 1, 0), code = EXIT_FAILURE;
     if (status == LUA_OK) code = (int)lua_tointeger(L, -1);
-    report(L, status);
+    program_report(L, status);
     main_ctx = NULL;
     lua_close(L);
     return code;

@@ -215,6 +215,34 @@ static int model_params(lua_State *L) {
     return 2;
 }
 
+/* model:param_list() -> array of { name, shape, dtype, bytes, trainable } */
+static int model_param_list(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    usl_param_info p;
+    memset(&p, 0, sizeof p);
+    p.size = sizeof p;
+    lua_newtable(L);
+    for (int64_t i = 0; usl_model_param_info(model, i, &p); i++) {
+        lua_createtable(L, 0, 5);
+        lua_pushstring(L, usl_model_param_name(model, i, NULL));
+        lua_setfield(L, -2, "name");
+        lua_createtable(L, p.ndim, 0);
+        for (int d = 0; d < p.ndim; d++) {
+            lua_pushinteger(L, p.shape[d]);
+            lua_rawseti(L, -2, d + 1);
+        }
+        lua_setfield(L, -2, "shape");
+        lua_pushstring(L, usl_dtype_name(p.dtype));
+        lua_setfield(L, -2, "dtype");
+        lua_pushinteger(L, (lua_Integer)p.bytes);
+        lua_setfield(L, -2, "bytes");
+        lua_pushboolean(L, p.trainable);
+        lua_setfield(L, -2, "trainable");
+        lua_rawseti(L, -2, i + 1);
+    }
+    return 1;
+}
+
 static int model_get_param(lua_State *L) {
     usl_model *model = check_model(L, 1);
     const char *name = luaL_checkstring(L, 2);
@@ -237,6 +265,39 @@ static int model_logits(lua_State *L) {
     const int32_t *ids = ulua_ids(L, 2, &count);
     ulua_handle *h = ulua_new(L, &ulua_tensor);
     ULUA_TRY(L, usl_model_logits(model, ids, count, (usl_tensor **)&h->ptr));
+    ulua_account(L, (uint64_t)usl_tensor_elements(h->ptr) * sizeof(float));
+    return 1;
+}
+
+/* model:hidden_states(ids) -> (layers + 1, count, hidden) */
+static int model_hidden_states(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    size_t count;
+    const int32_t *ids = ulua_ids(L, 2, &count);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_model_hidden_states(model, ids, count, (usl_tensor **)&h->ptr));
+    ulua_account(L, (uint64_t)usl_tensor_elements(h->ptr) * sizeof(float));
+    return 1;
+}
+
+/* model:attentions(ids, layer): layer from 0 -> (heads, count, count) */
+static int model_attentions(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    size_t count;
+    int64_t layer = ulua_integer(L, 3, "attentions: the layer");
+    const int32_t *ids = ulua_ids(L, 2, &count);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_model_attentions(model, ids, count, layer, (usl_tensor **)&h->ptr));
+    ulua_account(L, (uint64_t)usl_tensor_elements(h->ptr) * sizeof(float));
+    return 1;
+}
+
+/* model:unembed(states): (rows, hidden) -> (rows, vocabulary) */
+static int model_unembed(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    const usl_tensor *states = ulua_ptr(L, 2, &ulua_tensor);
+    ulua_handle *h = ulua_new(L, &ulua_tensor);
+    ULUA_TRY(L, usl_model_unembed(model, states, (usl_tensor **)&h->ptr));
     ulua_account(L, (uint64_t)usl_tensor_elements(h->ptr) * sizeof(float));
     return 1;
 }
@@ -287,9 +348,13 @@ static const luaL_Reg MODEL_METHODS[] = { { "info", model_info },
                                           { "active_adapter", model_adapter },
                                           { "save_adapter", model_save_adapter },
                                           { "params", model_params },
+                                          { "param_list", model_param_list },
                                           { "get_param", model_get_param },
                                           { "set_param", model_set_param },
                                           { "logits", model_logits },
+                                          { "hidden_states", model_hidden_states },
+                                          { "attentions", model_attentions },
+                                          { "unembed", model_unembed },
                                           { "generator", model_generator },
                                           { NULL, NULL } };
 const ulua_class ulua_model = { "unsloth.Model", release_model, MODEL_METHODS, NULL, NULL };

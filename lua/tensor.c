@@ -1,11 +1,10 @@
 /* Tensors for Lua: 1-based, views, readable; and quantised strings. */
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "lua/binding.h"
 
-enum { MAX_DIMS = 8, SHOWN = 8 };
+enum { MAX_DIMS = 8 };
 
 static void release_tensor(void *ptr) {
     usl_tensor_free(ptr);
@@ -68,6 +67,44 @@ static void push_shape(lua_State *L, const usl_tensor *t) {
     }
 }
 
+/* t[{ 2, { 1, 3 }, {} }]: for each dimension a position, a range with both ends, or all; negative counts from the end.
+ * Leaves the tensor, or the number when only positions were given. */
+static int push_slice(lua_State *L, usl_tensor *t) {
+    int kept = 0, n = (int)lua_rawlen(L, 2);
+    if (n > usl_tensor_ndim(t))
+        return ulua_fail(L, USL_ERR_SHAPE, "%d positions for a tensor of %d dimensions", n, usl_tensor_ndim(t));
+    for (int i = 1; i <= n; i++) {
+        int64_t length = usl_tensor_dim(t, kept), from = 1, to = length;
+        int kind = lua_rawgeti(L, 2, i);
+        if (kind == LUA_TTABLE && lua_rawlen(L, -1) > 0) {
+            lua_rawgeti(L, -1, 1);
+            lua_rawgeti(L, -2, 2);
+            from = ulua_integer(L, -2, "a slice: its first position");
+            to = lua_isnil(L, -1) ? length : ulua_integer(L, -1, "a slice: its last position");
+            lua_pop(L, 2);
+        } else if (kind != LUA_TTABLE) {
+            from = to = ulua_integer(L, -1, "a slice: the position");
+        }
+        lua_pop(L, 1);
+        if (from < 0) from += length + 1;
+        if (to < 0) to += length + 1;
+        if (from < 1 || to > length || from > to + 1)
+            return ulua_fail(L, USL_ERR_INVALID, "%I to %I is outside dimension %d, which has %I, counted from 1",
+                             (LUAI_UACINT)from, (LUAI_UACINT)to, i, (LUAI_UACINT)length);
+        ulua_handle *h = ulua_new(L, &ulua_tensor);
+        ULUA_TRY(L, usl_tensor_narrow(unsloth_lua_ctx(L), t, kept, from - 1, to, (usl_tensor **)&h->ptr));
+        t = h->ptr;
+        kept += kind == LUA_TTABLE;
+        if (kind == LUA_TTABLE) continue;
+        h = ulua_new(L, &ulua_tensor);
+        ULUA_TRY(L, usl_tensor_squeeze(unsloth_lua_ctx(L), t, kept, (usl_tensor **)&h->ptr));
+        t = h->ptr;
+    }
+    if (n && usl_tensor_ndim(t) == 0) push_number(L, push_numbers(L, t), 0);
+    if (!n) lua_pushvalue(L, 1);
+    return 1;
+}
+
 /* t[i], t.shape, t.dtype, t.ndim. Past the end is nil, as in any Lua array, so ipairs works. */
 static bool tensor_get(lua_State *L, void *ptr, const char *key) {
     usl_tensor *t = ptr;
@@ -84,8 +121,12 @@ static bool tensor_get(lua_State *L, void *ptr, const char *key) {
         for (size_t i = 0; i < sizeof TORCH / sizeof *TORCH; i++)
             if (TORCH[i].dtype == usl_tensor_dtype(t)) name = TORCH[i].name;
         lua_pushstring(L, name);
+    } else if (key && strcmp(key, "device") == 0) {
+        lua_pushliteral(L, "cpu");
     } else if (key && strcmp(key, "ndim") == 0) {
         lua_pushinteger(L, usl_tensor_ndim(t));
+    } else if (lua_istable(L, 2)) {
+        push_slice(L, t);
     } else {
         int ok = 0;
         lua_Integer i = key ? 0 : lua_tointegerx(L, 2, &ok);
@@ -203,61 +244,6 @@ static int tensor_distance(lua_State *L) {
     return 3;
 }
 
-/* ---- As text ---- */
-
-static void add_number(lua_State *L, luaL_Buffer *b, usl_tensor *numbers, int64_t i) {
-    char text[48];
-    (void)L;
-    if (usl_tensor_dtype(numbers) == USL_I64)
-        snprintf(text, sizeof text, "%8lld", (long long)((const int64_t *)usl_tensor_data(numbers))[i]);
-    else
-        snprintf(text, sizeof text, "%10.4g", ((const double *)usl_tensor_data(numbers))[i]);
-    luaL_addstring(b, text);
-}
-
-static void add_row(lua_State *L, luaL_Buffer *b, usl_tensor *numbers, int64_t first, int64_t cols) {
-    for (int64_t c = 0; c < cols; c++) {
-        if (cols > SHOWN && c == SHOWN / 2) {
-            luaL_addstring(b, "       ...");
-            c = cols - SHOWN / 2;
-        }
-        add_number(L, b, numbers, first + c);
-    }
-    luaL_addchar(b, '\n');
-}
-
-static int tensor_tostring(lua_State *L) {
-    const ulua_handle *h = lua_touserdata(L, 1);
-    if (!h->ptr) {
-        lua_pushliteral(L, "unsloth.Tensor (closed)");
-        return 1;
-    }
-    usl_tensor *numbers = push_numbers(L, h->ptr);
-    int ndim = usl_tensor_ndim(numbers);
-    int64_t cols = ndim ? usl_tensor_dim(numbers, ndim - 1) : 1, n = usl_tensor_elements(numbers),
-            rows = cols ? n / cols : 0;
-    luaL_Buffer b;
-    luaL_buffinit(L, &b);
-    for (int64_t r = 0; r < rows; r++) {
-        if (rows > SHOWN && r == SHOWN / 2) {
-            luaL_addstring(&b, "       ...\n");
-            r = rows - SHOWN / 2;
-        }
-        add_row(L, &b, numbers, r * cols, cols);
-    }
-    luaL_addstring(&b, "[tensor ");
-    for (int i = 0; i < ndim; i++) {
-        char text[32];
-        snprintf(text, sizeof text, "%s%lld", i ? "x" : "", (long long)usl_tensor_dim(numbers, i));
-        luaL_addstring(&b, text);
-    }
-    luaL_addstring(&b, ndim ? " of " : "of ");
-    luaL_addstring(&b, usl_dtype_name(usl_tensor_dtype(h->ptr)));
-    luaL_addstring(&b, "]");
-    luaL_pushresult(&b);
-    return 1;
-}
-
 /* ---- In from Lua ---- */
 
 static int shape_of_table(lua_State *L, int idx, int64_t shape[MAX_DIMS]) {
@@ -352,13 +338,14 @@ static const luaL_Reg METHODS[] = {
     { "narrow", tensor_narrow },     { "to", tensor_to },     { "argmax_id", tensor_argmax_id },
     { "distance", tensor_distance }, { NULL, NULL }
 };
-static const luaL_Reg META[] = {
-    { "__len", tensor_len }, { "__tostring", tensor_tostring }, { "__newindex", tensor_readonly }, { NULL, NULL }
-};
+static const luaL_Reg META[] = { { "__len", tensor_len }, { "__newindex", tensor_readonly }, { NULL, NULL } };
 const ulua_class ulua_tensor = { "unsloth.Tensor", release_tensor, METHODS, META, tensor_get };
 
 void ulua_tensor_open(lua_State *L) {
     ulua_define(L, &ulua_tensor);
+    luaL_getmetatable(L, ulua_tensor.name);
+    luaL_setfuncs(L, ulua_tensor_operators, 0);
+    lua_pop(L, 1);
     lua_setfield(L, -2, "Tensor");
     static const luaL_Reg FUNCTIONS[] = {
         { "tensor", tensor_new }, { "quantize", quantize }, { "dequantize", dequantize }, { NULL, NULL }

@@ -214,6 +214,20 @@ static int trainer_set_learning_rate(lua_State *L) {
     return 0;
 }
 
+/* trainer:set_rows(rows): other rows from the next update on */
+static int trainer_set_rows(lua_State *L) {
+    usl_trainer *t = ulua_ptr(L, 1, &ulua_trainer);
+    ULUA_TRY(L, usl_trainer_set_rows(t, ulua_ptr(L, 2, &ulua_rows)));
+    return 0;
+}
+
+/* trainer:skip(updates): they count as done */
+static int trainer_skip(lua_State *L) {
+    usl_trainer *t = ulua_ptr(L, 1, &ulua_trainer);
+    ULUA_TRY(L, usl_trainer_skip(t, ulua_integer(L, 2, "skip: the number of updates")));
+    return 0;
+}
+
 /* trainer:position() -> updates done, updates in all */
 static int trainer_position(lua_State *L) {
     int64_t total = 0, done = usl_trainer_position(ulua_ptr(L, 1, &ulua_trainer), &total);
@@ -281,6 +295,8 @@ static const luaL_Reg METHODS[] = { { "step", trainer_step },
                                     { "gradients", trainer_gradients },
                                     { "get_grad", trainer_get_grad },
                                     { "set_learning_rate", trainer_set_learning_rate },
+                                    { "set_rows", trainer_set_rows },
+                                    { "skip", trainer_skip },
                                     { "position", trainer_position },
                                     { "save", trainer_save },
                                     { "resume", trainer_resume },

@@ -83,10 +83,11 @@ end)
 local function show_reply(when)
   local reply = model:generate(alpaca_prompt(o.prompt), { max_new_tokens = 48 })
   print(("\n--- Reply %s training to: %s\n%s\n---\n"):format(when, o.prompt, reply))
+  return reply
 end
 
 -- 4. Training.
-show_reply "before"
+local before = show_reply "before"
 local trainer = unsloth.SFTTrainer {
   model = model, tokenizer = tokenizer, train_dataset = dataset, dataset_text_field = "text", max_seq_length = max_seq_length,
   args = unsloth.TrainingArguments {
@@ -99,7 +100,7 @@ local stats = trainer:train()
 local log = stats.log_history
 print(("loss %.4f -> %.4f, %.0f s, peak memory %s"):format(log[1].loss, log[#log].loss, stats.metrics.train_runtime,
   progress.bytes(stats.metrics.peak_memory)))
-show_reply "after"
+trainer:add_sample(o.prompt, before, show_reply "after")
 
 -- 5. Saving: the adapter for PEFT and for us, the GGUF for llama.cpp and its friends.
 model:save_pretrained(o.output .. "/adapter")
@@ -110,3 +111,4 @@ if not o.no_gguf then
     print("gguf: " .. path)
   end
 end
+print("report: " .. o.output .. "/report.html")

@@ -58,7 +58,9 @@ end
 
 local function open(options)
   options.device, options.dtype = o.device, o.dtype
-  return core.model_open(options.path or case .. "/model", { device = o.device, dtype = o.dtype, full_finetuning = options.full })
+  local how = meta.open or {} -- a case whose rows are longer than the model's context says so
+  return core.model_open(options.path or case .. "/model", { device = o.device, dtype = o.dtype, full_finetuning = options.full,
+    max_seq_length = how.max_seq_length, rope_scaling = how.rope_scaling })
 end
 
 -- ---- Computing ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ set -euo pipefail
 
 build_packages=(gcc libc6-dev make cmake ninja-build pkg-config ccache liblua5.4-dev libjansson-dev libpcre2-dev
     libutf8proc-dev libdnnl-dev libedit-dev ca-certificates)
-test_packages=(g++ clang clang-format binutils dpkg-dev file debootstrap libopenblas-dev lua5.4 lua-busted lua-check python3-venv)
+test_packages=(g++ clang clang-format binutils dpkg-dev file debootstrap libopenblas-dev lua5.4 lua-busted lua-check luarocks python3-venv)
 
 wanted=("${build_packages[@]}")
 case "${1:-build}" in

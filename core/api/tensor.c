@@ -117,6 +117,19 @@ usl_status usl_tensor_narrow(usl_ctx *ctx, usl_tensor *t, int dim, int64_t start
     return USL_OK;
 }
 
+usl_status usl_tensor_squeeze(usl_ctx *ctx, usl_tensor *t, int dim, usl_tensor **out) {
+    *out = NULL;
+    if (dim < 0 || dim >= t->ndim || t->shape[dim] != 1)
+        return usli_fail(ctx, USL_ERR_SHAPE, "dimension %d is none of length 1", dim);
+    usl_tensor *v = NULL;
+    USLI_TRY(view_of(ctx, t, &v));
+    size_t behind = (size_t)(--v->ndim - dim);
+    memmove(v->shape + dim, v->shape + dim + 1, behind * sizeof *v->shape);
+    memmove(v->stride + dim, v->stride + dim + 1, behind * sizeof *v->stride);
+    *out = v;
+    return USL_OK;
+}
+
 static bool is_float(usl_dtype d) {
     return d == USL_F32 || d == USL_F16 || d == USL_BF16 || d == USL_F64;
 }

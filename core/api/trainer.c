@@ -51,6 +51,14 @@ void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate) {
     trainer->rate = rate;
 }
 
+usl_status usl_trainer_set_rows(usl_trainer *trainer, usl_rows *rows) {
+    return usli_trainer_set_rows(trainer, rows);
+}
+
+usl_status usl_trainer_skip(usl_trainer *trainer, int64_t updates) {
+    return usli_trainer_skip(trainer, updates);
+}
+
 int64_t usl_trainer_position(const usl_trainer *trainer, int64_t *total) {
     if (total) *total = trainer->total;
     return trainer->step;

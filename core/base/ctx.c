@@ -127,6 +127,11 @@ usl_status usli_checkpoint(usl_ctx *ctx) {
     return usli_fail(ctx, USL_ERR_CANCELLED, "cancelled");
 }
 
+void usl_ctx_set_progress(usl_ctx *ctx, usl_progress_fn fn, void *ud) {
+    ctx->progress_fn = fn;
+    ctx->progress_ud = ud;
+}
+
 usl_status usli_progress(usl_ctx *ctx, const char *what, uint64_t done, uint64_t total) {
     if (ctx->progress_fn && ctx->progress_fn(ctx->progress_ud, what, done, total))
         return usli_fail(ctx, USL_ERR_CANCELLED, "%s: cancelled", what);

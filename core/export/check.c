@@ -144,6 +144,14 @@ static usl_status prompt_of(const usl_model *m, const usli_tokenizer *tok, int w
     return USL_OK;
 }
 
+/* What scores are multiplied by beyond the width of a head: rope's factor on cosines and sines, twice, and the family's
+ * scale. Noise is multiplied with them. */
+static double sharpness_of(const usli_config *c) {
+    double attention, inv[1];
+    usli_rope_frequencies(&c->rope, 2, NULL, PROMPT, inv, &attention);
+    return fmax(attention * attention * sqrt((double)c->head_dim / c->query_scalar), 1);
+}
+
 /* The most that the logits may differ, relative. Noise of the weights adds up over the matrices, whose errors are
  * independent: its root sum is what it does to the logits where nothing dampens it (a fifth to two thirds of it was
  * seen on trained models of 5 to 30 layers in all formats, all of it on random ones); twice that is allowed. What
@@ -151,7 +159,7 @@ static usl_status prompt_of(const usl_model *m, const usli_tokenizer *tok, int w
 static double expected_of(const look *k) {
     usl_dtype dtype = k->s->m->dtype;
     double arithmetic = dtype == USL_F32 ? 1e-4 : dtype == USL_F16 ? 2e-2 : 1e-1;
-    double most = arithmetic + 2 * sqrt(k->noise);
+    double most = arithmetic + 2 * sqrt(k->noise) * sharpness_of(&k->s->m->config);
     /* The same noise turns routers' decisions, as often as it is large, and a token that goes to another expert differs
      * by half or less. */
     if (k->s->m->config.arch->mixture) most = sqrt(most * most + 0.25 * most);

@@ -30,7 +30,7 @@ static usl_status write_divisors(const usl_model *m, usli_gguf_writer *w) {
     int64_t half = m->config.rot_dim / 2;
     double *inv = usli_malloc(m->ctx, (size_t)half * sizeof *inv), attention;
     if (!inv) return usli_nomem(m->ctx, (size_t)half * sizeof *inv);
-    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, inv, &attention);
+    usli_rope_frequencies(&m->config.rope, 2 * half, m->rope_divisors, 0, inv, &attention);
     usl_status st = USL_OK;
     for (int64_t i = 0; i < half && st == USL_OK; i++) {
         float d = (float)(pow(m->config.rope.theta, -(double)i / (double)half) / inv[i]);
@@ -58,6 +58,8 @@ static usl_status describe(const usli_export_source *s, const usli_method *metho
         }
     }
     int64_t half = m->config.rot_dim / 2;
+    for (int i = 0; i < 2 && m->config.rope.kind == USLI_ROPE_LONG; i++)
+        USLI_TRY(usli_gguf_add(w, usli_gguf_divisors[i], USL_F32, 1, &half));
     return has_divisors(m) ? usli_gguf_add(w, "rope_freqs.weight", USL_F32, 1, &half) : USL_OK;
 }
 
@@ -84,7 +86,12 @@ static usl_status write_tensors(const job *j) {
             USLI_TRY(usli_export_tensor(j->s, slot, layer, &p, true, j->outs, j->count));
         }
     }
-    for (int t = 0; has_divisors(m) && t < j->count; t++) USLI_TRY(write_divisors(m, j->writers[t]));
+    size_t bytes = (size_t)m->config.rot_dim / 2 * sizeof(float);
+    for (int t = 0; t < j->count; t++) {
+        for (int i = 0; i < 2 && m->config.rope.kind == USLI_ROPE_LONG; i++)
+            USLI_TRY(usli_gguf_write(j->writers[t], m->config.rope.divisors[i], bytes));
+        if (has_divisors(m)) USLI_TRY(write_divisors(m, j->writers[t]));
+    }
     return usli_progress(m->ctx, "exporting", (uint64_t)slots, (uint64_t)slots);
 }
 

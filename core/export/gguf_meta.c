@@ -1,5 +1,4 @@
 /* What a .gguf says of a model and its tokenizer: a table of keys, which families extend by rows. */
-#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +11,8 @@ typedef enum said {
     ALWAYS,
     POSITIVE,   /* where the value is */
     LOCAL_ROPE, /* where the family has rope frequencies of its own for layers with a window */
-    SCALED,     /* where rope is scaled by a factor */
+    SCALED,     /* where rope is */
+    FACTOR,     /* where it is by a factor */
     YARN,       /* where it is scaled so */
     LATENT      /* where attention is */
 } said;
@@ -47,7 +47,7 @@ static const struct {
     { "rope.dimension_count", false, offsetof(usli_config, rot_dim), ALWAYS },
     { "rope.freq_base", true, offsetof(usli_config, rope.theta), ALWAYS },
     { "rope.freq_base_swa", true, offsetof(usli_config, local_rope.theta), LOCAL_ROPE },
-    { "rope.scaling.factor", true, offsetof(usli_config, rope.factor), SCALED },
+    { "rope.scaling.factor", true, offsetof(usli_config, rope.factor), FACTOR },
     { "rope.scaling.original_context_length", false, offsetof(usli_config, rope.original_context), SCALED },
     { "rope.scaling.yarn_beta_fast", true, offsetof(usli_config, rope.beta_fast), YARN },
     { "rope.scaling.yarn_beta_slow", true, offsetof(usli_config, rope.beta_slow), YARN },
@@ -55,7 +55,12 @@ static const struct {
 
 /* llama3's scaling is a tensor of divisors; what is left has a name. */
 static const char *scaling_of(const usli_config *c) {
-    return c->rope.kind == USLI_ROPE_LINEAR ? "linear" : c->rope.kind == USLI_ROPE_YARN ? "yarn" : NULL;
+    switch (c->rope.kind) {
+    case USLI_ROPE_LINEAR: return "linear";
+    case USLI_ROPE_YARN: return "yarn";
+    case USLI_ROPE_LONG: return "longrope";
+    default: return NULL;
+    }
 }
 
 static bool is_said(const usli_config *c, said when, double value) {
@@ -64,6 +69,7 @@ static bool is_said(const usli_config *c, said when, double value) {
     case POSITIVE: return value > 0;
     case LOCAL_ROPE: return c->arch->local_rope;
     case SCALED: return scaling_of(c) && value > 0;
+    case FACTOR: return scaling_of(c) && c->rope.kind != USLI_ROPE_LONG;
     case YARN: return c->rope.kind == USLI_ROPE_YARN;
     case LATENT: return c->arch->latent;
     }
@@ -91,19 +97,39 @@ static int64_t window_period(const usli_config *c) {
 
 static usl_status put_windows(usli_gguf_writer *w, const usl_model *m) {
     const usli_config *c = &m->config;
+    bool pattern = c->arch->window == USLI_WINDOW_PATTERN;
     char key[KEY_MAX];
     if (c->window <= 0) return USL_OK;
-    if (c->arch->window == USLI_WINDOW_PATTERN) {
-        int64_t period = window_period(c);
-        if (period) return usli_gguf_put_u32(w, arch_key(c, "attention.sliding_window_pattern", key), (uint32_t)period);
-    }
-    if (c->arch->window != USLI_WINDOW_ALL || c->window < c->context)
+    if (pattern ? !window_period(c) : !usli_gguf_has_windows(c))
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "which layers have a window of %lld tokens has no name in a .gguf; save_pretrained_merged "
+                         "keeps it",
+                         (long long)c->window);
+    if (pattern)
+        return usli_gguf_put_u32(w, arch_key(c, "attention.sliding_window_pattern", key), (uint32_t)window_period(c));
+    if (c->window < c->context)
         usli_log(
             m->ctx, USL_LOG_WARN,
-            "attention looks back %lld tokens in some layers, which readers of this family's .gguf do not do: their "
-            "answers differ beyond that length",
+            "attention looks back %lld tokens, which readers of this family's .gguf do not mind: their answers differ "
+            "beyond that length",
             (long long)c->window);
     return USL_OK;
+}
+
+static usl_status put_scaling(usli_gguf_writer *w, const usl_model *m) {
+    const usli_config *c = &m->config;
+    double attention, inv[1]; /* the factor on cosines and sines is the same for any width */
+    char key[KEY_MAX];
+    if (c->arch->local_rope && c->local_rope.kind != USLI_ROPE_DEFAULT)
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "rope scaling of the layers with a window has no name in a .gguf; save_pretrained_merged "
+                         "keeps it");
+    if (!scaling_of(c)) return USL_OK;
+    USLI_TRY(put_text(w, arch_key(c, "rope.scaling.type", key), scaling_of(c)));
+    if (c->rope.kind == USLI_ROPE_LINEAR) return USL_OK;
+    usli_rope_frequencies(&c->rope, 2, NULL, 0, inv, &attention);
+    if (c->rope.kind == USLI_ROPE_YARN) attention /= usli_gguf_yarn_attention(c);
+    return usli_gguf_put_f32(w, arch_key(c, "rope.scaling.attn_factor", key), (float)attention);
 }
 
 /* llama.cpp's numbers of ways to score experts. */
@@ -162,10 +188,10 @@ usl_status usli_gguf_put_name(usli_gguf_writer *w, const usl_model *m) {
     return put_text(w, "general.name", slash && slash[1] ? slash + 1 : path);
 }
 
-/* Readers know the scale of scores by the family and the number of layers. */
+/* Readers know the scale of scores by the family and the number of layers; latent attention's follows from rope's. */
 static usl_status check_scale(const usl_model *m) {
     const usli_config *c = &m->config;
-    double known = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+    double known = usli_gguf_query_scalar(c);
     if (c->query_scalar == known || c->arch->latent) return USL_OK;
     return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
                      "query_pre_attn_scalar is %g, which a .gguf cannot say: its readers take %g for this family; "
@@ -173,25 +199,10 @@ static usl_status check_scale(const usl_model *m) {
                      c->query_scalar, known);
 }
 
-/* Of YaRN readers know the factor alone: attention's follows from it. */
-static usl_status check_yarn(const usl_model *m) {
-    const usli_rope_config *r = &m->config.rope;
-    bool scores = m->config.arch->latent && r->mscale_all_dim > 0; /* those are stretched instead */
-    double known = r->factor > 1 && !scores ? 0.1 * log(r->factor) + 1 : 1, inv[1], attention;
-    if (r->kind != USLI_ROPE_YARN) return USL_OK;
-    usli_rope_frequencies(r, 2, NULL, inv, &attention);
-    if (fabs(attention - known) <= 1e-6 * known) return USL_OK;
-    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
-                     "rope's attention_factor is %g, which a .gguf cannot say: its readers take %g for this factor; "
-                     "save_pretrained_merged keeps it",
-                     attention, known);
-}
-
 usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const usli_method *method) {
     const usli_config *c = &m->config;
     char key[KEY_MAX];
     USLI_TRY(check_scale(m));
-    USLI_TRY(check_yarn(m));
     USLI_TRY(usli_gguf_put_name(w, m));
     USLI_TRY(put_text(w, "general.type", "model"));
     USLI_TRY(usli_gguf_put_u32(w, "general.file_type", method->file_type));
@@ -203,7 +214,7 @@ usl_status usli_gguf_put_model(usli_gguf_writer *w, const usl_model *m, const us
         arch_key(c, KEYS[i].key, key);
         USLI_TRY(KEYS[i].real ? usli_gguf_put_f32(w, key, (float)value) : usli_gguf_put_u32(w, key, (uint32_t)value));
     }
-    if (scaling_of(c)) USLI_TRY(put_text(w, arch_key(c, "rope.scaling.type", key), scaling_of(c)));
+    USLI_TRY(put_scaling(w, m));
     USLI_TRY(put_mixture(w, m));
     USLI_TRY(put_latent(w, m));
     return put_windows(w, m);

@@ -22,7 +22,7 @@ typedef struct usl_generator {
     usli_cache cache;
     int32_t *numbers; /* one block for all the arrays below */
     usli_twin numbers_twin, offset_twin;
-    int32_t *ids, *position, *store;                      /* (tokens of a step) */
+    int32_t *ids, *position, *angle, *store;              /* (tokens of a step) */
     int32_t *cu, *begin, *k_lens, *last, *cu_seen, *next; /* (rows + 1) */
     int32_t *seen;                                        /* (rows * longest) */
     int *live;                                            /* rows still going, by number */
@@ -81,7 +81,8 @@ static usl_status forward(usli_exec *x, const usl_model *m, const usli_batch *b,
 
 enum { LOGITS_CHUNK = 512 };
 
-static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch *b, float *out) {
+static usl_status logits_pass(void *ud, usli_exec *x, const usl_model *m, const usli_batch *b) {
+    float *out = ud;
     void *hidden;
     float *logits;
     int64_t most = b->tokens < LOGITS_CHUNK ? b->tokens : LOGITS_CHUNK;
@@ -98,17 +99,19 @@ static usl_status logits_pass(usli_exec *x, const usl_model *m, const usli_batch
     return USL_OK;
 }
 
-usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
+usl_status usli_run_row(usl_model *m, const int32_t *ids, int64_t count, usli_row_fn fn, void *ud) {
     usl_ctx *ctx = m->ctx;
-    if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "logits need at least one token id (BOS, say)");
+    if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "at least one token id is needed (BOS, say)");
     USLI_TRY(check_ids(m, ids, count));
     size_t n = (size_t)count;
-    int32_t *numbers = usli_malloc(ctx, (2 * n + 2) * sizeof *numbers); /* ids, positions, cu */
-    if (!numbers) return usli_nomem(ctx, (2 * n + 2) * sizeof *numbers);
+    size_t total = 3 * n + 2;
+    int32_t *numbers = usli_malloc(ctx, total * sizeof *numbers); /* ids, positions, angles, cu */
+    if (!numbers) return usli_nomem(ctx, total * sizeof *numbers);
+    int32_t *position = numbers + n, *angle = position + n, *cu = angle + n;
     memcpy(numbers, ids, n * sizeof *ids);
-    for (size_t i = 0; i < n; i++) numbers[n + i] = (int32_t)i;
-    numbers[2 * n] = 0;
-    numbers[2 * n + 1] = (int32_t)count;
+    for (size_t i = 0; i < n; i++) position[i] = (int32_t)i;
+    cu[0] = 0;
+    cu[1] = (int32_t)count;
     usli_arena arena;
     usli_exec x = m->exec;
     usli_twin twin = { 0 };
@@ -116,19 +119,21 @@ usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *o
     usl_status st;
     x.arena = &arena;
     usli_arena_init_dry(&arena);
-    USLI_TRYGO(usli_twin_open(&x, numbers, (2 * n + 2) * sizeof *numbers, &twin));
+    USLI_TRYGO(usli_model_angles(m, 1, cu, NULL, position, angle));
+    USLI_TRYGO(usli_twin_open(&x, numbers, total * sizeof *numbers, &twin));
     USLI_TRYGO(usli_twin_push(&x, &twin));
     usli_batch b = { .tokens = count,
                      .rows = 1,
                      .ids = usli_twin_at(&twin, numbers),
-                     .position = usli_twin_at(&twin, numbers + n),
-                     .cu = usli_twin_at(&twin, numbers + 2 * n),
+                     .position = usli_twin_at(&twin, position),
+                     .angle = usli_twin_at(&twin, angle),
+                     .cu = usli_twin_at(&twin, cu),
                      .longest = count };
-    USLI_TRYGO(logits_pass(&x, m, &b, out));
+    USLI_TRYGO(fn(ud, &x, m, &b));
     size_t bytes = arena.peak;
     USLI_TRYGO(usli_device_alloc(&x, bytes, &base));
     usli_arena_init(&arena, base, bytes);
-    st = logits_pass(&x, m, &b, out);
+    st = fn(ud, &x, m, &b);
 done:
     usli_device_free(&x, base);
     usli_twin_close(&x, &twin);
@@ -136,20 +141,37 @@ done:
     return st;
 }
 
+usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out) {
+    return usli_run_row(m, ids, count, logits_pass, out);
+}
+
 /* ---- Generation
  * -----------------------------------------------------------------------------------------------------------------------
  */
 
+/* With longrope, the keys of a row that outgrows the original context are made again with the frequencies of long rows,
+ * as transformers does: so many tokens then, or 0. */
+static int64_t again_length(const session *s) {
+    const usli_rope_config *rope = &s->m->config.rope;
+    return rope->kind == USLI_ROPE_LONG && s->longest > rope->original_context ? rope->original_context + 1 : 0;
+}
+
+static int64_t again_tokens(const session *s) {
+    return s->rows * again_length(s);
+}
+
 static usl_status take_memory(session *s, int64_t prompt_tokens) {
     usl_ctx *ctx = s->ctx;
     const usli_config *c = &s->m->config;
-    size_t most = (size_t)(prompt_tokens > s->rows ? prompt_tokens : s->rows), rows = (size_t)s->rows + 1;
-    size_t n = 3 * most + 6 * rows + (size_t)s->rows * (size_t)s->longest;
+    if (prompt_tokens < s->rows) prompt_tokens = s->rows;
+    if (prompt_tokens < again_tokens(s)) prompt_tokens = again_tokens(s);
+    size_t most = (size_t)prompt_tokens, rows = (size_t)s->rows + 1;
+    size_t n = 4 * most + 6 * rows + (size_t)s->rows * (size_t)s->longest;
     s->numbers = usli_calloc(ctx, n, sizeof *s->numbers);
     s->live = usli_calloc(ctx, rows, sizeof *s->live);
     if (!s->numbers || !s->live) return usli_nomem(ctx, n * sizeof *s->numbers);
-    int32_t *p = s->numbers, **long_ones[] = { &s->ids, &s->position, &s->store };
-    for (int i = 0; i < 3; i++, p += most) *long_ones[i] = p;
+    int32_t *p = s->numbers, **long_ones[] = { &s->ids, &s->position, &s->angle, &s->store };
+    for (int i = 0; i < 4; i++, p += most) *long_ones[i] = p;
     int32_t **short_ones[] = { &s->cu, &s->begin, &s->k_lens, &s->last, &s->cu_seen, &s->next };
     for (int i = 0; i < 6; i++, p += rows) *short_ones[i] = p;
     s->seen = p;
@@ -179,13 +201,15 @@ static int64_t bucket_of(const session *s, int64_t keys) {
     return bucket < s->longest ? bucket : s->longest;
 }
 
-/* Fills the batch of the live rows: their whole prompts, or their last token. */
-static void fill(session *s, bool prompts, usli_batch *b) {
+/* Fills the batch of the live rows: their whole prompts, or their last token (all of a row, when its keys are made
+ * again). Returns whether every row has one token. */
+static bool fill(session *s, bool prompts, usli_batch *b) {
     int64_t t = 0, longest = 0;
     s->cache.longest = 0;
     for (int i = 0; i < s->live_count; i++) {
         int row = s->live[i];
-        int64_t given = s->prompts[row].count, have = given + s->out[row].count, first = prompts ? 0 : have - 1;
+        int64_t given = s->prompts[row].count, have = given + s->out[row].count;
+        int64_t first = prompts || have == again_length(s) ? 0 : have - 1;
         s->cu[i] = (int32_t)t;
         s->begin[i] = (int32_t)(row * s->longest);
         s->k_lens[i] = (int32_t)have;
@@ -204,8 +228,10 @@ static void fill(session *s, bool prompts, usli_batch *b) {
                        .rows = s->live_count,
                        .ids = on_device(s, s->ids),
                        .position = on_device(s, s->position),
+                       .angle = on_device(s, s->angle),
                        .cu = on_device(s, s->cu),
                        .longest = longest };
+    return !prompts && longest == 1;
 }
 
 static usl_status forward_and_sample(session *s, const usli_batch *b) {
@@ -248,9 +274,9 @@ static usl_status record(session *s, const usli_batch *b) {
 /* A decode step of one shape is recorded when it comes for the second time: the first loads kernels, and many a text
  * ends there. All that changes from step to step is in the device's memory; a ring's state is not, so nothing is
  * recorded with one. */
-static usl_status run_step(session *s, const usli_batch *b, bool prompts) {
+static usl_status run_step(session *s, const usli_batch *b, bool single) {
     const usli_backend *k = s->exec.backend;
-    if (prompts || !k->record || s->graph.refused || s->m->ring) return forward_and_sample(s, b);
+    if (!single || !k->record || s->graph.refused || s->m->ring) return forward_and_sample(s, b);
     bool same = s->graph.seen && s->graph.rows == s->live_count && s->graph.longest == s->cache.longest &&
                 s->graph.placing == s->m->placing;
     if (!same) {
@@ -272,6 +298,8 @@ static usl_status size_arena(session *s) {
     usli_arena_init_dry(&s->arena);
     s->exec.arena = &s->arena;
     fill(s, true, &b);
+    if (b.tokens < again_tokens(s)) b.tokens = again_tokens(s);
+    if (b.longest < again_length(s)) b.longest = again_length(s);
     USLI_TRY(forward_and_sample(s, &b));
     fill(s, false, &b);
     s->cache.longest = s->longest; /* the cache at its fullest */
@@ -315,11 +343,12 @@ static usl_status step(session *s, bool prompts) {
     const usl_generate_opts *o = &s->opts;
     usli_batch b;
     USLI_TRY(usli_checkpoint(s->ctx));
-    fill(s, prompts, &b);
+    bool single = fill(s, prompts, &b);
+    USLI_TRY(usli_model_angles(s->m, b.rows, s->cu, s->k_lens, s->position, s->angle));
     if (penalised(s)) collect_seen(s);
     USLI_TRY(push_numbers(s));
     USLI_TRY(usli_twin_push(&s->exec, &s->offset_twin));
-    USLI_TRY(run_step(s, &b, prompts));
+    USLI_TRY(run_step(s, &b, single));
     USLI_TRY(
         s->exec.backend->copy_out(&s->exec, s->next, on_device(s, s->next), (size_t)s->live_count * sizeof *s->next));
     s->offset++;

@@ -27,6 +27,9 @@ usl_status usli_generate(usl_model *m, const usli_prompt *prompts, int rows, con
                          usli_generated *out);
 /* As usl_model_decode_rate (rate.c). */
 usl_status usli_decode_rate(usl_model *m, int rows, int64_t prompt, int64_t new_tokens, usl_decode_rate *out);
+/* Runs fn on one row: first dry, to count its memory, then with memory. */
+typedef usl_status (*usli_row_fn)(void *ud, usli_exec *x, const usl_model *m, const usli_batch *b);
+usl_status usli_run_row(usl_model *m, const int32_t *ids, int64_t count, usli_row_fn fn, void *ud);
 /* (count, vocab) float32 into out, which the caller owns. */
 usl_status usli_logits(usl_model *m, const int32_t *ids, int64_t count, float *out);
 

@@ -112,11 +112,23 @@ static usl_status each_item(usl_model *m, const char *list, item_fn fn, void *ud
     return USL_OK;
 }
 
+static bool has_module(const usl_model *m, usli_slot slot) {
+    int64_t rows, cols;
+    for (int64_t l = 0; l < m->config.layers; l++)
+        if (usli_slot_shape(&m->config, slot, l, &rows, &cols)) return true;
+    return false;
+}
+
 /* What target_modules asks for. In a mixture, gate_proj, up_proj and down_proj (or the family's own words) are the
  * experts', as in PEFT: gate and up, which lie fused, share an adapter of twice the rank. */
 typedef struct wanted_modules {
     bool slot[USLI_LINEARS], expert[3];
 } wanted_modules;
+
+/* In a mixture, their words mean the experts. */
+static bool is_dense(int slot) {
+    return slot == USLI_GATE || slot == USLI_UP || slot == USLI_DOWN;
+}
 
 static bool is_word(const char *item, size_t len, const char *word) {
     return strlen(word) == len && memcmp(word, item, len) == 0;
@@ -148,14 +160,20 @@ static usl_status target_item(usl_model *m, const char *item, size_t len, void *
     wanted_modules *t = ud;
     if (expert_word(m, item, len, t) || parameter_word(m, item, len, t)) return USL_OK;
     for (int s = 0; s < USLI_LINEARS; s++) {
-        if (!is_word(item, len, usli_slots[s].peft)) continue;
+        if (!has_module(m, (usli_slot)s) || !is_word(item, len, usli_slots[s].peft)) continue;
         t->slot[s] = true;
         return USL_OK;
     }
+    bool mixture = m->config.experts > 0;
+    char words[256];
+    size_t used = 0;
+    for (int s = 0; s < USLI_LINEARS; s++)
+        if (has_module(m, (usli_slot)s) && !usli_slot_experts(&m->config, (usli_slot)s) && !(mixture && is_dense(s)))
+            used += (size_t)snprintf(words + used, sizeof words - used, "%s%s", used ? ", " : "", usli_slots[s].peft);
+    if (mixture) snprintf(words + used, sizeof words - used, ", gate_proj, up_proj, down_proj");
     return usli_fail(m->ctx, USL_ERR_INVALID,
-                     "target_modules: \"%.*s\" is no linear module of a %s block; use q_proj, k_proj, v_proj, "
-                     "o_proj, gate_proj, up_proj, down_proj or \"all-linear\"",
-                     (int)len, item, m->config.arch->name);
+                     "target_modules: \"%.*s\" is no linear module of a %s block; use %s or \"all-linear\"", (int)len,
+                     item, m->config.arch->name, words);
 }
 
 /* NULL: all but the gates of a mixture. */
@@ -170,8 +188,8 @@ static usl_status read_targets(usl_model *m, const char *text, wanted_modules *t
         return USL_OK;
     }
     for (int s = 0; s < USLI_LINEARS; s++) {
-        bool gate = s == USLI_ROUTER || s == USLI_SHARED_GATE, dense = s == USLI_GATE || s == USLI_UP || s == USLI_DOWN;
-        t->slot[s] = (all || !gate) && !(dense && m->config.experts > 0) && s != USLI_EXPERTS_IN;
+        bool gate = s == USLI_ROUTER || s == USLI_SHARED_GATE;
+        t->slot[s] = (all || !gate) && !(is_dense(s) && m->config.experts > 0) && s != USLI_EXPERTS_IN;
     }
     t->expert[0] = t->expert[1] = true;
     return USL_OK;

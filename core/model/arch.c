@@ -185,6 +185,14 @@ static const usli_arch ARCHS[] = {
       .window_pattern = 6,
       .theta = 1e6,
       .query_scalar = 256 },
+    { .name = "Phi3ForCausalLM",
+      .model_type = "phi3",
+      .gguf = "phi3",
+      .fused = true,
+      .window = USLI_WINDOW_ALL,
+      .vocab = 32064,
+      .context = 4096,
+      .original_context = 4096 },
 };
 
 const usli_arch *usli_arch_by_name(const char *name) {
@@ -205,11 +213,25 @@ const usli_arch *usli_arch_by_gguf(const char *name, size_t len, bool mixture, b
     return NULL;
 }
 
-void usli_arch_list(char *buf, size_t size) {
-    size_t used = 0;
-    buf[0] = 0;
-    for (size_t i = 0; i < sizeof ARCHS / sizeof *ARCHS && used < size; i++) {
-        int n = snprintf(buf + used, size - used, "%s%s", i ? ", " : "", ARCHS[i].name);
-        used += n > 0 ? (size_t)n : 0;
+static size_t common_start(const char *a, const char *b, size_t len) {
+    size_t n = 0;
+    while (n < len && b[n] && (a[n] | 0x20) == (b[n] | 0x20)) n++;
+    return n;
+}
+
+usl_status usli_arch_refuse(usl_ctx *ctx, const char *file, const char *name, size_t len) {
+    char known[512], near_one[96] = "";
+    size_t used = 0, best = 2; /* two letters in common say nothing */
+    known[0] = 0;
+    for (size_t i = 0; i < sizeof ARCHS / sizeof *ARCHS && used < sizeof known; i++) {
+        size_t n = common_start(name, ARCHS[i].name, len);
+        if (n > best) {
+            best = n;
+            snprintf(near_one, sizeof near_one, "the nearest one that is: %s; ", ARCHS[i].name);
+        }
+        int wrote = snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", ARCHS[i].name);
+        used += wrote > 0 ? (size_t)wrote : 0;
     }
+    return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %.*s is not supported; %ssupported are %s", file,
+                     (int)(len < 64 ? len : 64), name, near_one, known);
 }

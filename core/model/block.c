@@ -19,6 +19,7 @@ static void make_part(const usli_pass_state *s, const usli_block_saved *saved, v
     p->batch.tokens = s->piece && s->piece < left ? s->piece : left;
     if (p->batch.row_of_token) p->batch.row_of_token += first;
     p->batch.position += first;
+    p->batch.angle += first;
     p->s = *s;
     p->s.batch = &p->batch;
     p->s.first = first;

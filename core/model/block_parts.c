@@ -2,14 +2,14 @@
 
 #include "core/base/dtype.h"
 
-/* Dropout's keys hold these numbers: they stay. */
+/* Dropout's keys hold these numbers: they stay. A family that fuses slots has one for all of them, without biases. */
 static const struct {
-    usli_slot slot[3], bias[3];
+    usli_slot slot[4], bias[4];
     int count;
 } GROUPS[] = {
-    [USLI_GROUP_QKV] = { { USLI_Q, USLI_K, USLI_V }, { USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS }, 3 },
+    [USLI_GROUP_QKV] = { { USLI_Q, USLI_K, USLI_V, USLI_QKV }, { USLI_Q_BIAS, USLI_K_BIAS, USLI_V_BIAS }, 4 },
     [USLI_GROUP_OUT] = { { USLI_O }, { USLI_O_BIAS }, 1 },
-    [USLI_GROUP_GATE_UP] = { { USLI_GATE, USLI_UP }, { USLI_GATE_BIAS, USLI_UP_BIAS }, 2 },
+    [USLI_GROUP_GATE_UP] = { { USLI_GATE, USLI_UP, USLI_GATE_UP }, { USLI_GATE_BIAS, USLI_UP_BIAS }, 3 },
     [USLI_GROUP_DOWN] = { { USLI_DOWN }, { USLI_DOWN_BIAS }, 1 },
     [USLI_GROUP_LATENT] = { { USLI_Q_A, USLI_KV_A }, { 0 }, 2 },
     [USLI_GROUP_QUERY] = { { USLI_Q, USLI_Q_B }, { 0 }, 2 },

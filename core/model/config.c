@@ -92,18 +92,42 @@ static const struct {
     const char *name;
     usli_rope_kind kind;
 } ROPES[] = {
-    { "default", USLI_ROPE_DEFAULT },
-    { "linear", USLI_ROPE_LINEAR },
-    { "llama3", USLI_ROPE_LLAMA3 },
-    { "yarn", USLI_ROPE_YARN },
+    { "default", USLI_ROPE_DEFAULT }, { "linear", USLI_ROPE_LINEAR },   { "llama3", USLI_ROPE_LLAMA3 },
+    { "yarn", USLI_ROPE_YARN },       { "dynamic", USLI_ROPE_DYNAMIC }, { "longrope", USLI_ROPE_LONG },
+    { "su", USLI_ROPE_LONG },
 };
 
-static usl_status check_rope(usl_ctx *ctx, const char *name, const usli_rope_config *r) {
-    if (r->kind != USLI_ROPE_DEFAULT && !(r->factor >= 1 && r->factor < 1e6))
+static usl_status check_rope(usl_ctx *ctx, const char *name, const usli_config *c, const usli_rope_config *r) {
+    double least = r->kind == USLI_ROPE_LONG ? 1e-6 : 1; /* its factor is the ratio of two contexts */
+    if (r->kind != USLI_ROPE_DEFAULT && !(r->factor >= least && r->factor < 1e6))
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: the rope scaling factor %g is not sensible", name, r->factor);
-    if (r->original_context < 1 || r->original_context > (int64_t)1 << 32)
+    if (r->original_context < 1 + usli_rope_by_length(r) || r->original_context > (int64_t)1 << 32)
         return usli_fail(ctx, USL_ERR_FORMAT, "%s: the original context %lld of its rope scaling is not sensible", name,
                          (long long)r->original_context);
+    if (!usli_rope_by_length(r)) return USL_OK;
+    if (c->arch->local_rope)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%s\" is not supported for %s", name,
+                         usli_rope_name(r->kind), c->arch->name);
+    if (c->rot_dim < 4)
+        return usli_fail(ctx, USL_ERR_FORMAT, "%s: %lld rotated values of a head are too few for its rope scaling",
+                         name, (long long)c->rot_dim);
+    for (int64_t i = 0; r->kind == USLI_ROPE_LONG && i < c->rot_dim / 2 * 2; i++) {
+        float d = r->divisors[i % 2][i / 2];
+        if (!(d > 0) || !isfinite(d))
+            return usli_fail(ctx, USL_ERR_FORMAT, "%s: the %s factor %lld of its rope scaling is %g", name,
+                             i % 2 ? "long" : "short", (long long)(i / 2 + 1), (double)d);
+    }
+    return USL_OK;
+}
+
+/* One number for each rotated pair. */
+static usl_status read_divisors(fields *f, const char *key, const usli_config *c, float *out) {
+    const json_t *list = get(f, key);
+    int64_t half = c->rot_dim / 2;
+    if (!json_is_array(list) || (int64_t)json_array_size(list) != half || half > USLI_MOST_FACTORS)
+        return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: \"%s\" of the rope scaling is no list of %lld numbers", f->name,
+                         key, (long long)half);
+    for (int64_t i = 0; i < half; i++) out[i] = (float)json_number_value(json_array_get(list, (size_t)i));
     return USL_OK;
 }
 
@@ -112,7 +136,7 @@ static usl_status set_rope(usl_ctx *ctx, const char *name, const json_t *scaling
     double theta = r->theta;
     *r = (usli_rope_config){ .theta = theta };
     r->theta = get_real(&f, "rope_theta", theta);
-    r->original_context = get_int(&f, "original_max_position_embeddings", c->context);
+    r->original_context = c->context;
     const char *kind = get_text(&f, "rope_type");
     if (!kind) kind = get_text(&f, "type");
     if (!kind) return f.st;
@@ -121,8 +145,21 @@ static usl_status set_rope(usl_ctx *ctx, const char *name, const json_t *scaling
         if ((known = strcmp(ROPES[i].name, kind) == 0)) r->kind = ROPES[i].kind;
     if (!known)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED,
-                         "%s: rope scaling \"%s\" is not supported; default, linear, llama3 and yarn are", name, kind);
-    r->factor = get_real(&f, "factor", 1);
+                         "%s: rope scaling \"%s\" is not supported; default, linear, dynamic, llama3, yarn and "
+                         "longrope are",
+                         name, kind);
+    /* Phi-3 once called it yarn too. */
+    if (r->kind == USLI_ROPE_YARN && get(&f, "short_factor")) r->kind = USLI_ROPE_LONG;
+    /* What stands beside the scaling counts first, except that dynamic always starts from the whole context. */
+    int64_t original = get_int(&f, "original_max_position_embeddings", c->context);
+    if (c->original_context > 0) original = c->original_context;
+    if (r->kind != USLI_ROPE_DYNAMIC) r->original_context = original;
+    bool ratio = r->kind == USLI_ROPE_LONG && original > 0;
+    r->factor = get_real(&f, "factor", ratio ? (double)c->context / (double)original : 1);
+    if (r->kind == USLI_ROPE_LONG) {
+        USLI_TRY(read_divisors(&f, "short_factor", c, r->divisors[0]));
+        USLI_TRY(read_divisors(&f, "long_factor", c, r->divisors[1]));
+    }
     r->low_freq_factor = get_real(&f, "low_freq_factor", 1);
     r->high_freq_factor = get_real(&f, "high_freq_factor", 4);
     r->beta_fast = get_real(&f, "beta_fast", 32);
@@ -132,7 +169,7 @@ static usl_status set_rope(usl_ctx *ctx, const char *name, const json_t *scaling
     r->mscale_all_dim = get_real(&f, "mscale_all_dim", 0);
     r->truncate = get_bool(&f, "truncate", true);
     USLI_TRY(f.st);
-    return check_rope(ctx, name, r);
+    return check_rope(ctx, name, c, r);
 }
 
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *c) {
@@ -197,17 +234,16 @@ static usl_status read_rope(fields *f, usli_config *c) {
     c->rope.theta = get_real(f, "rope_theta", a->theta > 0 ? a->theta : 10000.0);
     c->local_rope.theta = get_real(f, "rope_local_base_freq", 10000.0);
     c->rope.original_context = c->local_rope.original_context = c->context;
+    c->original_context = get_int(f, "original_max_position_embeddings", a->original_context);
     double partial = get_real(f, "partial_rotary_factor", 1);
-    if (json_is_object(scaling)) {
-        USLI_TRY(usli_config_set_rope(f->ctx, f->name, scaling, c));
-        fields inner = { f->ctx, f->name, scaling, USL_OK };
-        partial = get_real(&inner, "partial_rotary_factor", partial);
-        USLI_TRY(inner.st);
-    }
-    if (json_is_object(local)) USLI_TRY(set_rope(f->ctx, f->name, local, c, &c->local_rope));
+    fields inner = { f->ctx, f->name, scaling, USL_OK };
+    if (json_is_object(scaling)) partial = get_real(&inner, "partial_rotary_factor", partial);
+    USLI_TRY(inner.st);
     if (!(partial > 0 && partial <= 1))
         return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: partial_rotary_factor %g is not sensible", f->name, partial);
-    c->rot_dim = (int64_t)((double)c->head_dim * partial);
+    if (!a->latent) c->rot_dim = (int64_t)((double)c->head_dim * partial);
+    if (json_is_object(scaling)) USLI_TRY(usli_config_set_rope(f->ctx, f->name, scaling, c));
+    if (json_is_object(local)) USLI_TRY(set_rope(f->ctx, f->name, local, c, &c->local_rope));
     return f->st;
 }
 
@@ -371,10 +407,7 @@ static usl_status find_arch(fields *f, usli_config *c) {
         return usli_fail(f->ctx, USL_ERR_FORMAT, "%s: names no architecture (\"architectures\" or \"model_type\")",
                          f->name);
     if ((c->arch = usli_arch_by_name(name))) return USL_OK;
-    char known[512];
-    usli_arch_list(known, sizeof known);
-    return usli_fail(f->ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %s is not supported; supported are %s", f->name,
-                     name, known);
+    return usli_arch_refuse(f->ctx, f->name, name, strlen(name));
 }
 
 /* Here null says that there is none, and silence leaves the family's own. */
@@ -410,6 +443,7 @@ static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json
     c->attention_bias = c->output_bias = get_bool(&f, "attention_bias", false);
     if (a->qkv_bias) c->attention_bias = true, c->output_bias = false;
     c->mlp_bias = get_bool(&f, "mlp_bias", false);
+    if (a->fused) c->attention_bias = c->output_bias = c->mlp_bias = false;
     c->bos = (int32_t)(json_is_integer(get(&f, "bos_token_id")) ? get_int(&f, "bos_token_id", -1) : -1);
     c->pad = (int32_t)(json_is_integer(get(&f, "pad_token_id")) ? get_int(&f, "pad_token_id", -1) : -1);
     read_eos(get(&f, "eos_token_id"), c);
@@ -419,8 +453,8 @@ static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json
     c->dtype = usl_dtype_parse(dtype);
     USLI_TRY(f.st);
     USLI_TRY(read_act(&f, c));
-    USLI_TRY(read_rope(&f, c));
     USLI_TRY(read_latent(&f, c));
+    USLI_TRY(read_rope(&f, c));
     if (a->latent) c->query_scalar = latent_scalar(c);
     USLI_TRY(check_config(ctx, name, c));
     USLI_TRY(check_latent(ctx, name, c));
@@ -493,12 +527,27 @@ static const char *act_name(usli_act act) {
     return "silu";
 }
 
-static json_t *rope_as_json(const usli_rope_config *r) {
+static json_t *divisors_as_json(const float *divisors, int64_t count) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < count; i++) json_array_append_new(list, json_real((double)divisors[i]));
+    return list;
+}
+
+static json_t *real_above_0(double value) {
+    return value > 0 ? json_real(value) : NULL;
+}
+
+static json_t *rope_as_json(const usli_config *c, const usli_rope_config *r) {
+    if (r->kind == USLI_ROPE_LONG) /* transformers 4 wants no more than these, and makes the rest from the contexts */
+        return json_pack("{s:s,s:o,s:o}", "type", "longrope", "short_factor",
+                         divisors_as_json(r->divisors[0], c->rot_dim / 2), "long_factor",
+                         divisors_as_json(r->divisors[1], c->rot_dim / 2));
     if (r->kind == USLI_ROPE_LINEAR) return json_pack("{s:s,s:f}", "rope_type", "linear", "factor", r->factor);
     if (r->kind == USLI_ROPE_YARN)
-        return json_pack("{s:s,s:f,s:I,s:f,s:f}", "rope_type", "yarn", "factor", r->factor,
-                         "original_max_position_embeddings", (json_int_t)r->original_context, "mscale", r->mscale,
-                         "mscale_all_dim", r->mscale_all_dim);
+        return json_pack("{s:s,s:f,s:I,s:o*,s:o*,s:o*}", "rope_type", "yarn", "factor", r->factor,
+                         "original_max_position_embeddings", (json_int_t)r->original_context, "attention_factor",
+                         real_above_0(r->attention_factor), "mscale", real_above_0(r->mscale), "mscale_all_dim",
+                         real_above_0(r->mscale_all_dim));
     return NULL;
 }
 
@@ -568,10 +617,14 @@ static json_t *config_as_json(const usli_config *c) {
     int bad = 0;
     if (c->bos >= 0) bad |= json_object_set_new(j, "bos_token_id", json_integer(c->bos));
     if (c->eos_count) bad |= json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
+    if (c->pad >= 0) bad |= json_object_set_new(j, "pad_token_id", json_integer(c->pad));
     if (c->act != USLI_SILU) bad |= json_object_set_new(j, "hidden_activation", json_string(act_name(c->act)));
-    if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(&c->rope));
+    if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(c, &c->rope));
+    if (c->rope.kind == USLI_ROPE_LONG)
+        bad |= json_object_set_new(j, "original_max_position_embeddings", json_integer(c->rope.original_context));
     if (a->local_rope) bad |= json_object_set_new(j, "rope_local_base_freq", json_real(c->local_rope.theta));
-    if (a->query_scalar > 0) bad |= json_object_set_new(j, "query_pre_attn_scalar", json_real(c->query_scalar));
+    if (a->query_scalar > 0)
+        bad |= json_object_set_new(j, "query_pre_attn_scalar", json_integer((json_int_t)c->query_scalar));
     bad |= mixture_into_json(c, j) | latent_into_json(c, j);
     if (c->rot_dim != c->head_dim && !c->arch->latent)
         bad |= json_object_set_new(j, "partial_rotary_factor", json_real((double)c->rot_dim / (double)c->head_dim));
@@ -589,6 +642,38 @@ static json_t *config_as_json(const usli_config *c) {
 
 static bool str_is(usli_gguf_str s, const char *text) {
     return s.data && s.len == strlen(text) && memcmp(s.data, text, s.len) == 0;
+}
+
+const char *const usli_gguf_divisors[2] = { "rope_factors_short.weight", "rope_factors_long.weight" };
+
+double usli_gguf_query_scalar(const usli_config *c) {
+    return (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+}
+
+double usli_gguf_yarn_attention(const usli_config *c) {
+    return c->arch->latent && c->rope.mscale_all_dim > 0 ? 1 : usli_yarn_attention(c->rope.factor);
+}
+
+bool usli_gguf_has_windows(const usli_config *c) {
+    usli_config usual = { .arch = c->arch, .layers = c->layers };
+    mark_windowed(&usual, 0, c->arch->window_pattern);
+    return memcmp(usual.windowed, c->windowed, sizeof usual.windowed) == 0;
+}
+
+/* longrope has no name in a GGUF: there are two tensors, and the factor on cos and sin is in the metadata, or 1. */
+static usl_status read_long_rope(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
+    int64_t half = c->rot_dim / 2;
+    for (int i = 0; i < 2; i++) {
+        const usli_file_tensor *t = usli_gguf_tensor(g, usli_gguf_divisors[i]);
+        if (!t || t->dtype != USL_F32 || t->ndim != 1 || t->shape[0] != half || half > USLI_MOST_FACTORS)
+            return usli_fail(ctx, USL_ERR_SHAPE, "%s: %s does not hold %lld float32 values", g->map->path,
+                             usli_gguf_divisors[i], (long long)half);
+        memcpy(c->rope.divisors[i], t->data, (size_t)half * sizeof(float));
+    }
+    c->rope.kind = USLI_ROPE_LONG;
+    c->rope.factor = (double)c->context / (double)c->rope.original_context;
+    if (!(c->rope.attention_factor > 0)) c->rope.attention_factor = 1;
+    return USL_OK;
 }
 
 enum { GGUF_SIGMOID = 2 /* expert_gating_func */ };
@@ -641,12 +726,8 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
              arch.data ? arch.data : "");
     bool sigmoid = usli_gguf_int(g, key, 0) == GGUF_SIGMOID;
     if (!arch.data) return usli_fail(ctx, USL_ERR_FORMAT, "%s: its metadata names no general.architecture", name);
-    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len, mixture, sigmoid))) {
-        char known[512];
-        usli_arch_list(known, sizeof known);
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: the architecture %.*s is not supported; supported are %s", name,
-                         (int)(arch.len < 64 ? arch.len : 64), arch.data, known);
-    }
+    if (!(c->arch = usli_arch_by_gguf(arch.data, arch.len, mixture, sigmoid)))
+        return usli_arch_refuse(ctx, name, arch.data, arch.len);
     const char *a = c->arch->gguf;
     const usli_file_tensor *embd = usli_gguf_tensor(g, "token_embd.weight");
     if (!embd || embd->ndim != 2)
@@ -687,19 +768,21 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
         c->rope.kind = USLI_ROPE_LINEAR;
     else if (str_is(scaling, "yarn"))
         c->rope.kind = USLI_ROPE_YARN;
-    else if (scaling.data && !str_is(scaling, "none"))
+    else if (scaling.data && !str_is(scaling, "none") && !str_is(scaling, "longrope"))
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name,
                          (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);
     c->window = c->arch->window == USLI_NO_WINDOW ? 0 : meta_int(g, a, "attention.sliding_window", 0);
     if (c->window > 0) mark_windowed(c, 0, meta_int(g, a, "attention.sliding_window_pattern", c->arch->window_pattern));
     c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
     c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
-    c->query_scalar = (double)(c->layers == c->arch->gguf_wide_layers ? c->hidden / c->heads : c->head_dim);
+    c->query_scalar = usli_gguf_query_scalar(c);
     c->local_rope.theta = meta_float(g, a, "rope.freq_base_swa", 10000.0);
     USLI_TRY(latent_from_gguf(ctx, g, c));
+    if (c->rope.kind == USLI_ROPE_YARN) c->rope.attention_factor *= usli_gguf_yarn_attention(c);
     USLI_TRY(check_config(ctx, name, c));
     USLI_TRY(mixture_from_gguf(ctx, g, c));
-    USLI_TRY(check_rope(ctx, name, &c->rope));
+    if (str_is(scaling, "longrope") || usli_gguf_tensor(g, usli_gguf_divisors[1])) USLI_TRY(read_long_rope(ctx, g, c));
+    USLI_TRY(check_rope(ctx, name, c, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
     return USL_OK;
 }

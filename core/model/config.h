@@ -7,9 +7,16 @@
 #include "core/io/gguf.h"
 #include "core/ops/ops.h"
 
-enum { USLI_MOST_LAYERS = 4096 };
+enum { USLI_MOST_LAYERS = 4096, USLI_MOST_FACTORS = 256 };
 
-typedef enum usli_rope_kind { USLI_ROPE_DEFAULT, USLI_ROPE_LINEAR, USLI_ROPE_LLAMA3, USLI_ROPE_YARN } usli_rope_kind;
+typedef enum usli_rope_kind {
+    USLI_ROPE_DEFAULT,
+    USLI_ROPE_LINEAR,
+    USLI_ROPE_LLAMA3,
+    USLI_ROPE_YARN,
+    USLI_ROPE_DYNAMIC,
+    USLI_ROPE_LONG,
+} usli_rope_kind;
 
 typedef struct usli_rope_config {
     usli_rope_kind kind;
@@ -20,6 +27,7 @@ typedef struct usli_rope_config {
     double mscale, mscale_all_dim;            /* yarn; 0: absent */
     bool truncate;                            /* yarn: round the correction range to whole dimensions */
     int64_t original_context;
+    float divisors[2][USLI_MOST_FACTORS]; /* longrope: (rot_dim / 2) of rows within the original context, of longer */
 } usli_rope_config;
 
 /* Which layers look back no further than the window, where the config does not list layer_types. */
@@ -61,6 +69,7 @@ typedef struct usli_arch {
     bool post_norms;          /* the outputs of attention and MLP have norms too */
     bool qk_norm;             /* each head of q and k has one */
     bool qkv_bias;            /* q, k and v have biases, o has none, whatever the config says */
+    bool fused;               /* q, k and v are one tensor and one module, gate and up another */
     bool scaled_embedding;    /* by the root of hidden_size */
     bool local_rope;          /* layers with a window have rope frequencies of their own */
     bool wide_stream;         /* the residual stream overflows float16 */
@@ -73,7 +82,7 @@ typedef struct usli_arch {
     int64_t q_lora, kv_lora, nope_dim, rope_dim, v_dim; /* with latent, when the config is silent */
     /* When the config is silent; 0: as the general rule says. */
     bool tied;
-    int64_t vocab, heads, kv_heads, head_dim, context, sliding_window, window_pattern;
+    int64_t vocab, heads, kv_heads, head_dim, context, original_context, sliding_window, window_pattern;
     double theta, query_scalar, attention_softcap, logit_softcap;
 } usli_arch;
 
@@ -96,6 +105,7 @@ typedef struct usli_config {
     double attention_softcap; /* 0: none */
     double logit_softcap;
     int64_t rot_dim;                   /* of head_dim values, so many are rotated */
+    int64_t original_context;          /* which rope scaling starts from, when it does not say; 0: context */
     usli_rope_config rope, local_rope; /* local_rope: of layers with a window, where arch says so */
     int32_t bos, pad;
     int32_t eos[8];
@@ -107,14 +117,22 @@ typedef struct usli_config {
 const usli_arch *usli_arch_by_name(const char *name);
 /* Llama and Mixtral, DeepSeek V2 and V3 have one name in a GGUF. */
 const usli_arch *usli_arch_by_gguf(const char *name, size_t len, bool mixture, bool sigmoid);
-/* "LlamaForCausalLM, MistralForCausalLM": for refusals. */
-void usli_arch_list(char *buf, size_t size);
+/* For refusals: "the architecture X is not supported; the nearest one that is: Y; supported are ...". */
+usl_status usli_arch_refuse(usl_ctx *ctx, const char *file, const char *name, size_t len);
 
 /* name stands in errors. Of a larger model the part that reads text is taken. generation: generation_config.json's
  * value or NULL (its eos_token_id wins). */
 usl_status usli_config_from_json(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                                  usli_config *out);
 usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *file, usli_config *out);
+/* What a reader of a GGUF takes for granted: query_scalar; what yarn multiplies cos and sin by, which attn_factor
+ * multiplies once more (with latent attention and a log multiplier: nothing); and whether the windows are where the
+ * family has them. */
+double usli_gguf_query_scalar(const usli_config *config);
+double usli_gguf_yarn_attention(const usli_config *config);
+bool usli_gguf_has_windows(const usli_config *config);
+/* The two tensors of longrope. */
+extern const char *const usli_gguf_divisors[2];
 /* Replaces the rope scaling by that of a JSON object ({"rope_type": ..., "factor": ...}). */
 usl_status usli_config_set_rope(usl_ctx *ctx, const char *name, const json_t *scaling, usli_config *config);
 void usli_config_free(usli_config *config);
@@ -127,10 +145,18 @@ static inline bool usli_layer_sparse(const usli_config *c, int64_t layer) {
     return c->experts > 0 && (c->sparse[layer / 8] >> (layer % 8) & 1);
 }
 
-/* Fills inv_freq (dim / 2) and returns the factor on cos and sin in *attention. As transformers'
- * ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight, used instead
- * of the scaling. */
-void usli_rope_frequencies(const usli_rope_config *rope, int64_t dim, const float *divisors, double *inv_freq,
-                           double *attention);
+const char *usli_rope_name(usli_rope_kind kind); /* "longrope" */
+/* Frequencies depend on how many tokens a row has, beyond the original context. */
+static inline bool usli_rope_by_length(const usli_rope_config *rope) {
+    return rope->kind == USLI_ROPE_DYNAMIC || rope->kind == USLI_ROPE_LONG;
+}
+
+/* What yarn multiplies cos and sin by, unless it is told. */
+double usli_yarn_attention(double factor);
+/* Fills inv_freq (dim / 2) for rows of so many tokens and returns the factor on cos and sin in *attention. As
+ * transformers' ROPE_INIT_FUNCTIONS. divisors: NULL, or (dim / 2) frequency divisors of a GGUF's rope_freqs.weight,
+ * used instead of the scaling. */
+void usli_rope_frequencies(const usli_rope_config *rope, int64_t dim, const float *divisors, int64_t tokens,
+                           double *inv_freq, double *attention);
 
 #endif

@@ -4,7 +4,7 @@
 
 /* Columns of the dense part; 0: the layer has none. */
 static int64_t dense_width(const usl_model *m, int64_t layer) {
-    return usli_model_weight(m, USLI_GATE, layer)->m.rows;
+    return usli_model_weight(m, USLI_DOWN, layer)->m.cols;
 }
 
 static usli_glu_args glu_args(const usli_pass_state *s, int64_t layer, const usli_block_saved *saved) {

@@ -13,45 +13,6 @@
 
 enum { MAX_CONTEXT = 1 << 30 }; /* positions are 32-bit, and a table has a row for each */
 
-static usl_status make_rope_table(usl_model *m, const usli_rope_config *rope, const float *divisors,
-                                  usli_rope_table *out) {
-    usl_ctx *ctx = m->ctx;
-    int64_t half = m->config.rot_dim / 2;
-    size_t bytes = (size_t)m->context * (size_t)half * sizeof(float);
-    usl_status st = USL_OK;
-    USLI_TRY(usli_device_alloc(&m->exec, bytes, &out->cos));
-    USLI_TRY(usli_device_alloc(&m->exec, bytes, &out->sin));
-    if (m->plan_only) return USL_OK;
-    double *inv = usli_malloc(ctx, (size_t)half * sizeof *inv), attention;
-    float *sines = usli_malloc(ctx, bytes), *cosines = usli_malloc(ctx, bytes);
-    if (!inv || !sines || !cosines) {
-        st = usli_nomem(ctx, bytes);
-        goto done;
-    }
-    usli_rope_frequencies(rope, m->config.rot_dim, divisors, inv, &attention);
-    for (int64_t p = 0; p < m->context; p++) {
-        for (int64_t i = 0; i < half; i++) {
-            /* The angle is rounded to float32 where transformers rounds it. */
-            double angle = (double)((float)p * (float)inv[i]);
-            cosines[p * half + i] = (float)(cos(angle) * attention);
-            sines[p * half + i] = (float)(sin(angle) * attention);
-        }
-    }
-    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, out->cos, cosines, bytes));
-    USLI_TRYGO(m->exec.backend->copy_in(&m->exec, out->sin, sines, bytes));
-    st = m->exec.backend->sync(&m->exec); /* the host's tables go now */
-done:
-    usli_free(ctx, inv);
-    usli_free(ctx, sines);
-    usli_free(ctx, cosines);
-    return st;
-}
-
-static usl_status make_rope(usl_model *m) {
-    USLI_TRY(make_rope_table(m, &m->config.rope, m->rope_divisors, &m->rope));
-    return m->config.arch->local_rope ? make_rope_table(m, &m->config.local_rope, NULL, &m->local_rope) : USL_OK;
-}
-
 /* On a CPU a checkpoint of float32, and full fine-tuning, stay in float32. */
 static usl_dtype default_dtype(const usl_model *m) {
     bool exact = m->exec.backend->host && (m->full || m->config.dtype == USL_F32);
@@ -105,7 +66,7 @@ static usl_status finish(usl_model *m, const usl_model_opts *opts) {
     m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(m) : opts->dtype;
     m->res_dtype = m->dtype == USL_F16 && c->arch->wide_stream ? USL_F32 : m->dtype;
     m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 2048 ? c->context : 2048;
-    return make_rope(m);
+    return usli_model_make_angles(m);
 }
 
 /* What was changed at loading must stand in what is exported: the old spelling, which old and new transformers read. */
@@ -113,12 +74,15 @@ static usl_status record_rope(usl_ctx *ctx, usli_config *c, json_t *scaling) {
     json_object_del(c->source, "rope_parameters");
     int bad = json_object_set_new(c->source, "rope_theta", json_real(c->rope.theta));
     bad |= json_object_set(c->source, "rope_scaling", scaling);
+    if (c->rot_dim != c->head_dim && !c->arch->latent)
+        bad |= json_object_set_new(c->source, "partial_rotary_factor",
+                                   json_real((double)c->rot_dim / (double)c->head_dim));
     return bad ? usli_nomem(ctx, 0) : USL_OK;
 }
 
-/* A length beyond the config's stretches rope linearly, as Unsloth does. */
+/* A length beyond the config's stretches rope linearly, as Unsloth does, unless rope_scaling says what to do. */
 static usl_status stretch(usl_ctx *ctx, usli_config *c, const usl_model_opts *opts) {
-    if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT) return USL_OK;
+    if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT || opts->rope_scaling) return USL_OK;
     c->rope.kind = USLI_ROPE_LINEAR;
     c->rope.factor = (double)opts->max_seq_length / (double)c->context;
     json_t *scaling = json_pack("{s:s,s:f}", "rope_type", "linear", "factor", c->rope.factor);
@@ -249,7 +213,7 @@ usl_status usli_model_share(usl_ctx *ctx, usl_model *base, usl_model **out) {
     atomic_fetch_add(&base->sharers, 1);
     USLI_TRYGO(copy_facts(m, base));
     USLI_TRYGO(copy_table(m, base));
-    USLI_TRYGO(make_rope(m));
+    USLI_TRYGO(usli_model_make_angles(m));
 done:
     if (st != USL_OK)
         usli_model_release(m);
@@ -286,10 +250,7 @@ void usli_model_release(usl_model *m) {
     usli_free(ctx, m->weights);
     if (m->exec.backend) {
         usli_model_unplace(m);
-        usli_device_free(&m->exec, m->rope.cos);
-        usli_device_free(&m->exec, m->rope.sin);
-        usli_device_free(&m->exec, m->local_rope.cos);
-        usli_device_free(&m->exec, m->local_rope.sin);
+        usli_model_drop_angles(m);
     }
     usli_free(ctx, m->rope_divisors);
     usli_free(ctx, m->path);

@@ -17,7 +17,9 @@ typedef enum usli_slot {
     USLI_O,
     USLI_GATE,
     USLI_UP,
-    USLI_DOWN, /* linear: adapters attach to these */
+    USLI_DOWN,
+    USLI_QKV, /* instead of q, k, v and of gate, up where a family fuses them */
+    USLI_GATE_UP,
     USLI_Q_A,
     USLI_KV_A,
     USLI_Q_B,
@@ -25,7 +27,7 @@ typedef enum usli_slot {
     USLI_SHARED_GATE,
     USLI_EXPERTS_IN, /* a stack: gate, then up of each expert */
     USLI_EXPERTS_OUT,
-    USLI_ROUTER,
+    USLI_ROUTER, /* linear: adapters attach to all so far */
     USLI_LINEARS,
     USLI_ATTN_NORM = USLI_LINEARS,
     USLI_POST_ATTN_NORM,
@@ -136,9 +138,11 @@ typedef struct usli_ring {
     int64_t holds[2]; /* numbers; -1: none */
 } usli_ring;
 
-/* Cosines and sines of the angles: (context, rot_dim / 2) each, on the device. */
+/* Cosines and sines of the angles: (rows, rot_dim / 2) each, on the device. Row p is position p; see angles.c for those
+ * behind the positions. */
 typedef struct usli_rope_table {
     float *cos, *sin;
+    int64_t rows;
 } usli_rope_table;
 
 struct usl_model {
@@ -203,11 +207,16 @@ static inline const usli_rope_table *usli_model_rope(const usl_model *m, int64_t
 /* "model.layers.0.self_attn.q_proj": where PEFT puts the adapter of a module. */
 void usli_adapter_place(const usl_model *m, const usli_adapter *a, usli_slot slot, int64_t layer, char *buf,
                         size_t size);
-/* Of the tables of cosines and sines. */
-static inline uint64_t usli_model_rope_bytes(const usl_model *m) {
-    uint64_t table = (uint64_t)m->context * (uint64_t)m->config.rot_dim * sizeof(float);
-    return m->config.arch->local_rope ? 2 * table : table;
-}
+/* angles.c: the tables of cosines and sines; their bytes with batches of so many tokens. */
+usl_status usli_model_make_angles(usl_model *m);
+void usli_model_drop_angles(usl_model *m);
+uint64_t usli_model_rope_bytes(const usl_model *m, int64_t tokens);
+/* Which row of the tables each token of a batch reads: its position, unless frequencies depend on how many tokens its
+ * row has. All arrays are the host's: cu (rows + 1), position and angle (cu[rows]); lens (rows): a row's tokens with
+ * those in a cache, NULL: there are none. It may change the tables, so the batch runs before the next is asked about.
+ */
+usl_status usli_model_angles(usl_model *m, int64_t rows, const int32_t *cu, const int32_t *lens,
+                             const int32_t *position, int32_t *angle);
 /* place.c: gives every weight its place on the device; releases it. */
 usl_status usli_model_place(usl_model *m);
 void usli_model_unplace(usl_model *m);

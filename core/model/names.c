@@ -11,6 +11,8 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
     [USLI_GATE] = { "mlp.gate_proj.weight", "ffn_gate.weight", "gate_proj" },
     [USLI_UP] = { "mlp.up_proj.weight", "ffn_up.weight", "up_proj" },
     [USLI_DOWN] = { "mlp.down_proj.weight", "ffn_down.weight", "down_proj" },
+    [USLI_QKV] = { "self_attn.qkv_proj.weight", "attn_qkv.weight", "qkv_proj" },
+    [USLI_GATE_UP] = { "mlp.gate_up_proj.weight", "ffn_up.weight", "gate_up_proj" },
     [USLI_Q_A] = { "self_attn.q_a_proj.weight", "attn_q_a.weight", "q_a_proj" },
     [USLI_KV_A] = { "self_attn.kv_a_proj_with_mqa.weight", "attn_kv_a_mqa.weight", "kv_a_proj_with_mqa" },
     [USLI_Q_B] = { "self_attn.q_b_proj.weight", "attn_q_b.weight", "q_b_proj" },
@@ -42,7 +44,7 @@ const usli_slot_info usli_slots[USLI_SLOTS] = {
 
 bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_t *rows, int64_t *cols) {
     const usli_mixture *mix = c->arch->mixture;
-    bool sparse = usli_layer_sparse(c, layer), latent = c->arch->latent;
+    bool sparse = usli_layer_sparse(c, layer), latent = c->arch->latent, fused = c->arch->fused;
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, d = c->hidden, o = c->heads * c->v_dim;
     /* Where a layer is a mixture, its dense MLP is the expert that sees every token. */
     int64_t f = sparse ? c->shared_inter : c->inter, e = c->experts, narrow = c->head_dim - c->rot_dim;
@@ -50,13 +52,15 @@ bool usli_slot_shape(const usli_config *c, usli_slot slot, int64_t layer, int64_
         int64_t rows, cols;
         bool present;
     } shape[USLI_SLOTS] = {
-        [USLI_Q] = { q, d, !c->q_lora },
-        [USLI_K] = { kv, d, !latent },
-        [USLI_V] = { kv, d, !latent },
+        [USLI_Q] = { q, d, !c->q_lora && !fused },
+        [USLI_K] = { kv, d, !latent && !fused },
+        [USLI_V] = { kv, d, !latent && !fused },
         [USLI_O] = { d, o, true },
-        [USLI_GATE] = { f, d, f > 0 },
-        [USLI_UP] = { f, d, f > 0 },
+        [USLI_GATE] = { f, d, f > 0 && !fused },
+        [USLI_UP] = { f, d, f > 0 && !fused },
         [USLI_DOWN] = { d, f, f > 0 },
+        [USLI_QKV] = { q + 2 * kv, d, fused },
+        [USLI_GATE_UP] = { 2 * f, d, fused && f > 0 },
         [USLI_Q_A] = { c->q_lora, d, c->q_lora > 0 },
         [USLI_KV_A] = { c->kv_lora + c->rot_dim, d, latent },
         [USLI_Q_B] = { q, c->q_lora, c->q_lora > 0 },

@@ -183,8 +183,8 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     return USL_OK;
 }
 
-usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
-                           void **hidden) {
+static usl_status infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
+                        const usli_probe *probe, void **hidden) {
     usli_pass_state s = { .model = m, .batch = batch, .exec = x };
     int64_t t = batch->tokens;
     void *stream;
@@ -198,7 +198,9 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved b = { .n1 = stream, .n2 = stream };
         USLI_TRY(usli_stream_layer(x, m, l, 1));
+        if (probe && probe->stream_fn) USLI_TRY(probe->stream_fn(probe->ud, x, l, stream, l ? s.x : NULL));
         USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, &b));
+        if (probe && probe->qkv_fn) USLI_TRY(probe->qkv_fn(probe->ud, x, l, b.qkv));
         x->arena->high = inner;
     }
     usli_rmsnorm_args norm = final_norm(m, t);
@@ -209,6 +211,24 @@ usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *b
     USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_FORWARD));
     x->arena->high = mark;
     return USL_OK;
+}
+
+usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
+                           void **hidden) {
+    return infer(x, m, batch, cache, NULL, hidden);
+}
+
+usl_status usli_pass_probe(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_probe *probe,
+                           void **hidden) {
+    return infer(x, m, batch, NULL, probe, hidden);
+}
+
+usl_status usli_pass_final_norm(usli_exec *x, const usl_model *m, int64_t rows, const float *stream, void *normed) {
+    usli_rmsnorm_args norm = final_norm(m, rows);
+    norm.res_dtype = norm.n_dtype = USL_F32;
+    norm.res = stream;
+    norm.y = normed;
+    return usli_op_rmsnorm(x, &norm, USLI_FORWARD);
 }
 
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits) {

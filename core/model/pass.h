@@ -21,6 +21,7 @@ typedef struct usli_batch {
     int64_t tokens;
     int rows;
     const int32_t *ids, *position; /* (tokens) */
+    const int32_t *angle;          /* (tokens) rows of the rope tables, see usli_model_angles */
     const int32_t *cu;             /* (rows + 1) */
     int64_t longest;
     /* dropout's keys; may be NULL without dropout */
@@ -102,6 +103,19 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden);
 /* The same forward without keeping, against a cache (or none: cache NULL). */
 usl_status usli_pass_infer(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_cache *cache,
                            void **hidden);
+/* The same without a cache, and a look at what happens on the way. A dry run calls the functions too; NULL is fine. */
+typedef struct usli_probe {
+    /* After a layer: queries, keys and values of all tokens as attention read them, turned. */
+    usl_status (*qkv_fn)(void *ud, usli_exec *x, int64_t layer, const void *qkv);
+    /* Before a layer: the sum of both is the stream; branch is NULL before layer 0. */
+    usl_status (*stream_fn)(void *ud, usli_exec *x, int64_t layer, const void *stream, const void *branch);
+    void *ud;
+} usli_probe;
+usl_status usli_pass_probe(usli_exec *x, const usl_model *m, const usli_batch *batch, const usli_probe *probe,
+                           void **hidden);
+/* What stands at the end of a pass, for any stream: normed = norm(stream), (rows, hidden) of model->dtype. stream is
+ * float32. */
+usl_status usli_pass_final_norm(usli_exec *x, const usl_model *m, int64_t rows, const float *stream, void *normed);
 /* logits = hidden W^T for `rows` rows, float32 (rows, vocab). */
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits);
 

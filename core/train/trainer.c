@@ -103,8 +103,9 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
     return USL_OK;
 }
 
-/* ids, positions, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's number. */
-enum { TOKEN_ARRAYS = 5 };
+/* ids, positions, angles, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's
+ * number. */
+enum { TOKEN_ARRAYS = 6 };
 
 static size_t numbers_count(const usli_capacity *c) {
     return TOKEN_ARRAYS * (size_t)c->tokens + 2 * ((size_t)c->rows + 1) + 1;
@@ -187,14 +188,58 @@ static usl_status find_limit(usl_trainer *t) {
 static usl_status make_plan(usl_trainer *t) {
     uint64_t weights, grads, states;
     usli_optimizer_bytes(t->model, eight_bit(t), &weights, &grads, &states);
-    t->fixed_bytes = usli_model_rope_bytes(t->model) + (t->model->full ? 0 : weights) + grads + states;
-    USLI_TRY(find_limit(t));
     int64_t tokens = 0, longest = 0, window = t->opts.batch * t->opts.accumulation;
     USLI_TRY(window_bounds(t, window, &tokens, &longest));
+    t->fixed_bytes = usli_model_rope_bytes(t->model, tokens) + (t->model->full ? 0 : weights) + grads + states;
+    USLI_TRY(find_limit(t));
     int64_t rows = window < usli_rows_count(t->rows) ? window : usli_rows_count(t->rows), other;
     t->least_tokens = longest;
     if (t->opts.router_aux_loss_coef > 0) USLI_TRY(window_bounds(t, t->opts.batch, &t->least_tokens, &other));
     return usli_plan_make(t, tokens, rows, longest);
+}
+
+/* A failure leaves the trainer as it was: the old rows' plan is taken up again. */
+usl_status usli_trainer_set_rows(usl_trainer *t, usli_rows *rows) {
+    usl_trainer old = *t;
+    USLI_TRY(check_rows(t, rows, "the training set"));
+    int64_t window = t->opts.batch * t->opts.accumulation, n = usli_rows_count(rows);
+    if (t->eval && usli_rows_count(t->eval) > n) n = usli_rows_count(t->eval);
+    size_t most = (size_t)(window < n ? window : n);
+    int64_t *pick = usli_malloc(t->ctx, most * sizeof *pick);
+    if (!pick) return usli_nomem(t->ctx, most * sizeof *pick);
+    release_capacity(t);
+    t->rows = rows;
+    usl_status st = make_plan(t);
+    usli_capacity c = t->capacity;
+    if (st == USL_OK && !t->model->plan_only) st = usli_trainer_set_capacity(t, &c, (size_t)t->arena_bytes);
+    if (st != USL_OK) {
+        usli_free(t->ctx, pick);
+        t->rows = old.rows;
+        t->limit = old.limit;
+        t->beside = old.beside;
+        t->arena_bytes = old.arena_bytes;
+        /* The first failure is the one to tell; without memory the next update says so. */
+        if (!t->model->plan_only) (void)usli_trainer_set_capacity(t, &old.capacity, (size_t)old.arena_bytes);
+        t->capacity = old.capacity;
+        return st;
+    }
+    usli_free(t->ctx, t->pick);
+    t->pick = pick;
+    usli_rows_retain(rows);
+    usli_rows_release(old.rows);
+    usli_cursor_init(&t->cursor, usli_rows_count(rows), (uint32_t)t->opts.seed, t->opts.shuffle);
+    t->updates_per_epoch = usli_updates_per_epoch(usli_rows_count(rows), t->opts.batch, t->opts.accumulation);
+    return USL_OK;
+}
+
+usl_status usli_trainer_skip(usl_trainer *t, int64_t updates) {
+    int64_t count;
+    if (updates < 0 || updates > t->total - t->step)
+        return usli_fail(t->ctx, USL_ERR_INVALID, "%lld updates cannot be passed over: %lld are to come",
+                         (long long)updates, (long long)(t->total - t->step));
+    for (; updates > 0; updates--, t->step++)
+        USLI_TRY(usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count));
+    return USL_OK;
 }
 
 static usl_status init(usl_trainer *t) {
@@ -281,12 +326,14 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
     const usli_capacity *c = &t->capacity;
     const usli_twin *twin = &t->numbers_twin;
     size_t n = (size_t)c->tokens, used = (size_t)w->tokens * sizeof(int32_t);
-    int32_t *ids = t->numbers, *position = ids + n, *row_of_token = position + n, *index = row_of_token + n;
-    int32_t *target = index + n, *cu = target + n, *micro = cu + c->rows + 1, *update = micro + c->rows + 1;
+    int32_t *ids = t->numbers, *position = ids + n, *angle = position + n, *row_of_token = angle + n;
+    int32_t *index = row_of_token + n, *target = index + n, *cu = target + n, *micro = cu + c->rows + 1;
+    int32_t *update = micro + c->rows + 1;
     memcpy(ids, w->ids, used);
     memcpy(position, w->positions, used);
     memcpy(cu, w->cu, ((size_t)w->rows + 1) * sizeof *cu);
     *update = (int32_t)t->step;
+    USLI_TRY(usli_model_angles(t->model, w->rows, w->cu, NULL, position, angle));
     int64_t count = 0;
     int micros = 0;
     for (int64_t r = 0; r < w->rows; r++)
@@ -310,6 +357,7 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
                        .rows = (int)w->rows,
                        .ids = usli_twin_at(twin, ids),
                        .position = usli_twin_at(twin, position),
+                       .angle = usli_twin_at(twin, angle),
                        .cu = usli_twin_at(twin, cu),
                        .longest = w->longest,
                        .row_of_token = usli_twin_at(twin, row_of_token),

@@ -60,6 +60,8 @@ usl_status usli_trainer_new(usl_model *model, usli_rows *rows, usli_rows *eval, 
                             usl_trainer **out);
 void usli_trainer_free(usl_trainer *t);
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out);
+usl_status usli_trainer_set_rows(usl_trainer *t, usli_rows *rows);
+usl_status usli_trainer_skip(usl_trainer *t, int64_t updates);
 usl_status usli_trainer_gradients(usl_trainer *t, int64_t first, int64_t count, usl_step_stats *out);
 usl_status usli_trainer_evaluate(usl_trainer *t, usl_step_stats *out);
 

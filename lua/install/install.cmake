@@ -25,7 +25,7 @@ install(TARGETS unsloth-lua-lib EXPORT unslothLuaTargets INCLUDES DESTINATION ${
 install(TARGETS unsloth_static EXPORT unslothStaticTargets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS unsloth_module LIBRARY DESTINATION ${USL_CMOD})
 install(FILES core/unsloth.h lua/unsloth_lua.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(DIRECTORY lua/unsloth DESTINATION ${USL_MODULES})
+install(DIRECTORY lua/unsloth lua/meta DESTINATION ${USL_MODULES}) # lua/meta: what help() says of functions in C
 # The recipes, with what they use when no model is named, as they lie in the source.
 install(DIRECTORY recipes DESTINATION ${USL_MODULES})
 install(DIRECTORY examples/tiny-llama DESTINATION ${USL_MODULES}/examples)

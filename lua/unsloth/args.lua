@@ -8,8 +8,27 @@
 --- not fit is refused here, before any work.
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
+local progress = require "unsloth.progress"
 
 local M = {}
+
+-- What every recipe takes, and a verb with `progress = true`: how much is said.
+local SAYING = {
+  { "quiet", nil, "say nothing about progress" },
+  { "json", nil, "progress as JSON lines, for programs; what is printed comes as { \"event\": \"text\" }" },
+}
+
+local function with_saying(spec)
+  if not (spec.progress or spec.name:find "%.lua$") then return spec end
+  local own, options = {}, {}
+  for i, option in ipairs(spec.options) do
+    own[option[1]], options[i] = true, option
+  end
+  for _, option in ipairs(SAYING) do
+    if not own[option[1]] then options[#options + 1] = option end
+  end
+  return setmetatable({ options = options, says = not own.json and not own.quiet }, { __index = spec })
+end
 
 --- The words that --dtype takes.
 M.dtypes = { "float32", "bfloat16", "float16" }
@@ -71,6 +90,7 @@ end
 
 --- Reads the words; --help prints and exits 0.
 function M.parse(words, spec)
+  spec = with_saying(spec)
   local out, i = {}, 1
   for _, option in ipairs(spec.options) do out[key(option[1])] = option[4] end
   while i <= #words do
@@ -95,6 +115,10 @@ function M.parse(words, spec)
       end
     end
     i = i + 1
+  end
+  if spec.says then
+    if out.json and out.quiet then errors.invalid("%s: give --json or --quiet, not both", spec.name) end
+    progress.set_mode(out.json and "json" or out.quiet and "quiet" or nil)
   end
   if #out > 0 and not spec.words then errors.invalid('%s does not know what to do with "%s"; --help shows the options', spec.name, out[1]) end
   return out

@@ -2,6 +2,7 @@
 --- construction here (`note`), or refused with the remedy.
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
+local reporters = require "unsloth.reporters"
 
 local M = {}
 
@@ -55,10 +56,11 @@ local SPEC = {
   logging_strategy = { "string", default = "steps", only = { no = true, steps = true, epoch = true } },
   logging_steps = { "integer", default = 1, check = at_least(1) },
   logging_first_step = { "boolean", default = false },
-  logging_dir = { "string", note = "metrics are in trainer.log_history" },
+  logging_dir = { "string" }, -- TensorBoard's files; output_dir/runs
   logging_nan_inf_filter = { "boolean", note = "an update that is not finite is skipped and said" },
   report_to = { "string|table", default = "none" },
-  run_name = { "string", note = "nothing is reported elsewhere" },
+  run_name = { "string" }, -- the report's title
+  report = { "boolean", default = true }, -- report.html and loss.svg in output_dir
   disable_tqdm = { "boolean", default = false },
   log_level = { "string", note = "what matters is always said" },
   include_tokens_per_second = { "boolean", note = "tokens per second are always shown" },
@@ -221,14 +223,18 @@ local Arguments = { __name = "unsloth.TrainingArguments" }
 local function check_report(report)
   local names = type(report) == "table" and report or { report }
   for _, name in ipairs(names) do
-    if name ~= "none" then
-      errors.unsupported('report_to "%s" is not built in: use "none" and write the numbers in callbacks = { on_log = function(trainer, log) ... end }',
-        name)
+    if not reporters.names[name] then
+      errors.unsupported('report_to "%s" is not built in: use "tensorboard", "jsonl" or "none", or write the numbers in '
+        .. "callbacks = { on_log = function(trainer, log) ... end }", tostring(name))
     end
   end
 end
 
---- Checks the options and returns a table of all of them.
+--- The arguments of training, checked: transformers' and TRL's names with Unsloth's defaults. Returns a table of all of them.
+---
+---     local args = unsloth.TrainingArguments { max_steps = 60, learning_rate = 2e-4, output_dir = "outputs" }
+---@param opts unsloth.TrainingArguments|nil
+---@return table
 function M.new(opts)
   if getmetatable(opts) == Arguments then return opts end
   local o = options.check("TrainingArguments", opts, SPEC)

@@ -2,8 +2,10 @@
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
+local progress = require "unsloth.progress"
 
 local M = {}
+---@class unsloth.Dataset
 local Dataset = core.Dataset
 
 local LOAD = {
@@ -49,7 +51,8 @@ end
 ---
 ---     local ds = unsloth.load_dataset("json", { data_files = "alpaca.json", split = "train" })
 ---@param kind string "json" (an array or JSON lines), "text", "csv"; or the path of a file
----@param opts table|nil data_files, split
+---@param opts unsloth.LoadDatasetOptions|nil
+---@return unsloth.Dataset
 function M.load_dataset(kind, opts)
   if type(kind) ~= "string" then errors.invalid('load_dataset wants "json", "text" or "csv", or a file\'s path') end
   local o = options.check("load_dataset", opts, LOAD)
@@ -65,6 +68,8 @@ function M.load_dataset(kind, opts)
 end
 
 --- A data set from an array of rows.
+---
+---     local ds = unsloth.dataset_from_list { { text = "a row" } }
 function M.from_list(rows)
   local ds = core.dataset_new()
   for _, row in ipairs(rows) do ds:append(row) end
@@ -72,6 +77,8 @@ function M.from_list(rows)
 end
 
 --- Iterates over the rows in order: `for row in ds:rows() do`.
+---
+---     for row in ds:rows() do print(row.instruction) end
 function Dataset:rows()
   local i, n = 0, #self
   return function()
@@ -81,6 +88,8 @@ function Dataset:rows()
 end
 
 --- The keys of the first row, in file order.
+---
+---     print(table.concat(ds:column_names(), ", "))
 function Dataset:column_names()
   local names = {}
   for name in pairs(self[1] or {}) do names[#names + 1] = name end
@@ -104,10 +113,15 @@ end
 
 --- A new data set whose rows are the old ones updated with what fn(row, i) returns, as in Hugging Face datasets: a column that the
 --- returned table names is replaced or added, the others stay. false in it removes a column. nil keeps the row.
+---
+---     local texts = ds:map(function(row) return { text = row.instruction .. tokenizer.eos_token } end)
+---@param fn fun(row: table, position: integer): table|nil
+---@param opts unsloth.MapOptions|nil
+---@return unsloth.Dataset
 function Dataset:map(fn, opts)
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
-  for i = 1, #self do
+  for i in progress.count("mapping rows", #self) do
     local row = self[i]
     local result = core.call(fn, row, i)
     if result ~= nil and type(result) ~= "table" then
@@ -121,6 +135,8 @@ function Dataset:map(fn, opts)
 end
 
 --- The rows for which fn(row, i) is true.
+---
+---     print(#ds:filter(function(row) return #row.output < 60 end))
 function Dataset:filter(fn, opts)
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
@@ -131,11 +147,15 @@ function Dataset:filter(fn, opts)
 end
 
 --- The rows in another order: shuffle { seed = 3407 }.
+---
+---     ds = ds:shuffle { seed = 1 }
 function Dataset:shuffle(opts)
   return self:permute(options.check("shuffle", opts, { seed = { "integer", default = 3407, check = options.at_least(0) } }).seed)
 end
 
 --- The rows with these numbers, counted from 1.
+---
+---     print(#ds:select { 1, 2, 3 })
 function Dataset:select(index)
   return self:pick(index)
 end
@@ -147,6 +167,8 @@ local SPLIT = {
 }
 
 --- Returns { train = , test = }. test_size below 1 is a share, else a number of rows.
+---
+---     local parts = ds:train_test_split { test_size = 0.1 }
 function Dataset:train_test_split(opts)
   if type(opts) == "number" then opts = { test_size = opts } end
   local o = options.check("train_test_split", opts, SPLIT)
@@ -164,6 +186,8 @@ function Dataset:train_test_split(opts)
 end
 
 --- Rows of alpaca, ShareGPT, OpenAI messages, DPO or KTO shape -> `messages`.
+---
+---     ds = unsloth.standardize_data_formats(ds)
 function M.standardize_data_formats(ds)
   return ds:standardize()
 end

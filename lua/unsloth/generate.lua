@@ -4,6 +4,7 @@ local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 
 local SPEC = {
@@ -42,6 +43,8 @@ end
 
 --- New ids only, as an array. ids must hold BOS if it is wanted. Stops after an end-of-text id or max_new_tokens. Any id of the
 --- model may be drawn, unless the option tokenizer is given: then only those that it knows.
+---
+---     print(#model:generate_ids(tokenizer:encode("Once"), { max_new_tokens = 8 }))
 function Model:generate_ids(ids, opts)
   local o = options.check("generate_ids", opts, SPEC)
   if o.stop then errors.invalid "generate_ids knows no text: stop strings are for generate" end
@@ -91,6 +94,9 @@ end
 --- Iterates over pieces of the answer as they come; leaving the loop early frees everything.
 ---
 ---     for piece in model:stream("Once upon a time", { max_new_tokens = 32 }) do io.write(piece) end
+---@param prompt string|table a text, messages, or token ids
+---@param opts unsloth.GenerateOptions|nil
+---@return fun(): string|nil
 function Model:stream(prompt, opts)
   local o = options.check("generate", opts, SPEC)
   local tokenizer = o.tokenizer or self.tokenizer
@@ -125,6 +131,9 @@ end
 --- temperature or do_sample says otherwise.
 ---
 ---     print(model:generate("### Instruction:\nName a colour.\n\n### Response:\n", { max_new_tokens = 16 }))
+---@param prompt string|table a text, messages, or token ids
+---@param opts unsloth.GenerateOptions|nil
+---@return string
 function Model:generate(prompt, opts)
   local pieces = {}
   for piece in self:stream(prompt, opts) do pieces[#pieces + 1] = piece end

@@ -5,6 +5,7 @@ local options = require "unsloth.options"
 require "unsloth.generate"
 
 local M = {}
+---@class unsloth.Model
 local Model = core.Model
 local json = core.json
 
@@ -90,7 +91,10 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
----@return userdata model, userdata|nil tokenizer
+---@param opts unsloth.LoadOptions|string options, or a path
+---@param more unsloth.LoadOptions|nil behind a path
+---@return unsloth.Model model
+---@return unsloth.Tokenizer|nil tokenizer
 function FastLanguageModel.from_pretrained(opts, more)
   if type(opts) == "string" then
     local name = opts
@@ -201,25 +205,41 @@ local function layer_list(o, layers)
 end
 
 --- Adds a LoRA adapter. Returns the same model.
+---
+---     model = FastLanguageModel.get_peft_model(model, { r = 16, lora_alpha = 16 })
+---@param model unsloth.Model
+---@param opts unsloth.PeftOptions|nil
+---@return unsloth.Model
 function FastLanguageModel.get_peft_model(model, opts)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
+  -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
+  if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
   model:add_lora {
     name = o.adapter_name, rank = o.r, alpha = o.lora_alpha, dropout = o.lora_dropout, use_rslora = o.use_rslora,
     target_modules = type(o.target_modules) == "table" and table.concat(o.target_modules, ",") or o.target_modules,
     layers = layer_list(o, model:info().layers), init = INIT[o.init_lora_weights], seed = o.random_state,
   }
+  model.adapter_options = o -- for the report
   if opts and opts.use_gradient_checkpointing ~= nil then model.recompute = RECOMPUTE[o.use_gradient_checkpointing] end
   return model
 end
 
---- Nothing to do here: a model answers and is trained as it is. They return the model.
+--- Nothing to do here: a model answers as it is. Returns the model.
+---
+---     FastLanguageModel.for_inference(model)
 function FastLanguageModel.for_inference(model) return model end
+
+--- Nothing to do here: a model is trained as it is. Returns the model.
+---
+---     FastLanguageModel.for_training(model)
 function FastLanguageModel.for_training(model) return model end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
+---
+---     model:release_trainer()
 function Model:release_trainer()
   if self.trainer and self.trainer:is_over() then self.trainer:close() end
 end
@@ -233,6 +253,12 @@ function M.check_adapter(dir)
 end
 
 local load_adapter = Model.load_adapter
+
+--- Reads a PEFT folder as an adapter and makes it active.
+---
+---     model:load_adapter("outputs/adapter", "mine")
+---@param dir string
+---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
   M.check_adapter(dir)
   self:release_trainer()
@@ -240,6 +266,8 @@ function Model:load_adapter(dir, ...)
 end
 
 --- Makes an adapter active by name.
+---
+---     model:set_adapter "mine"
 function Model:set_adapter(name)
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
   self:release_trainer()
@@ -247,6 +275,8 @@ function Model:set_adapter(name)
 end
 
 --- Leaves the base alone; returns the name that was active, for set_adapter.
+---
+---     local name = model:disable_adapter()
 function Model:disable_adapter()
   local name = self:active_adapter()
   self:release_trainer()
@@ -254,6 +284,9 @@ function Model:disable_adapter()
   return name
 end
 
+--- Prints how many parameters are trained, in PEFT's words.
+---
+---     model:print_trainable_parameters()
 function Model:print_trainable_parameters()
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,

@@ -45,25 +45,10 @@ local function with_shared(spec)
   return spec
 end
 
--- The options of an export in C; the base's handle when one was opened here.
-local function export_options(o)
-  local bar = progress.bar()
-  local base, opened = o.base, nil
-  if type(base) == "string" then
-    opened = core.model_open(base, { device = "cpu" })
-    base = opened
-  end
-  return { verify = o.verify, base = base, progress = bar.tell }, bar, opened
-end
-
--- Runs an export, its bar on the terminal, and takes both away whatever happens.
+-- Runs an export with its options in C; the base's handle, when one was opened here, is closed whatever happens.
 local function run(o, body)
-  local opts, bar, opened = export_options(o)
-  local ok, result = pcall(body, opts)
-  bar.close()
-  if opened then opened:close() end
-  if not ok then error(result, 0) end
-  return result
+  local opened <close> = type(o.base) == "string" and core.model_open(o.base, { device = "cpu" }) or nil
+  return body { verify = o.verify, base = opened or o.base }
 end
 
 -- A line about what was written: its size, and what the look at it found.
@@ -113,6 +98,8 @@ local function write_card(dir)
 end
 
 --- The adapter as a PEFT folder with a model card when there is one, else the weights as a Hugging Face folder.
+---
+---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
   options.check("save_pretrained", opts, { safe_serialization = { "boolean", default = true, refuse = "only safetensors are written" } })
   dir = plain(dir)
@@ -140,6 +127,8 @@ end
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
 --- "merged_4bit" (bitsandbytes' NF4), or "lora" for the adapter alone. Prints and returns what the check found.
+---
+---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
@@ -155,7 +144,7 @@ function Model:save_pretrained_merged(dir, tokenizer, opts)
     errors.unsupported('save_method "%s" is not built in: use "merged_16bit", "merged_4bit", "merged_32bit" or "lora"', o.save_method)
   end
   local report = run(o, function(how) return core.export_merged(self, tokenizer, dir, dtype, how) end)
-  print(describe(dir, report, o.base))
+  progress.say("%s", describe(dir, report, o.base))
   return report
 end
 
@@ -183,15 +172,17 @@ local function methods_of(wanted)
   return methods
 end
 
-local function calibrate(model, tokenizer, path, how)
+local function calibrate(model, tokenizer, path)
   if not path then return nil end
   if path == true then errors.unsupported "imatrix_file = true would download a file: give the path of a calibration text" end
   if not tokenizer then errors.invalid "an importance matrix is measured on a text, which wants a tokenizer" end
-  return core.imatrix(model, tokenizer, read_text(path), { progress = how.progress })
+  return core.imatrix(model, tokenizer, read_text(path))
 end
 
 --- One .gguf in dir for each method, made in one pass over the weights, and a Modelfile for Ollama where the tokenizer has a chat template
 --- that one can say. Prints what the checks found; returns the paths and that.
+---
+---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)
@@ -207,10 +198,10 @@ function Model:save_pretrained_gguf(dir, tokenizer, opts)
   for i, method in ipairs(methods) do paths[i] = ("%s/unsloth.%s.gguf"):format(dir, method:upper()) end
   core.make_dir(dir)
   local reports = run(o, function(how)
-    how.imatrix = calibrate(self, tokenizer, o.imatrix_file, how)
+    how.imatrix = calibrate(self, tokenizer, o.imatrix_file)
     return core.export_gguf(self, tokenizer, paths, methods, how)
   end)
-  for i, path in ipairs(paths) do print(describe(path, reports[i], o.base)) end
+  for i, path in ipairs(paths) do progress.say("%s", describe(path, reports[i], o.base)) end
   local text = tokenizer and modelfile.make(tokenizer, paths[1]:match "[^/]+$")
   if text then write_text(dir .. "/Modelfile", text) end
   return paths, reports

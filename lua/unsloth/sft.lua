@@ -5,12 +5,16 @@ local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 local progress = require "unsloth.progress"
+local report = require "unsloth.report"
+local reporters = require "unsloth.reporters"
 
 local M = {}
 local json = core.json
 
+---@class unsloth.Trainer
 local Trainer = { __name = "unsloth.SFTTrainer" }
 Trainer.__index = Trainer
+M.Trainer = Trainer
 
 -- ---- Rows -----------------------------------------------------------------------------------------------------------
 
@@ -24,7 +28,8 @@ local function add_text(self, rows, ds, i, text)
       self.args.dataset_text_field, text == nil and "missing" or "a " .. type(text))
   end
   local ids = self.tokenizer:encode_once(text)
-  if ids[#ids] == self.tokenizer.eos_token_id then self.with_eos = self.with_eos + 1 end
+  local eos = self.tokenizer.eos_token_id -- a template may write a line's end behind it
+  if ids[#ids] == eos or ids[#ids - 1] == eos then self.with_eos = self.with_eos + 1 end
   rows:add(ids)
 end
 
@@ -80,7 +85,7 @@ end
 local function tokenized(self, ds, formatting_func)
   local rows = core.rows_new(self.max_seq_length)
   local field = self.args.dataset_text_field
-  for i = 1, #ds do
+  for i in progress.count("tokenising", #ds) do
     local row = ds[i]
     if formatting_func then
       local text = core.call(formatting_func, row)
@@ -155,10 +160,27 @@ local function require_class(what, value, name)
   if not meta or meta.__name ~= name then errors.invalid("SFTTrainer: %s is no %s", what, name) end
 end
 
+-- Numbers of each update, for the report: arrays of one length.
+local SERIES = { "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds" }
+
+local function new_series()
+  local series = { memory = {} }
+  for _, name in ipairs(SERIES) do series[name] = {} end
+  return series
+end
+
+local function add_to_series(self, stats)
+  local n = #self.series.step + 1
+  for _, name in ipairs(SERIES) do self.series[name][n] = stats[name] end
+  self.series.memory[n] = core.memory(self.model)
+end
+
 --- Makes a trainer; rows are tokenised here.
 ---
 ---     local trainer = unsloth.SFTTrainer { model = model, tokenizer = tokenizer, train_dataset = dataset,
 ---       args = unsloth.TrainingArguments { max_steps = 60, learning_rate = 2e-4, output_dir = "outputs" } }
+---@param opts unsloth.SFTTrainerOptions
+---@return unsloth.Trainer
 function M.SFTTrainer(opts)
   local o = options.check("SFTTrainer", opts, SPEC)
   require_class("model", o.model, "unsloth.Model")
@@ -171,7 +193,7 @@ function M.SFTTrainer(opts)
     if o[name] ~= nil then given[name] = o[name] end
   end
   local self = setmetatable({ model = o.model, tokenizer = tokenizer, args = arguments.new(given), callbacks = callback_list(o.callbacks),
-    with_eos = 0, log_history = {}, history = {} }, Trainer)
+    with_eos = 0, log_history = {}, history = {}, series = new_series(), formatting_func = o.formatting_func }, Trainer)
   self.max_seq_length = math.min(self.args.max_seq_length or math.maxinteger, o.model:info().context)
   self.rows = tokenized(self, o.train_dataset, o.formatting_func)
   if #o.train_dataset > 0 and self.with_eos == 0 and tokenizer.eos_token then
@@ -221,6 +243,8 @@ end
 local GRADIENT_CHECKPOINTING = { auto = "auto", unsloth = "offload", [true] = "full", [false] = "none" }
 
 --- The core's trainer, made at the first use, when the rows are final.
+---
+---     print(trainer:core():plan().total)
 function Trainer:core()
   if not self.handle then
     self.model:release_trainer()
@@ -228,7 +252,9 @@ function Trainer:core()
     local o, rate = arguments.core_options(self.args, recompute)
     self.handle = core.trainer_new(self.model, self.rows, self.eval_rows, o, rate)
     self.state.global_step, self.state.max_steps = self.handle:position()
-    self.model.trainer = self
+    self.model.trainer, self.plan = self, self.handle:plan()
+    self.report = self.report or report.new(self)
+    self.model.trainer_report = self.report
   end
   return self.handle
 end
@@ -242,6 +268,8 @@ end
 local function log(self, entry, stats)
   self.log_history[#self.log_history + 1] = entry
   if self.bar then self.bar:log(entry, stats) end
+  self.reporters = self.reporters or reporters.open(self.args)
+  for _, sink in ipairs(self.reporters) do sink:log(entry) end
   call_back(self, "on_log", entry)
 end
 
@@ -259,10 +287,18 @@ local function log_update(self, stats)
 end
 
 --- The mean loss over the counted labels of eval_dataset: { eval_loss, eval_runtime, epoch, step }.
+---
+---     print(trainer:evaluate().eval_loss)
 function Trainer:evaluate()
   if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
   local start = core.clock()
-  local stats = self:core():evaluate()
+  local handle = self:core()
+  local stats
+  do
+    local task <close> = progress.task "evaluating"
+    stats = handle:evaluate()
+    task:update(stats.rows, stats.rows)
+  end
   local entry = { step = self.state.global_step, epoch = self.state.epoch, eval_loss = stats.loss, eval_runtime = core.clock() - start }
   log(self, entry, stats)
   call_back(self, "on_evaluate", entry)
@@ -291,12 +327,26 @@ local function checkpoint_dir(dir, step)
   return ("%s/checkpoint-%d"):format(dir, step)
 end
 
+-- JSON has no word for what is not finite: null, which is NaN again when it is read.
+local function series_to_json(series)
+  local out = {}
+  for name, values in pairs(series) do
+    local list = json.array {}
+    for i, v in ipairs(values) do list[i] = v - v == 0 and v or json.null end
+    out[name] = list
+  end
+  return out
+end
+
 --- Writes output_dir/checkpoint-N and removes the oldest ones beyond save_total_limit.
+---
+---     print(trainer:save_checkpoint())
 function Trainer:save_checkpoint()
   local args, step = self.args, self.state.global_step
   local dir = checkpoint_dir(args.output_dir, step)
   core.make_dir(args.output_dir)
-  self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history })
+  self:core():save(dir, json.encode { log_history = json.array(self.log_history), epoch = self.state.epoch, history = self.history,
+    series = series_to_json(self.series) })
   self.saved = dir
   if args.save_total_limit then
     local steps = checkpoint_steps(args.output_dir)
@@ -308,24 +358,69 @@ function Trainer:save_checkpoint()
   return dir
 end
 
+local one_update
+
 --- The rate from the next update on; nil is the schedule again.
+---
+---     trainer:set_learning_rate(1e-4)
 function Trainer:set_learning_rate(rate)
   self:core():set_learning_rate(rate)
 end
 
+--- Other training rows from the next update on, from their beginning; weights, optimiser and schedule go on.
+---
+---     trainer:set_train_dataset(unsloth.load_dataset("json", { data_files = "more.jsonl" }))
+---@param dataset unsloth.Dataset
+---@param formatting_func function|nil as in SFTTrainer
+function Trainer:set_train_dataset(dataset, formatting_func)
+  require_class("train_dataset", dataset, "unsloth.Dataset")
+  local rows = tokenized(self, dataset, formatting_func or self.formatting_func)
+  if self.handle then self.handle:set_rows(rows) end
+  self.rows = rows
+end
+
+--- Trains another adapter of the model from the next update on: the schedule and the rows go on, the optimiser begins anew.
+---
+---     trainer:set_adapter "second"
+---@param name string an adapter that get_peft_model or load_adapter has added
+function Trainer:set_adapter(name)
+  local done, before = self.state.global_step, self.model:active_adapter()
+  if self.handle then self.handle:close() end
+  self.handle = nil
+  if self.model.trainer == self then self.model.trainer = nil end
+  local ok, err = pcall(self.model.set_adapter, self.model, name)
+  if not ok then self.model:activate(before) end
+  self:core():skip(done)
+  self.state.global_step = self.handle:position()
+  if not ok then error(err, 0) end
+end
+
+--- One update by hand. Returns its statistics; nil when all are done.
+---
+---     local stats = trainer:step()
+---     print(stats.step, stats.loss)
+---@return table|nil stats step, total, loss, learning_rate, grad_norm, tokens, seconds, ...
+function Trainer:step()
+  self.stopping = false
+  return one_update(self)
+end
+
 --- Ends the loop after this update.
+---
+---     trainer:stop()
 function Trainer:stop()
   self.stopping = true
 end
 
-local function one_update(self)
+function one_update(self)
   if self.stopping then return nil end
   local args, stats = self.args, self:core():step()
   if not stats then return nil end
   local new_epoch = crossed_epoch(self, stats)
-  self.state.global_step, self.state.epoch = stats.step, stats.epoch
+  self.state.global_step, self.state.epoch, self.state.learning_rate = stats.step, stats.epoch, stats.learning_rate
   if stats.skipped then errors.note("update %d had a gradient that is not finite and was skipped", stats.step) end
   if self.bar then self.bar:add(stats) end
+  add_to_series(self, stats)
   log_update(self, stats)
   local last = stats.step == stats.total
   if is_due(args.eval_strategy, args.eval_steps or args.logging_steps, stats, new_epoch or last) and stats.step > args.eval_delay then
@@ -334,6 +429,7 @@ local function one_update(self)
   if is_due(args.save_strategy, args.save_steps, stats, new_epoch or last) or (args.save_strategy == "steps" and last) then
     self:save_checkpoint()
   end
+  if last and self.report then self.report:write() end
   call_back(self, "on_step", stats)
   return stats
 end
@@ -350,6 +446,8 @@ end
 local Loop = { __close = function(loop, err) explain_interrupt(loop.trainer, err) end }
 
 --- The loop by hand: `for step, stats in trainer:steps() do`. Leaving it early is fine; train() or another loop goes on from there.
+---
+---     for step, stats in trainer:steps() do print(step, stats.loss) end
 function Trainer:steps()
   self.stopping = false
   self:core()
@@ -369,6 +467,10 @@ local function resume_from(self, dir)
   self.state.epoch, self.history = kept.epoch or 0, kept.history or {}
   for i in ipairs(self.log_history) do self.log_history[i] = nil end
   for i, entry in ipairs(kept.log_history or {}) do self.log_history[i] = entry end
+  self.series = new_series()
+  for name, values in pairs(kept.series or {}) do
+    for i, v in ipairs(self.series[name] and values or {}) do self.series[name][i] = v == json.null and 0 / 0 or v end
+  end
 end
 
 -- What a damaged folder raises. Other settings, want of memory and Ctrl-C are no damage: an older checkpoint would not help.
@@ -399,7 +501,7 @@ local function resume(self, from)
   else
     errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
   end
-  print(("going on from %s: step %d of %d is done"):format(self.saved, self.state.global_step, self.state.max_steps))
+  progress.say("going on from %s: step %d of %d is done", self.saved, self.state.global_step, self.state.max_steps)
 end
 
 -- ---- train ----------------------------------------------------------------------------------------------------------
@@ -407,11 +509,11 @@ end
 local function introduce(self)
   local s, info, plan = self.rows:stats(), self.model:info(), self:core():plan()
   local args = self.args
-  print(("%d rows, %d tokens, %d counted, longest %d; %d cut to max_seq_length %d, %d left out since no label counts"):format(
-    s.rows, s.tokens, s.counted, s.longest, s.truncated, self.max_seq_length, s.dropped))
-  print(("%d updates of %d x %d rows; %d of %d parameters trained; memory planned %s of %s; %d of %d layers computed again"):format(
+  progress.say("%d rows, %d tokens, %d counted, longest %d; %d cut to max_seq_length %d, %d left out since no label counts",
+    s.rows, s.tokens, s.counted, s.longest, s.truncated, self.max_seq_length, s.dropped)
+  progress.say("%d updates of %d x %d rows; %d of %d parameters trained; memory planned %s of %s; %d of %d layers computed again",
     self.state.max_steps, args.per_device_train_batch_size, args.gradient_accumulation_steps, info.trainable, info.parameters,
-    progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers))
+    progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers)
 end
 
 local function summary(self, losses, count, start, rows, tokens)
@@ -423,6 +525,8 @@ local function summary(self, losses, count, start, rows, tokens)
 end
 
 --- Runs all updates. Returns { training_loss, global_step, metrics, log_history }.
+---
+---     local stats = trainer:train { resume_from_checkpoint = true }
 ---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
 function Trainer:train(opts)
   local o = options.check("train", opts, { resume_from_checkpoint = { "string|boolean" } })
@@ -434,6 +538,10 @@ function Trainer:train(opts)
     __close = function(held, err)
       self.bar, self.failed = nil, err ~= nil
       held.bar:close()
+      if err ~= nil and self.report then
+        self.report.failure = tostring(err)
+        self.report:write()
+      end
     end })
   self.bar = bar.bar
   call_back(self, "on_train_begin")
@@ -443,11 +551,30 @@ function Trainer:train(opts)
     losses, count, rows, tokens = losses + stats.loss, count + 1, rows + stats.rows, tokens + stats.tokens
   end
   local result = summary(self, losses, count, start, rows, tokens)
+  if self.report then
+    self.report.metrics, self.report.failure = result.metrics, nil
+    self.report:write()
+  end
   call_back(self, "on_train_end", result)
   return result
 end
 
+--- Puts a prompt with what the model answered before and after training into the report.
+---
+---     trainer:add_sample("Name three colors.", before, after)
+---@param prompt string
+---@param before string|nil
+---@param after string|nil
+function Trainer:add_sample(prompt, before, after)
+  if not self.report then return end
+  local samples = self.report.samples
+  samples[#samples + 1] = { prompt = prompt, before = before, after = after }
+  if self.report.written then self.report:write() end
+end
+
 --- Writes the model's adapter, or its weights, and the tokenizer.
+---
+---     trainer:save_model "outputs/model"
 function Trainer:save_model(dir)
   dir = dir or self.args.output_dir
   self.model:save_pretrained(dir)
@@ -455,16 +582,24 @@ function Trainer:save_model(dir)
 end
 
 --- True when no further update will come: all are done, stop() was called, or one has raised.
+---
+---     print(trainer:is_over())
 function Trainer:is_over()
   return self.stopping or self.failed or self.state.global_step >= self.state.max_steps
 end
 
 --- Frees the optimiser and the memory of the passes now; the model stays.
+---
+---     trainer:close()
 function Trainer:close()
   if self.handle then self.handle:close() end
   if self.model.trainer == self then self.model.trainer = nil end
   self.handle = nil
 end
 Trainer.__close = Trainer.close
+
+function Trainer:__tostring()
+  return require("unsloth.show").trainer(self)
+end
 
 return M

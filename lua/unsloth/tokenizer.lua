@@ -4,6 +4,7 @@ local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 
 local M = {}
+---@class unsloth.Tokenizer
 local Tokenizer = core.Tokenizer
 
 local OPEN = {
@@ -29,6 +30,8 @@ function M.AutoTokenizer.from_pretrained(path, opts)
 end
 
 --- The ids of one token or of several, as in transformers.
+---
+---     print(tokenizer:convert_tokens_to_ids(tokenizer.eos_token))
 function Tokenizer:convert_tokens_to_ids(tokens)
   if type(tokens) == "string" then return self:token_to_id(tokens) or self.unk_token_id end
   local ids = {}
@@ -36,6 +39,9 @@ function Tokenizer:convert_tokens_to_ids(tokens)
   return ids
 end
 
+--- The spelling of one id or of several, as in transformers.
+---
+---     print(tokenizer:convert_ids_to_tokens(5))
 function Tokenizer:convert_ids_to_tokens(ids)
   if type(ids) == "number" then return self:id_to_token(ids) end
   local tokens = {}
@@ -44,6 +50,8 @@ function Tokenizer:convert_ids_to_tokens(ids)
 end
 
 --- Ids of a text with what the tokenizer adds around it, but never a second BOS: for the trainer and for generate.
+---
+---     print(#tokenizer:encode_once "Hello")
 function Tokenizer:encode_once(text)
   local ids = self:encode(text)
   local bos = self.bos_token_id

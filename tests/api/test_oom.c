@@ -82,6 +82,7 @@ static usl_status train(run *r) {
     TRY(usl_trainer_new(r->model, r->rows, r->rows, &opts, &r->trainer));
     usl_step_stats stats = { .size = sizeof stats };
     for (int i = 0; i < 2; i++) TRY(usl_trainer_step(r->trainer, &stats));
+    TRY(usl_trainer_set_rows(r->trainer, r->rows));
     return usl_trainer_evaluate(r->trainer, &stats);
 }
 
@@ -143,6 +144,22 @@ static usl_status read_data(run *r) {
     return usl_dataset_standardize(r->dataset, &r->messages);
 }
 
+/* Results are not kept. */
+static usl_status look(run *r, const int32_t *prompt) {
+    usl_tensor *t, *row, *logits;
+    TRY(usl_model_attentions(r->model, prompt, 3, 0, &t));
+    usl_tensor_free(t);
+    TRY(usl_model_hidden_states(r->model, prompt, 3, &t));
+    usl_status st = usl_tensor_select(r->ctx, t, 0, &row);
+    usl_tensor_free(t);
+    TRY(st);
+    st = usl_model_unembed(r->model, row, &logits);
+    usl_tensor_free(row);
+    TRY(st);
+    usl_tensor_free(logits);
+    return USL_OK;
+}
+
 static usl_status everything(run *r, counter *c) {
     usl_ctx_opts ctx_opts = USL_CTX_OPTS_INIT;
     ctx_opts.realloc_fn = counting_realloc;
@@ -163,6 +180,7 @@ static usl_status everything(run *r, counter *c) {
     TRY(read_data(r));
     static const int32_t prompt[] = { 1, 2, 3 };
     TRY(usl_model_logits(r->model, prompt, 3, &r->logits));
+    TRY(look(r, prompt));
     usl_generate_opts generate = USL_GENERATE_OPTS_INIT;
     generate.max_new_tokens = 4;
     size_t count;

@@ -13,7 +13,9 @@ shared=${USL_SHARED:-../shared}
 program=$build/unsloth-lua
 logs=$build/logs/gpu
 # Families that the CUDA backend computes; the others of the folder are told to be skipped.
-families=" llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen3_moe deepseek_v2 stories260k_shakespeare llama_linear_bias llama_odd llama_yarn mistral_window mixtral_window qwen2_moe qwen3_moe_experts deepseek_v2_groups deepseek_v3 "
+families=" llama2 llama3 llama3_1 llama3_2_tied mistral mistral_sliding mixtral qwen2 qwen3 qwen3_moe deepseek_v2 gemma gemma2 gemma3 phi3 stories260k_shakespeare \
+llama_linear_bias llama_odd llama_yarn llama_dynamic llama_beyond mistral_window mistral_head_dim mixtral_window qwen2_window qwen2_moe \
+qwen3_moe_experts deepseek_v2_groups deepseek_v3 gemma2_window gemma3_window phi3_long phi3_short phi3_window "
 
 passed=0 failed=0 skipped=0
 # step NAME COMMAND...: exit status 77 is "skipped"; the last line of the log is shown, of a failure more.

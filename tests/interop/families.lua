@@ -24,6 +24,8 @@ local FAMILIES = {
   gemma3 = { architectures = { "Gemma3ForCausalLM" }, model_type = "gemma3_text", hidden_activation = "gelu_pytorch_tanh",
     tie_word_embeddings = true, sliding_window = 6, sliding_window_pattern = 3, query_pre_attn_scalar = 64, num_hidden_layers = 4,
     rope_theta = 1000000.0, rope_local_base_freq = 10000.0 },
+  -- Not "phi3", a name by which llama.cpp knows the tokenizer.
+  fused = { architectures = { "Phi3ForCausalLM" }, model_type = "phi3", pad_token_id = 0 },
 }
 
 local function config(family)
@@ -60,9 +62,9 @@ for family in pairs(FAMILIES) do
       local model <close> = unsloth.FastLanguageModel.from_config(config(family), { random_state = 5, dtype = "float32", device = "cpu" })
       shake(model)
       model:save_pretrained_merged(dir .. "/model", tokenizer, "merged_32bit")
-      if #methods > 0 then model:save_pretrained_gguf(dir, tokenizer, { quantization_method = methods }) end
     end
     local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/model", dtype = "float32", load_in_4bit = false, device = "cpu" }
+    if #methods > 0 then model:save_pretrained_gguf(dir, tokenizer, { quantization_method = methods }) end
     unsloth.FastLanguageModel.get_peft_model(model, { r = 4, lora_alpha = 2, use_rslora = true, init_lora_weights = false, random_state = 1 })
     model:save_pretrained(dir .. "/adapter")
     model:save_pretrained_gguf(dir, tokenizer, { save_method = "lora" })

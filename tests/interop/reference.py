@@ -1,4 +1,4 @@
-"""A model in float64 NumPy from a .gguf, decoded by the gguf package: the truth that ours and llama.cpp are measured by."""
+"""A decoder in float64 NumPy from a .gguf, decoded by the gguf package: the truth that ours and llama.cpp are measured by."""
 import numpy as np
 from gguf import GGUFReader, dequantize
 
@@ -58,26 +58,29 @@ def rms_norm(x, w, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
 
 
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
 def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def cap(x, limit):
-    return limit * np.tanh(x / limit) if limit else x
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-# What the metadata of a family leaves unsaid.
+def gelu_table(x):
+    """llama.cpp looks it up in 16 bits."""
+    return np.where(np.abs(x) < 10, as_f16(gelu(as_f16(x))), np.maximum(x, 0))
+
+
+# What the metadata does not say. neox: the halves of a head turn together, not neighbours. Of `period` layers the last has no window; layers
+# with one may have angles of their own.
 FAMILIES = {
-    "llama": {"interleaved": True},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {"act": gelu, "scaled": True},
-    "gemma2": {"act": gelu, "scaled": True, "period": 2},
-    "gemma3": {"act": gelu, "scaled": True, "period": 6, "local_base": 10000.0},
+    "llama": dict(),
+    "qwen2": dict(neox=True),
+    "qwen3": dict(neox=True),
+    "phi3": dict(neox=True),
+    "gemma": dict(neox=True, gelu=True, scaled=True),
+    "gemma2": dict(neox=True, gelu=True, scaled=True, period=2),
+    "gemma3": dict(neox=True, gelu=True, scaled=True, period=6, local=10000.0),
 }
 
 
@@ -85,80 +88,88 @@ def logits(gguf, ids, rounded=False):
     """Returns (len(ids), vocabulary) float64. rounded: with the activations rounded as llama.cpp does, everything else exact."""
     arch = gguf.value("general.architecture")
     family = FAMILIES[arch]
-    v = lambda key, default=None: gguf.value(f"{arch}.{key}", default)
+    v = lambda key, default=None: gguf.value(arch + "." + key, default)
     hidden, layers, heads = v("embedding_length"), v("block_count"), v("attention.head_count")
     kv_heads = v("attention.head_count_kv", heads)
     width = v("attention.key_length", hidden // heads)
     eps, base = v("attention.layer_norm_rms_epsilon"), v("rope.freq_base", 10000.0)
-    act, n = family.get("act", silu), len(ids)
+    window, score_cap, logit_cap = (v(k, 0) for k in ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
+    period, n = v("attention.sliding_window_pattern", family.get("period")), len(ids)
 
-    def linear(x, name):
+    def linear(x, name, bias=None):
         t = gguf.tensors.get(name) or gguf.tensors["token_embd.weight"]
         if rounded:
             x = rounded_for(t.tensor_type.name, x)
-        bias = gguf.weight(name.replace(".weight", ".bias"))
-        return x @ gguf.weight(t.name).T.astype(np.float64) + (0 if bias is None else bias)
+        y = x @ gguf.weight(t.name).T.astype(np.float64)
+        return y if bias is None or gguf.weight(bias) is None else y + gguf.weight(bias)
 
-    def norm(x, name):
-        """Where there is no such norm, the values themselves."""
+    half = v("rope.dimension_count", width) // 2
+    own = base ** (-np.arange(half) / half)
+    scaling, turn = v("rope.scaling.type", "none"), 1.0
+    factors = gguf.weight("rope_freqs.weight")
+    if scaling == "linear":
+        own = own / v("rope.scaling.factor")
+    elif scaling == "yarn":
+        factor, original = v("rope.scaling.factor"), v("rope.scaling.original_context_length")
+        low, high = (2 * half * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (v("rope.scaling.yarn_beta_fast", 32), v("rope.scaling.yarn_beta_slow", 1)))
+        low, high = max(np.floor(low), 0), min(np.ceil(high), 2 * half - 1)
+        ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
+        own = own / factor * ramp + own * (1 - ramp)
+        turn = v("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * np.log(factor))
+    elif scaling == "longrope":
+        factors = gguf.weight(f"rope_factors_{'long' if n > v('rope.scaling.original_context_length') else 'short'}.weight")
+        turn = v("rope.scaling.attn_factor")
+    elif scaling != "none":
+        raise NotImplementedError(f"rope scaling {scaling}")
+    if factors is not None:
+        own = own / factors.astype(np.float64)
+
+    def rope(x, frequency):
+        angle = np.arange(n)[:, None] * frequency[None, :]
+        cos, sin = np.cos(angle)[:, None, :] * turn, np.sin(angle)[:, None, :] * turn
+        left = slice(0, half) if family.get("neox") else slice(0, 2 * half, 2)
+        right = slice(half, 2 * half) if family.get("neox") else slice(1, 2 * half, 2)
+        out = x.copy()
+        out[..., left], out[..., right] = x[..., left] * cos - x[..., right] * sin, x[..., left] * sin + x[..., right] * cos
+        return out
+
+    def normed(x, name):
         w = gguf.weight(name)
         return x if w is None else rms_norm(x, w, eps)
 
-    def activate(x):
-        if rounded and act is gelu:  # llama.cpp looks it up in a table of halves
-            return np.where(x <= -10, 0, np.where(x >= 10, x, as_f16(act(as_f16(x)))))
-        return act(x)
+    def capped(x, cap):
+        return cap * np.tanh(x / cap) if cap else x
 
-    half = v("rope.dimension_count", width) // 2
-    scaling = v("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise NotImplementedError(f"rope scaling {scaling}")
-    factors = gguf.weight("rope_freqs.weight")
-
-    def turner(base, scaled):
-        frequency = base ** (-np.arange(half) / half)
-        if scaled and scaling == "linear":
-            frequency = frequency / v("rope.scaling.factor")
-        if factors is not None:
-            frequency = frequency / factors.astype(np.float64)
-        angle = np.arange(n)[:, None] * frequency[None, :]
-        cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
-        # llama.cpp keeps q and k of some families so that neighbours (2i, 2i + 1) turn together.
-        first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if family.get("interleaved") else (slice(0, half), slice(half, 2 * half))
-
-        def rope(x):
-            a, b = x[..., first], x[..., second]
-            out = x.copy()
-            out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
-            return out
-
-        return rope
-
-    rope, future = turner(base, True), np.triu(np.full((n, n), -np.inf), 1)
-    period, window = v("attention.sliding_window_pattern", family.get("period")), v("attention.sliding_window", 0)
-    local_rope = turner(v("rope.freq_base_swa", family.get("local_base", base)), "local_base" not in family)
-    local_future = future + np.tril(np.full((n, n), -np.inf), -window) if window else future
+    place = np.arange(n)[:, None] - np.arange(n)[None, :]
+    activation = (gelu_table if rounded else gelu) if family.get("gelu") else silu
     x = gguf.weight("token_embd.weight")[ids].astype(np.float64)
     if family.get("scaled"):
-        x = x * np.sqrt(hidden)
+        x = x * np.float32(np.sqrt(np.float32(hidden))).astype(np.float64)
     for i in range(layers):
         p = f"blk.{i}."
-        local = period and window and (i + 1) % period != 0
-        turn = local_rope if local else rope
-        h = norm(x, p + "attn_norm.weight")
-        q = turn(norm(linear(h, p + "attn_q.weight").reshape(n, heads, width), p + "attn_q_norm.weight"))
-        k = turn(norm(linear(h, p + "attn_k.weight").reshape(n, kv_heads, width), p + "attn_k_norm.weight"))
-        w = linear(h, p + "attn_v.weight").reshape(n, kv_heads, width)
+        windowed = window and period and (i + 1) % period
+        frequency = v("rope.freq_base_swa", family["local"]) ** (-np.arange(half) / half) if windowed and "local" in family else own
+        h = normed(x, p + "attn_norm.weight")
+        if gguf.weight(p + "attn_qkv.weight") is not None:
+            q, k, w = np.split(linear(h, p + "attn_qkv.weight"), [heads * width, (heads + kv_heads) * width], axis=1)
+        else:
+            q, k, w = (linear(h, f"{p}attn_{t}.weight", f"{p}attn_{t}.bias") for t in "qkv")
+        q, k, w = q.reshape(n, heads, width), k.reshape(n, kv_heads, width), w.reshape(n, kv_heads, width)
+        q, k = rope(normed(q, p + "attn_q_norm.weight"), frequency), rope(normed(k, p + "attn_k_norm.weight"), frequency)
         k, w = (np.repeat(t, heads // kv_heads, axis=1) for t in (k, w))
-        score = cap(np.einsum("qhd,khd->hqk", q, k) / np.sqrt(width), v("attn_logit_softcapping")) + (local_future if local else future)
+        score = capped(np.einsum("qhd,khd->hqk", q, k) / np.sqrt(width), score_cap)
+        score = np.where((place < 0) | (place >= window if windowed else False), -np.inf, score)
         score = np.exp(score - score.max(-1, keepdims=True))
         score /= score.sum(-1, keepdims=True)
-        o = linear(np.einsum("hqk,khd->qhd", score, w).reshape(n, heads * width), p + "attn_output.weight")
-        x = x + norm(o, p + "post_attention_norm.weight")
-        h = norm(x, p + "ffn_norm.weight")
-        down = linear(activate(linear(h, p + "ffn_gate.weight")) * linear(h, p + "ffn_up.weight"), p + "ffn_down.weight")
-        x = x + norm(down, p + "post_ffw_norm.weight")
-    return cap(linear(norm(x, "output_norm.weight"), "output.weight"), v("final_logit_softcapping"))
+        h = linear(np.einsum("hqk,khd->qhd", score, w).reshape(n, heads * width), p + "attn_output.weight")
+        x = x + normed(h, p + "post_attention_norm.weight")
+        h = normed(x, p + "ffn_norm.weight")
+        if gguf.weight(p + "ffn_gate.weight") is not None:
+            gate, up = linear(h, p + "ffn_gate.weight"), linear(h, p + "ffn_up.weight")
+        else:
+            gate, up = np.split(linear(h, p + "ffn_up.weight"), 2, axis=1)
+        x = x + normed(linear(activation(gate) * up, p + "ffn_down.weight"), p + "post_ffw_norm.weight")
+    return capped(linear(normed(x, "output_norm.weight"), "output.weight"), logit_cap)
 
 
 def centred(x):

@@ -1,6 +1,6 @@
 """PEFT and transformers load what unsloth-lua saves and answer the same; unsloth-lua loads what PEFT saves.
 
-    test_peft_torch.py [MODEL_DIR ...]    default: ../shared/data/stories260K/hf, a tiny model of each family, mixtures of experts
+    test_peft_torch.py [MODEL_DIR ...]    default: ../shared/data/stories260K/hf, small models of every family and mixtures
 """
 import argparse
 import json
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
+import families
 import reference
 
 IDS = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421]
@@ -31,7 +32,7 @@ def load(path):
 def compare(model, name, checks):
     out = common.WORK / "peft"
     shutil.rmtree(out, ignore_errors=True)
-    common.lua("export.lua", model, out)
+    common.lua("export.lua", model, out, "f32")
 
     def agree(what, ours, theirs):
         error = reference.distance(ours, theirs)
@@ -58,13 +59,20 @@ def compare(model, name, checks):
     same = AutoTokenizer.from_pretrained(out / "merged").encode(text) == AutoTokenizer.from_pretrained(model).encode(text)
     checks.check(same, f"{name}, the tokenizer of the merged folder encodes as the model's own")
 
+    # A GGUF -> ours, merged -> transformers: the config.json that is made of the metadata.
+    common.lua("export.lua", next((out / "f32").glob("*.gguf")), out / "again")
+    merged, _ = common.answer(out / "again" / "merged", IDS, 1)
+    agree("a merged folder of a GGUF in transformers", merged, torch_logits(load(out / "again" / "merged")))
+
     # PEFT -> ours.
     torch.manual_seed(1)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, use_rslora=True)
-    theirs = get_peft_model(load(model), config)
-    theirs.save_pretrained(str(out / "from_peft"))
-    ours, _ = common.answer(model, IDS, 1, adapter=out / "from_peft")
-    agree("PEFT's adapter in ours", ours, torch_logits(theirs))
+    fused = load(model).config.model_type == "phi3"
+    for targets in (["qkv_proj", "down_proj"] if fused else ["q_proj", "v_proj", "down_proj"], "all-linear"):
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False, use_rslora=True, task_type="CAUSAL_LM")
+        theirs = get_peft_model(load(model), config)
+        theirs.save_pretrained(str(out / "from_peft"))
+        ours, _ = common.answer(model, IDS, 1, adapter=out / "from_peft")
+        agree(f"PEFT's adapter on {targets} in ours", ours, torch_logits(theirs))
 
 
 WORDS = {"mixtral": ("block_sparse_moe", "w1", "w3", "w2"), "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj")}
@@ -110,13 +118,14 @@ def main():
     parser.add_argument("models", nargs="*")
     args = parser.parse_args()
     checks = common.Checks()
-    stories, families = common.SHARED / "data/stories260K/hf", common.WORK / "peft_families"
+    stories, folders = common.SHARED / "data/stories260K/hf", common.WORK / "peft_families"
     models = [(model, pathlib.Path(model).name) for model in args.models]
     if not models:
         models = [(str(stories), "stories260K")] if stories.is_dir() else []
-        shutil.rmtree(families, ignore_errors=True)
-        common.lua("families.lua", families, "none")
-        models += [(str(path / "model"), path.name) for path in sorted(families.iterdir())]
+        shutil.rmtree(folders, ignore_errors=True)
+        for name in families.FAMILIES:
+            families.make(name, folders / name)
+            models.append((folders / name, name))
         models += [(model, pathlib.Path(model).parent.name) for model in mixtures()]
     for model, name in models:
         compare(model, name, checks)

@@ -2,13 +2,7 @@
 local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
 local unsloth = require "unsloth"
 
-local function program_path()
-  local least = 0
-  while arg and arg[least - 1] do least = least - 1 end
-  local name = arg and arg[least] or ""
-  return name:find("unsloth-lua", 1, true) and name or nil
-end
-local PROGRAM = program_path()
+local PROGRAM = support.program
 
 local function check(title, body)
   it(title, function()
@@ -20,9 +14,7 @@ local function check(title, body)
   end)
 end
 
-local function quote(text)
-  return "'" .. text:gsub("'", [['\'']]) .. "'"
-end
+local quote = support.quote
 
 -- Runs the program with these words; returns standard output, standard error, exit status.
 local function run(...)
@@ -146,12 +138,29 @@ describe("unsloth-lua", function()
     local out, _, code = run("info", dir)
     assert.equals(0, code)
     assert.is_truthy(out:find("2 layers, hidden 32", 1, true))
+    assert.is_truthy(out:find("as stored, %S+ %S+ with load_in_4bit"), out)
+    -- What it says about training is what the planner says.
+    local context = tonumber(out:match "context%s+(%d+) tokens")
+    for name, words in pairs { ["LoRA, 4%-bit"] = "qlora", ["LoRA, 16%-bit"] = "lora", ["all weights"] = "full" } do
+      local least, most = out:match(name .. "%s+(%d+ %a+) on %S+ when every layer is recomputed, (%d+ %a+) when none is")
+      for recompute, said in pairs { full = least, none = most } do
+        local plan = run("plan", dir, "--method", words, "--recompute", recompute, "--batch", "2", "--seq", tostring(math.min(context, 2048)))
+        assert.equals(plan:match "total%s+(%d+ %a+) of", said, name)
+      end
+    end
     fails("/no/such/path", "info", "/no/such/path")
     local adapter = support.temp_dir()
     support.write(adapter .. "/adapter_config.json", "{}")
     fails("is an adapter", "info", adapter)
     support.remove(adapter)
     fails("script.txt", "info", support.write(dir .. "/script.txt", "text"))
+    local other = support.temp_dir()
+    support.write(other .. "/config.json", '{"architectures": ["Phi3SmallForCausalLM"]}')
+    fails({ "Phi3SmallForCausalLM is not supported", "the nearest one that is: Phi3ForCausalLM", "supported are LlamaForCausalLM" }, "info", other)
+    support.write(other .. "/config.json", '{"architectures": ["RWKVForCausalLM"]}')
+    local _, err = fails("RWKVForCausalLM is not supported; supported are", "info", other)
+    assert.is_nil(err:find("nearest", 1, true), err)
+    support.remove(other)
   end)
 
   check("generates what the library generates", function()
@@ -357,13 +366,8 @@ describe("unsloth-lua", function()
     assert.is_truthy(out:find("81", 1, true), out)
   end)
 
-  -- Runs the program on a terminal; dialogue: { expected, typed } pairs.
   local function converse(dialogue)
-    local lines = {}
-    for i, pair in ipairs(dialogue) do lines[i] = table.concat(pair, "|") end
-    local path = support.write(dir .. "/dialogue", table.concat(lines, "\n"))
-    local out, err, code = support.shell("true; python3 %s %s < %s", quote(support.root .. "tests/lua/terminal.py"), PROGRAM, quote(path))
-    return out .. err, code
+    return support.converse(dir, dialogue)
   end
 
   check("talks on a terminal", function()

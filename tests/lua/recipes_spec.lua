@@ -98,6 +98,79 @@ describe("examples/instructions.json", function()
   end)
 end)
 
+-- A recipe for each family, on random weights of its kind.
+local SMALL = { hidden_size = 32, intermediate_size = 48, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1,
+  head_dim = 16, max_position_embeddings = 512, rms_norm_eps = 1e-5, rope_theta = 10000.0 }
+local FAMILIES = {
+  llama3_chat = { "LlamaForCausalLM" },
+  mistral_alpaca = { "MistralForCausalLM", sliding_window = 64 },
+  qwen3_chat = { "Qwen3ForCausalLM" },
+  gemma3_chat = { "Gemma3ForCausalLM", sliding_window = 64, query_pre_attn_scalar = 16 },
+  phi4_chat = { "Phi3ForCausalLM", partial_rotary_factor = 0.5 },
+}
+local FUSED = { "down_proj", "gate_up_proj", "o_proj", "qkv_proj" }
+local SEVEN = { "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj" }
+
+local function family_folder(dir, family)
+  bpe.write(dir, bpe.train(TEXT, 300))
+  local tok = unsloth.AutoTokenizer.from_pretrained(dir)
+  local config = { architectures = { family[1] }, vocab_size = tok.vocab_size, bos_token_id = tok.bos_token_id, eos_token_id = tok.eos_token_id }
+  for _, more in ipairs { SMALL, family } do
+    for key, value in pairs(more) do
+      if key ~= 1 then config[key] = value end
+    end
+  end
+  local model <close> = unsloth.FastLanguageModel.from_config(config, { random_state = 7, device = "cpu", dtype = "float32" })
+  model:save_pretrained_merged(dir, tok)
+end
+
+local function modules_of(adapter)
+  local modules = unsloth.json.decode(read(adapter .. "/adapter_config.json")).target_modules
+  table.sort(modules)
+  return modules
+end
+
+describe("recipes of families", function()
+  for name, family in pairs(FAMILIES) do
+    it(name .. " trains a small " .. family[1] .. ", answers and saves what loads again", function()
+      local dir = temp_dir()
+      family_folder(dir .. "/model", family)
+      local rows = {}
+      for i = 1, 6 do
+        rows[i] = unsloth.json.encode { messages = { { role = "user", content = "What follows " .. i .. "?" },
+          { role = "assistant", content = "That is " .. i + 1 .. "." } } }
+      end
+      local file = assert(io.open(dir .. "/chats.jsonl", "wb"))
+      file:write(table.concat(rows, "\n"))
+      file:close()
+      local script = ("recipes/%s.lua"):format(name)
+      local said, err = run(script, "--model", dir .. "/model", "--dataset", dir .. "/chats.jsonl", "--max-steps", "2", "--device", "cpu",
+        "--output", dir .. "/out", "--seed", "1", "--gguf", "q8_0")
+      assert.is_nil(err)
+      assert.matches("loss [%d.]+ %-> [%d.]+", said)
+      assert.matches("Reply to: Name three colors.", said, 1, true)
+      assert.is_truthy(core.path_kind(dir .. "/out/gguf/unsloth.Q8_0.gguf"))
+      assert.are.same(name == "phi4_chat" and FUSED or SEVEN, modules_of(dir .. "/out/adapter"))
+      local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/out/adapter", load_in_4bit = false, dtype = "float32" }
+      assert.is_true(#model:generate_ids({ 1, 2, 3 }, { max_new_tokens = 2 }) > 0)
+      local _, why = run(script)
+      assert.matches("wants %-%-model", why)
+    end)
+  end
+
+  it("a module that the family has not is a sentence with those that it has", function()
+    local dir = temp_dir()
+    family_folder(dir, FAMILIES.phi4_chat)
+    local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir, load_in_4bit = false }
+    local ok, err = pcall(unsloth.FastLanguageModel.get_peft_model, model, { target_modules = { "q_proj", "o_proj" } })
+    assert.is_false(ok)
+    assert.matches('"q_proj" is no linear module of a Phi3ForCausalLM block; use o_proj, down_proj, qkv_proj, gate_up_proj', tostring(err), 1, true)
+    unsloth.FastLanguageModel.get_peft_model(model) -- without a word about modules: all of them
+    model:save_pretrained(dir .. "/adapter")
+    assert.are.same(FUSED, modules_of(dir .. "/adapter"))
+  end)
+end)
+
 describe("recipes", function()
   it("pretrain_tiny makes a model whose loss falls, llama3_alpaca trains it and saves", function()
     local dir = temp_dir()

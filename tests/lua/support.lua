@@ -140,4 +140,40 @@ function M.shell(command, ...)
   return printed, complained, kind == "signal" and 128 + code or code
 end
 
+--- A word for the shell.
+function M.quote(text)
+  return "'" .. text:gsub("'", [['\'']]) .. "'"
+end
+
+local function program_path()
+  local least = 0
+  while arg and arg[least - 1] do least = least - 1 end
+  local name = arg and arg[least] or ""
+  return name:find("unsloth-lua", 1, true) and name or nil
+end
+
+--- The program that runs this, or nil in a stock lua5.4.
+M.program = program_path()
+
+--- it(), pending where this is not our program.
+function M.it_program(title, body)
+  it(title, function()
+    if not M.program then
+      pending "this is not unsloth-lua"
+      return
+    end
+    body()
+  end)
+end
+
+--- Runs the program on a terminal, its history in dir; dialogue: { expected, typed } pairs as tests/lua/terminal.py has them.
+function M.converse(dir, dialogue, words)
+  local lines = {}
+  for i, pair in ipairs(dialogue) do lines[i] = table.concat(pair, "|") end
+  local path = M.write(dir .. "/dialogue", table.concat(lines, "\n"))
+  local out, err, code = M.shell("HOME=%s python3 %s %s %s < %s", M.quote(dir), M.quote(M.root .. "tests/lua/terminal.py"), M.program, words or "",
+    M.quote(path))
+  return out .. err, code
+end
+
 return M

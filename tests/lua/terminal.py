@@ -3,8 +3,9 @@
     terminal.py PROGRAM [WORD ...] < DIALOGUE
 
 Each line of DIALOGUE is EXPECTED|TYPED: once EXPECTED has been printed (after what the line before expected) and a prompt waits
-behind it, TYPED and Enter are sent. ^C alone is Ctrl-C and waits for no prompt, ^D is the end of input. Prints all that the
-terminal showed and exits as the program does; 99 when something expected never came.
+behind it, TYPED and Enter are sent. ^C alone is Ctrl-C and waits for no prompt, ^D is the end of input, ^P the arrow up. What
+ends with \\t is sent with the tab key and without Enter, ^P likewise; the line behind it waits for what the key makes appear,
+and for no prompt. Prints all that the terminal showed and exits as the program does; 99 when something expected never came.
 
 What is typed before the prompt stands there still meets a terminal that edits lines itself: it takes ^D for itself, and the
 program, which reads key by key from then on, never hears of it.
@@ -17,8 +18,8 @@ import sys
 PATIENCE = 60
 
 
-def is_turn(expected, typed, seen):
-    return expected in seen and (typed == "^C" or seen.endswith("> "))
+def is_turn(expected, typed, seen, midline):
+    return expected in seen and (typed == "^C" or midline or seen.endswith("> "))
 
 
 def main():
@@ -28,11 +29,14 @@ def main():
         os.environ.update(TERM="dumb", LC_ALL="C.UTF-8")
         os.execv(sys.argv[1], sys.argv[1:])
     shown = seen = ""
-    keys = {"^C": b"\x03", "^D": b"\x04"}
+    midline = False
+    keys = {"^C": b"\x03", "^D": b"\x04", "^P": b"\x10"}
     while True:
-        while dialogue and is_turn(*dialogue[0], seen):
+        while dialogue and is_turn(*dialogue[0], seen, midline):
             typed, seen = dialogue.pop(0)[1], ""
-            os.write(terminal, keys.get(typed, typed.encode() + b"\n"))
+            tab = typed.endswith("\\t")
+            midline = tab or typed == "^P"
+            os.write(terminal, keys.get(typed, typed[:-2].encode() + b"\t" if tab else typed.encode() + b"\n"))
         ready, _, _ = select.select([terminal], [], [], PATIENCE)
         try:
             data = os.read(terminal, 65536).decode(errors="replace") if ready else None
@@ -45,6 +49,8 @@ def main():
         shown, seen = shown + data, seen + data
     sys.stdout.write(shown)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if dialogue:
+        print(f"\n[{dialogue[0][0]!r} never came; exit status {status}]")
     sys.exit(99 if dialogue or data is None else status if status >= 0 else 128 - status)
 
 

@@ -3,6 +3,8 @@ local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local progress = require "unsloth.progress"
+local run = require "unsloth.cli.run"
+local templates = require "unsloth.templates"
 
 local o = args.parse(arg, {
   name = "info", words = "PATH",
@@ -34,14 +36,24 @@ local function say_types(types)
   say("types", "%s", table.concat(names, ", "))
 end
 
+-- By name when it is one of those that have names.
+local function say_template(text)
+  local name
+  for key in pairs(templates.list) do
+    local _, body = templates.get(key)
+    if text and body == text and (not name or key < name) then name = key end
+  end
+  say("chat template", "%s", not text and "none" or name or "its own")
+end
+
 local function say_tokenizer(path, meta)
   if meta["tokenizer.ggml.tokens"] then
     say("tokenizer", "%s, %d tokens (in the file)", meta["tokenizer.ggml.model"] or "?", meta["tokenizer.ggml.tokens"].length)
-    say("chat template", "%s", meta["tokenizer.chat_template"] and "yes" or "none")
+    say_template(meta["tokenizer.chat_template"])
   elseif core.path_kind(path .. "/tokenizer.json") then
     local tok <close> = core.tokenizer_open(path)
     say("tokenizer", "tokenizer.json, %d tokens", #tok)
-    say("chat template", "%s", tok.chat_template and "yes" or "none")
+    say_template(tok.chat_template)
   else
     say("tokenizer", "none")
   end
@@ -56,16 +68,45 @@ local function is_quantised(types)
   return false
 end
 
--- Adapter, gradients and 8-bit states of r = 16 on all linear modules, with NF4 weights at 4.127 bits each.
-local function say_memory(config, bytes, types)
-  local c = config
-  local rest = c.vocab * c.hidden * (c.tied and 1 or 2) * 2
-  if is_quantised(types) then
-    say("to load", "%s as stored: quantised weights stay in their own blocks, also in training", progress.bytes(bytes))
-  else
-    say("to load", "%s as stored, about %s with load_in_4bit", progress.bytes(bytes), progress.bytes(c.linear * 4.127 / 8 + rest))
+-- ---- Memory: what the planner says ----------------------------------------------------------------------------------
+
+local ROWS, TOKENS, RANK, UNLIMITED = 2, 2048, 16, "1048576GiB"
+
+local function plan(path, config, method, recompute)
+  local settings = { path, method = method, recompute = recompute, batch = ROWS, seq = math.min(TOKENS, config.context), rank = RANK,
+    accumulation = 1, rows = "full", order = "fixed", memory = UNLIMITED, seed = 3407 }
+  local model <close> = run.model(settings, true)
+  local trainer <close> = run.trainer(settings, model, run.rows(settings, config.vocab, 1), 1)
+  return trainer:plan(), model.device
+end
+
+local function say_training(path, config, name, method)
+  local ok, least, device = pcall(plan, path, config, method, "full")
+  if not ok then
+    say(name, "%s", tostring(least))
+    return
   end
-  say("to train", "about %s more for LoRA r = 16 on all linear modules, and activations: see unsloth-lua plan", progress.bytes(16 * c.adapter * 10))
+  local most = plan(path, config, method, "none")
+  say(name, "%s on %s when every layer is recomputed, %s when none is", progress.bytes(least.total), device, progress.bytes(most.total))
+end
+
+local function say_loading(path, config, bytes, quantised)
+  if quantised then
+    say("to load", "%s as stored: quantised weights stay in their own blocks, also in training", progress.bytes(bytes))
+    return
+  end
+  local ok, four = pcall(plan, path, config, "qlora", "full")
+  say("to load", "%s as stored%s", progress.bytes(bytes), ok and (", %s with load_in_4bit"):format(progress.bytes(four.items[1].bytes)) or "")
+end
+
+local function say_memory(path, config, bytes, types)
+  local quantised = is_quantised(types)
+  say_loading(path, config, bytes, quantised)
+  say("to train", "%d rows of %d tokens a pass, LoRA r = %d, 8-bit AdamW; see unsloth-lua plan for other settings", ROWS,
+    math.min(TOKENS, config.context), RANK)
+  if not quantised then say_training(path, config, "  LoRA, 4-bit", "qlora") end
+  say_training(path, config, quantised and "  LoRA" or "  LoRA, 16-bit", "lora")
+  say_training(path, config, "  all weights", "full")
 end
 
 local path = o[1]:gsub("(.)/+$", "%1")
@@ -78,12 +119,16 @@ say("path", "%s", path)
 say("format", "%s, %d tensors in %d file%s", found.format, #found.tensors, found.files, found.files == 1 and "" or "s")
 local c = found.config
 if c then
-  say("architecture", "%s", c.architecture)
+  say("architecture", "%s (%s)%s", c.architecture, c.family, c.dtype and ", published in " .. c.dtype or "")
   say("sizes", "%d layers, hidden %d, intermediate %d, %d heads over %d kv heads of %d", c.layers, c.hidden, c.intermediate, c.heads,
     c.kv_heads, c.head_dim)
   if c.experts > 0 then say("experts", "%d, of which a token meets %d", c.experts, c.chosen) end
+  say("linear modules", "%.3g billion weights; LoRA has %d for each rank", c.linear / 1e9, c.adapter)
   say("vocabulary", "%d%s", c.vocab, c.tied and ", head tied to the embedding" or "")
-  say("context", "%d tokens", c.context)
+  say("context", "%d tokens%s", c.context, c.windowed_layers > 0
+    and (", %d of %d layers see the last %d"):format(c.windowed_layers, c.layers, c.window) or "")
+  say("rope", "%s, theta %.9g%s", c.rope, c.rope_theta, c.rotated < c.head_dim
+    and (", %d of %d values of a head turn"):format(c.rotated, c.head_dim) or "")
 end
 if #found.tensors > 0 then
   say("parameters", "%d (%.3g billion)", total, total / 1e9)
@@ -92,7 +137,7 @@ else
   say("weights", "none: a vocabulary alone")
 end
 if found.format ~= "safetensors" then say_tokenizer(path, found.metadata) end
-if c then say_memory(c, bytes, types) end
+if c then say_memory(path, c, bytes, types) end
 if o.tensors then
   for _, t in ipairs(found.tensors) do print(("%-60s %-6s %s"):format(t.name, t.dtype, table.concat(t.shape, " x "))) end
 end

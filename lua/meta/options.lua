@@ -1,0 +1,273 @@
+---@meta
+
+-- Made by lua/meta/make_options.lua from the rules in the modules. Do not edit.
+
+---Options of unsloth.FastLanguageModel.from_pretrained.
+---@class unsloth.LoadOptions
+---@field device? string string
+---@field device_map? string string, default "sequential"; nothing to do: the model goes to one device, which `device` names
+---@field disable_log_stats? boolean boolean; nothing to do: there are no such statistics
+---@field dtype? string "bfloat16", "float16", "float32"
+---@field fast_inference? boolean boolean, default false; not here: generate runs in this process already; leave it out
+---@field fix_tokenizer? boolean boolean; nothing to do: tokenizers are taken as they are
+---@field float32_mixed_precision? boolean boolean; nothing to do: trained weights are always float32
+---@field float8_kv_cache? boolean boolean, default false; not here: keys and values are kept in the model's type
+---@field full_finetuning? boolean boolean, default false
+---@field gpu_memory_utilization? number number; nothing to do: the memory plan takes what it needs
+---@field load_in_16bit? boolean boolean, default false
+---@field load_in_4bit? boolean boolean, default true
+---@field load_in_8bit? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
+---@field load_in_fp8? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
+---@field local_files_only? boolean boolean; nothing to do: nothing is downloaded
+---@field max_lora_rank? integer integer; nothing to do: any rank may be used
+---@field max_seq_length? integer integer, default 0
+---@field model_name? string string
+---@field offload_embedding? boolean boolean, default false; not here: embeddings stay with the model
+---@field plan_only? boolean boolean, default false
+---@field qat_scheme? string string; not here: quantisation-aware training is not built in
+---@field random_state? integer integer, default 3407; nothing to do: loading draws nothing at random
+---@field resize_model_vocab? integer integer; not here: the vocabulary stays as it is
+---@field return_logits? boolean boolean; nothing to do: model:logits gives them
+---@field revision? string string; nothing to do: nothing is downloaded, files are taken as they lie
+---@field rope_scaling? table table
+---@field text_only? boolean boolean; nothing to do: models are text-only here
+---@field token? string|boolean string or boolean; nothing to do: nothing is downloaded
+---@field trust_remote_code? boolean boolean, default false; not here: no code of a model is run; leave it out
+---@field unsloth_tiled_mlp? boolean boolean, default false; not here: the memory plan recomputes instead
+---@field use_exact_model_name? boolean boolean; nothing to do: names are never changed
+---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"
+
+---Options of unsloth.FastLanguageModel.get_peft_model.
+---@class unsloth.PeftOptions
+---@field adapter_name? string string
+---@field bias? string string, default "none"; not here: only bias = "none" is built in
+---@field ensure_weight_tying? boolean boolean; nothing to do: tied weights stay tied
+---@field finetune_last_n_layers? integer integer
+---@field init_lora_weights? boolean|string "gaussian", false, true, default true
+---@field layers_pattern? string string; nothing to do: layers are found by their number
+---@field layers_to_transform? table|integer table or integer
+---@field loftq_config? table table; not here: adapters start from the weights as they are; leave it out
+---@field lora_alpha? number number, default 16
+---@field lora_dropout? number number, default 0
+---@field max_seq_length? integer integer; nothing to do: from_pretrained has set it
+---@field modules_to_save? table table; not here: only the modules of a block are trained; use full_finetuning for the embeddings
+---@field qat_scheme? string string; not here: quantisation-aware training is not built in
+---@field r? integer integer, default 16
+---@field random_state? integer integer, default 3407
+---@field target_modules? table|string table or string
+---@field target_parameters? table table; not here: it is for mixtures of experts
+---@field temporary_location? string string; nothing to do: no temporary files are written
+---@field use_dora? boolean boolean, default false; not here: plain LoRA is built in; leave it out
+---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"
+---@field use_rslora? boolean boolean, default false
+
+---Options of unsloth.TrainingArguments.
+---@class unsloth.TrainingArguments
+---@field accelerator_config? table table; nothing to do: one process trains
+---@field activation_offloading? boolean boolean, default false; not here: activations are computed again instead
+---@field adafactor? boolean boolean, default false; not here: use optim = "adamw_8bit"
+---@field adam_beta1? number number, default 0.9
+---@field adam_beta2? number number, default 0.999
+---@field adam_epsilon? number number, default 1e-08
+---@field assistant_only_loss? boolean boolean, default false; not here: use train_on_responses_only(trainer, { instruction_part = , response_part = })
+---@field auto_find_batch_size? boolean boolean; nothing to do: the memory plan splits an update into passes that fit
+---@field average_tokens_across_devices? boolean boolean; nothing to do: the loss is a mean over all counted labels of the update
+---@field bf16? boolean boolean; nothing to do: from_pretrained's dtype decides
+---@field bf16_full_eval? boolean boolean; nothing to do: from_pretrained's dtype decides
+---@field chat_template_path? string string; not here: give the tokenizer its template by get_chat_template
+---@field completion_only_loss? boolean boolean
+---@field data_seed? integer integer
+---@field dataloader_drop_last? boolean boolean, default false; not here: the last rows of an epoch are trained too
+---@field dataloader_num_workers? integer integer; nothing to do: rows are tokenised once, before the first step
+---@field dataloader_persistent_workers? boolean boolean; nothing to do: rows are tokenised once, before the first step
+---@field dataloader_pin_memory? boolean boolean; nothing to do: rows are tokenised once, before the first step
+---@field dataloader_prefetch_factor? integer integer; nothing to do: rows are tokenised once, before the first step
+---@field dataset_batch_size? integer integer; nothing to do: rows are tokenised one by one
+---@field dataset_kwargs? table table; nothing to do: there is nothing to pass on
+---@field dataset_num_proc? integer integer; nothing to do: rows are tokenised in this process
+---@field dataset_text_field? string string, default "text"
+---@field ddp_backend? string string; nothing to do: one process trains
+---@field ddp_broadcast_buffers? boolean boolean; nothing to do: one process trains
+---@field ddp_bucket_cap_mb? integer integer; nothing to do: one process trains
+---@field ddp_find_unused_parameters? boolean boolean; nothing to do: one process trains
+---@field ddp_timeout? integer integer; nothing to do: one process trains
+---@field deepspeed? table|string table or string; not here: several machines or devices are not built in yet; leave it out
+---@field deterministic? boolean boolean, default true
+---@field disable_tqdm? boolean boolean, default false
+---@field do_eval? boolean boolean; nothing to do: evaluate() evaluates
+---@field do_predict? boolean boolean; nothing to do: model:generate answers
+---@field do_train? boolean boolean; nothing to do: train() trains
+---@field embedding_learning_rate? number number
+---@field eos_token? string string; not here: put the token into the text itself
+---@field eval_accumulation_steps? integer integer; nothing to do: evaluation keeps no logits
+---@field eval_delay? number number, default 0
+---@field eval_on_start? boolean boolean, default false
+---@field eval_packing? boolean boolean; nothing to do: rows are always packed whole
+---@field eval_steps? integer integer
+---@field eval_strategy? string "epoch", "no", "steps", default "no"
+---@field evaluation_strategy? string the same as eval_strategy
+---@field fp16? boolean boolean; nothing to do: from_pretrained's dtype decides
+---@field fp16_full_eval? boolean boolean; nothing to do: from_pretrained's dtype decides
+---@field fp16_opt_level? string string; nothing to do: from_pretrained's dtype decides
+---@field fsdp? string|table string or table, default ""; not here: several machines or devices are not built in yet; leave it out
+---@field fsdp_config? table|string table or string; not here: several machines or devices are not built in yet; leave it out
+---@field full_determinism? boolean boolean; nothing to do: the same run gives the same numbers, unless deterministic = false
+---@field gradient_accumulation_steps? integer integer, default 2
+---@field gradient_checkpointing? boolean|string "auto", "unsloth", false, true
+---@field gradient_checkpointing_kwargs? table table; nothing to do: the memory plan decides what is computed again
+---@field greater_is_better? boolean boolean; nothing to do: no checkpoint is chosen for you
+---@field group_by_length? boolean boolean, default false; not here: rows are packed, so their length does not matter
+---@field half_precision_backend? string string; nothing to do: from_pretrained's dtype decides
+---@field hub_model_id? string string; not here: nothing is uploaded; save_pretrained writes files
+---@field hub_private_repo? boolean boolean; nothing to do: nothing is uploaded; save_pretrained writes files
+---@field hub_strategy? string string; nothing to do: nothing is uploaded; save_pretrained writes files
+---@field hub_token? string string; not here: nothing is uploaded; save_pretrained writes files
+---@field ignore_data_skip? boolean boolean, default false; not here: a resumed run goes on with the next rows
+---@field include_num_input_tokens_seen? boolean|string boolean or string; nothing to do: tokens are always counted
+---@field include_tokens_per_second? boolean boolean; nothing to do: tokens per second are always shown
+---@field label_names? table table; nothing to do: labels come from the text
+---@field label_smoothing_factor? number number, default 0; not here: the loss is plain cross-entropy
+---@field learning_rate? number number, default 5e-05
+---@field length_column_name? string string; nothing to do: rows are packed, so their length does not matter
+---@field load_best_model_at_end? boolean boolean, default false; not here: keep checkpoints with save_steps and load the one you want
+---@field local_rank? integer integer, default -1; nothing to do: one process trains
+---@field log_level? string string; nothing to do: what matters is always said
+---@field logging_dir? string string
+---@field logging_first_step? boolean boolean, default false
+---@field logging_nan_inf_filter? boolean boolean; nothing to do: an update that is not finite is skipped and said
+---@field logging_steps? integer integer, default 1
+---@field logging_strategy? string "epoch", "no", "steps", default "steps"
+---@field loss_type? string "nll", default "nll"
+---@field lr_scheduler_kwargs? table table
+---@field lr_scheduler_type? string|function string or function, default "linear"
+---@field max_grad_norm? number number, default 1.0
+---@field max_length? integer the same as max_seq_length
+---@field max_seq_length? integer integer
+---@field max_steps? integer integer, default -1
+---@field memory_limit? number number
+---@field metric_for_best_model? string string; nothing to do: no checkpoint is chosen for you
+---@field model_init_kwargs? table table; not here: give them to from_pretrained
+---@field neftune_noise_alpha? number number; not here: no noise is added to embeddings
+---@field no_cuda? boolean boolean; nothing to do: from_pretrained's device decides
+---@field num_train_epochs? number number, default 3.0
+---@field optim? string string, default "adamw_8bit"
+---@field optim_args? string string; not here: give adam_beta1, adam_beta2, adam_epsilon
+---@field optim_target_modules? table|string table or string; not here: it belongs to GaLore, which is not built in
+---@field output_dir? string string, default "trainer_output"
+---@field overwrite_output_dir? boolean boolean; nothing to do: checkpoints of the same step are replaced
+---@field packing? boolean boolean, default false; nothing to do: rows of an update always go without padding, attention kept inside each
+---@field packing_strategy? string string; nothing to do: rows are always packed whole
+---@field pad_to_multiple_of? integer integer; nothing to do: nothing is ever padded
+---@field pad_token? string string; nothing to do: nothing is ever padded
+---@field padding_free? boolean boolean; nothing to do: nothing is ever padded
+---@field parallelism_config? table table; not here: several machines or devices are not built in yet; leave it out
+---@field per_device_eval_batch_size? integer integer, default 4; nothing to do: evaluation packs rows as the memory plan allows
+---@field per_device_train_batch_size? integer integer, default 4
+---@field prediction_loss_only? boolean boolean; nothing to do: evaluation gives the loss
+---@field push_to_hub? boolean boolean, default false; not here: nothing is uploaded; save_pretrained writes files
+---@field q_galore_config? table table; not here: use optim = "adamw_8bit"
+---@field remove_unused_columns? boolean boolean; nothing to do: only the text's column is read
+---@field report? boolean boolean, default true
+---@field report_to? string|table string or table, default "none"
+---@field restore_callback_states_from_checkpoint? boolean boolean; nothing to do: callbacks are Lua functions
+---@field resume_from_checkpoint? string|boolean string or boolean
+---@field router_aux_loss_coef? number number
+---@field run_name? string string
+---@field save_only_model? boolean boolean, default false; not here: checkpoints are whole, so that a run can go on; use model:save_pretrained
+---@field save_safetensors? boolean boolean, default true; not here: only safetensors are written
+---@field save_steps? integer integer, default 500
+---@field save_strategy? string "epoch", "no", "steps", default "steps"
+---@field save_total_limit? integer integer
+---@field seed? integer integer, default 3407
+---@field shuffle_dataset? boolean boolean, default false; not here: rows are shuffled every epoch; or call dataset:shuffle
+---@field skip_memory_metrics? boolean boolean; nothing to do: the peak of memory is always shown
+---@field tf32? boolean boolean; nothing to do: from_pretrained's dtype decides
+---@field torch_compile? boolean boolean, default false; not here: there is nothing to compile
+---@field torch_compile_backend? string string; nothing to do: there is nothing to compile
+---@field torch_compile_mode? string string; nothing to do: there is nothing to compile
+---@field torch_empty_cache_steps? integer integer; nothing to do: memory is taken once
+---@field use_cpu? boolean boolean; nothing to do: from_pretrained's device decides
+---@field use_liger_kernel? boolean boolean; nothing to do: head and loss are fused already
+---@field warmup_ratio? number number
+---@field warmup_steps? number number, default 0
+---@field weight_decay? number number, default 0.001
+
+---Options of unsloth.SFTTrainer.
+---@class unsloth.SFTTrainerOptions
+---@field args? table table
+---@field callbacks? table table
+---@field compute_loss_func? function function; not here: the loss is cross-entropy over counted labels
+---@field compute_metrics? function function; not here: logits are never kept; evaluate in callbacks with model:generate
+---@field data_collator? any any; nothing to do: rows are packed here; train_on_responses_only masks labels
+---@field dataset_batch_size? integer integer; nothing to do: rows are tokenised one by one
+---@field dataset_kwargs? table table; nothing to do: there is nothing to pass on
+---@field dataset_num_proc? integer integer; nothing to do: rows are tokenised in this process
+---@field dataset_text_field? string string
+---@field eval_dataset? userdata userdata
+---@field eval_packing? boolean boolean; nothing to do: rows are always packed whole
+---@field formatting_func? function function
+---@field max_seq_length? integer integer
+---@field model? userdata userdata
+---@field model_init? function function; not here: give the model itself
+---@field optimizers? table table; not here: args.optim names the optimiser
+---@field packing? boolean boolean; nothing to do: rows of an update always go without padding, attention kept inside each
+---@field peft_config? table table; not here: call FastLanguageModel.get_peft_model first
+---@field preprocess_logits_for_metrics? function function; not here: logits are never kept; evaluate in callbacks with model:generate
+---@field processing_class? userdata the same as tokenizer
+---@field tokenizer? userdata userdata
+---@field train_dataset? userdata userdata
+
+---Options of Model.stream.
+---@class unsloth.GenerateOptions
+---@field do_sample? boolean boolean
+---@field eos_token_id? integer|table integer or table
+---@field max_length? integer integer; not here: give max_new_tokens, which does not count the prompt
+---@field max_new_tokens? integer integer, default 128
+---@field min_p? number number, default 0.0
+---@field num_beams? integer integer, default 1; not here: there is no beam search; sample with temperature or leave it at 1
+---@field num_return_sequences? integer integer, default 1; not here: call generate once for each text
+---@field pad_token_id? integer integer; nothing to do: nothing is padded
+---@field repetition_penalty? number number, default 1.0
+---@field seed? integer integer, default 3407
+---@field skip_special_tokens? boolean boolean, default true
+---@field stop? string|table string or table
+---@field stop_strings? string|table the same as stop
+---@field streamer? any any; not here: write for piece in model:stream(prompt) do io.write(piece) end
+---@field temperature? number number
+---@field tokenizer? userdata userdata
+---@field top_k? integer integer, default 0
+---@field top_p? number number, default 1.0
+---@field use_cache? boolean boolean, default true; not here: keys and values are always kept; leave it out
+
+---Options of unsloth.load_dataset.
+---@class unsloth.LoadDatasetOptions
+---@field cache_dir? string string; nothing to do: nothing is cached
+---@field data_files? string|table string or table
+---@field num_proc? integer integer; nothing to do: one thread reads the file
+---@field split? string string
+---@field streaming? boolean boolean, default false; not here: files are read whole; leave it out
+---@field token? string|boolean string or boolean; not here: data sets are not downloaded; give data_files
+
+---Options of Dataset.map.
+---@class unsloth.MapOptions
+---@field batch_size? integer integer; nothing to do: the function gets one row at a time
+---@field batched? boolean boolean, default false; not here: the function gets one row at a time; leave it out
+---@field desc? string string; nothing to do: no progress bar is drawn here
+---@field load_from_cache_file? boolean boolean; nothing to do: nothing is cached
+---@field num_proc? integer integer; nothing to do: Lua functions run on one thread
+---@field remove_columns? table|string table or string
+
+---Options of unsloth.plot.
+---@class unsloth.PlotOptions
+---@field height? integer integer, default 12
+---@field style? string "blocks", "braille", default "braille"
+---@field title? string string
+---@field width? integer integer, default 60
+---@field x? table|userdata table or userdata
+
+---Options of unsloth.gradcheck.
+---@class unsloth.GradcheckOptions
+---@field eps? number number, default 0.01
+---@field rows? integer integer, default 1
+---@field samples? integer integer, default 16
+---@field seed? integer integer, default 3407
