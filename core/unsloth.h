@@ -382,11 +382,26 @@ typedef struct usl_lora_opts {
     const char *target_modules;
     const char *layers; /* 0-based indices separated by commas; NULL: all */
     int use_rslora;
-    const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests) */
+    const char *init; /* "default" (A Kaiming uniform, B zero), "gaussian", "random" (both: for tests); "pissa",
+                         "pissa_niter_4" (or another number) and "loftq" change the base, which must not be quantised */
     uint64_t seed;
+    const char *target_pattern;  /* a regular expression over whole names ("model.layers.0.self_attn.q_proj"), in place
+                                    of target_modules; NULL: none */
+    const char *exclude_modules; /* names or their ends, separated by commas; NULL: none */
+    const char *layers_pattern;  /* the word before a layer's number, with layers only; NULL: any */
+    const char *modules_to_save; /* modules trained whole, as float32 copies: "embed_tokens,lm_head"; NULL: none */
+    const char *rank_pattern,
+        *alpha_pattern;         /* JSON objects, { "pattern over an end of a name": number }; NULL: none */
+    const char *bias;           /* "none" (NULL), "all", "lora_only" */
+    int use_dora;               /* a magnitude for each row, Liu et al. 2024 */
+    int ensure_weight_tying;    /* a tied head follows the trained copy of embed_tokens */
+    int loftq_bits, loftq_iter; /* 4 or 8; passes */
 } usl_lora_opts;
-#define USL_LORA_OPTS_INIT \
-    { sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407 }
+#define USL_LORA_OPTS_INIT                                                                                         \
+    {                                                                                                              \
+        sizeof(usl_lora_opts), NULL, 16, 16.0, 0.0, NULL, NULL, 0, NULL, 3407, NULL, NULL, NULL, NULL, NULL, NULL, \
+            NULL, 0, 0, 4, 1                                                                                       \
+    }
 /* Adds an adapter and makes it the active one. */
 USL_API usl_status usl_model_add_lora(usl_model *model, const usl_lora_opts *opts);
 /* Reads a PEFT folder as adapter `name` (NULL: "default") and makes it active. */
@@ -398,6 +413,8 @@ USL_API const char *usl_model_adapter(const usl_model *model);
 /* Writes adapter_config.json and adapter_model.safetensors. base: what to name as base_model_name_or_path, may be NULL.
  */
 USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
+/* What began with "pissa" as plain LoRA of twice the rank, for the base as it was before. */
+USL_API usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, const char *base);
 
 /* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. Borrowed
@@ -407,7 +424,7 @@ USL_API const char *usl_model_param_name(usl_model *model, int64_t i, int *train
 typedef struct usl_param_info {
     size_t size;
     int ndim;
-    int64_t shape[2];
+    int64_t shape[3];
     usl_dtype dtype; /* as stored: USL_NF4, a block type of GGUF, ... */
     uint64_t bytes;
     int trainable;

@@ -14,6 +14,7 @@
 #include "kernels/decode.cuh"
 #include "kernels/gemm.cuh"
 #include "kernels/gemv.cuh"
+#include "kernels/magnitude.cuh"
 #include "kernels/skinny.cuh"
 
 extern "C" {
@@ -221,18 +222,33 @@ template <typename T> struct stacked {
 
 constexpr int RANKS_A_THREAD = 8;
 
-/* A thread per column of A, then per row of B, for eight ranks of one expert. */
+__device__ __forceinline__ int segment_of_rank(const adapters &g, int r) {
+    int s = 0;
+    while (s + 1 < g.count && r >= g.s[s + 1].rank0) s++;
+    return s;
+}
+
+/* A thread per column of A, then per row of B, for eight ranks of one expert: all eight loads are under way at once. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapters g, stacked<T> to) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    int first = (int)blockIdx.y * RANKS_A_THREAD, last = min(g.ranks, first + RANKS_A_THREAD), s = 0;
+    int first = (int)blockIdx.y * RANKS_A_THREAD, s = 0;
     int64_t expert = blockIdx.z;
+    float v[RANKS_A_THREAD];
     if (i < g.in) {
-        for (int r = first; r < last; r++) {
-            while (r >= g.s[s].rank0 + g.s[s].rank) s++;
-            T v = from_f32<T>(g.s[s].a[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i]);
-            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = v;
-            if (to.a_turned) to.a_turned[i * g.ranks + r] = v;
+#pragma unroll
+        for (int k = 0; k < RANKS_A_THREAD; k++) {
+            int r = first + k;
+            if (r >= g.ranks) break;
+            const auto &d = g.s[segment_of_rank(g, r)];
+            v[k] = d.a[(expert * d.rank + r - d.rank0) * g.in + i];
+        }
+#pragma unroll
+        for (int k = 0; k < RANKS_A_THREAD; k++) {
+            int r = first + k;
+            if (r >= g.ranks) break;
+            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = from_f32<T>(v[k]);
+            if (to.a_turned) to.a_turned[i * g.ranks + r] = from_f32<T>(v[k]);
         }
         return;
     }
@@ -241,13 +257,18 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
     while (i >= g.s[s].row0 + g.s[s].rows) s++;
     int64_t row = i - g.s[s].row0;
     if (to.bias && blockIdx.y == 0) to.bias[i] = g.s[s].bias ? load_any(g.s[s].bias, g.s[s].bias_dtype, row) : 0.0f;
-    for (int r = first; r < last; r++) {
-        int own = r - g.s[s].rank0;
-        T v = from_f32<T>(own >= 0 && own < g.s[s].rank
-                              ? g.s[s].scale * g.s[s].b[(expert * g.s[s].rows + row) * g.s[s].rank + own]
-                              : 0.0f);
-        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = v;
-        if (to.b_turned) to.b_turned[r * g.out + i] = v;
+    const float *b = g.s[s].b + (expert * g.s[s].rows + row) * g.s[s].rank;
+#pragma unroll
+    for (int k = 0; k < RANKS_A_THREAD; k++) {
+        int own = first + k - g.s[s].rank0;
+        v[k] = own >= 0 && own < g.s[s].rank ? g.s[s].scale * b[own] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < RANKS_A_THREAD; k++) {
+        int r = first + k;
+        if (r >= g.ranks) break;
+        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = from_f32<T>(v[k]);
+        if (to.b_turned) to.b_turned[r * g.out + i] = from_f32<T>(v[k]);
     }
 }
 
@@ -262,6 +283,7 @@ __global__ void __launch_bounds__(THREADS)
         int64_t expert = i / (g.ranks * g.in), r = i / g.in - expert * g.ranks;
         while (r >= g.s[s].rank0 + g.s[s].rank) s++;
         if (!g.s[s].da) return;
+#pragma unroll 8
         for (int p = 0; p < parts_a; p++) sum += da[p * all_a + i];
         g.s[s].da[(expert * g.s[s].rank + r - g.s[s].rank0) * g.in + i % g.in] += sum;
         return;
@@ -272,6 +294,7 @@ __global__ void __launch_bounds__(THREADS)
     int r = (int)(i % g.ranks);
     while (o >= g.s[s].row0 + g.s[s].rows) s++;
     if (!g.s[s].db || r < g.s[s].rank0 || r >= g.s[s].rank0 + g.s[s].rank) return;
+#pragma unroll 8
     for (int p = 0; p < parts_b; p++) sum += db[p * all_b + i];
     g.s[s].db[(expert * g.s[s].rows + o - g.s[s].row0) * g.s[s].rank + r - g.s[s].rank0] += g.s[s].scale * sum;
 }
@@ -537,26 +560,91 @@ usl_status backward(usli_exec *x, const layout *l) {
     return usli_launched(x, "linear");
 }
 
-size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
-    const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
+size_t plain_workspace(const usli_linear_args *a, usli_pass pass) {
     layout l;
     if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv_workspace(a);
     return lay_out(&l, a, pass, nullptr);
 }
 
-usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
-    const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
-    for (int i = 0; i < a->segments; i++) {
-        USLI_TRY(usli_cuda_decode_check(x, &a->segment[i].w, "linear"));
-        if (a->segment[i].lora.magnitude)
-            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
-                             "linear: DoRA is not supported by this backend; use use_dora = false");
-    }
-    if (!a->tokens) return USL_OK;
+usl_status run_plain(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
     if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv(x, a, ws);
     layout l;
     lay_out(&l, a, pass, ws);
     return pass == USLI_FORWARD ? forward(x, &l) : backward(x, &l);
+}
+
+/* ---- DoRA: the plain op between two walks over y or dy -------------------------------------------------------------
+ */
+
+bool is_magnified(const usli_linear_args *a) {
+    for (int i = 0; i < a->segments; i++)
+        if (a->segment[i].lora.magnitude) return true;
+    return false;
+}
+
+struct magnified {
+    usli_segment segment[USLI_MAX_SEGMENTS];
+    usli_linear_args forward, backward; /* the plain ops */
+    bool again;                         /* backward needs z, which it makes again */
+    void *z, *dz, *inner;
+    size_t bytes; /* up to inner */
+};
+
+void lay_out(magnified *g, const usli_linear_args *a, usli_pass pass, void *ws) {
+    counter c = { static_cast<char *>(ws), 0 };
+    *g = magnified{};
+    for (int i = 0; i < a->segments; i++) {
+        g->segment[i] = a->segment[i];
+        g->segment[i].bias = nullptr, g->segment[i].dbias = nullptr, g->segment[i].lora.magnitude = nullptr;
+        g->again = g->again || (pass == USLI_BACKWARD && a->segment[i].lora.dmagnitude);
+    }
+    g->forward = g->backward = *a;
+    g->forward.segment = g->backward.segment = g->segment;
+    if (pass == USLI_BACKWARD || a->y_mode == USLI_ACCUMULATE) {
+        if (g->again || pass == USLI_FORWARD) g->z = c.take(a->tokens * a->out, bytes_of(a->y_dtype));
+        g->forward.y = g->z, g->forward.ldy = 0, g->forward.y_mode = USLI_ASSIGN;
+    } else {
+        g->z = a->y;
+    }
+    if (pass == USLI_BACKWARD) {
+        g->forward.xa = nullptr; /* what was saved stays */
+        g->dz = c.take(a->tokens * a->out, bytes_of(a->y_dtype));
+        g->backward.dy = g->dz, g->backward.ldy = 0;
+    }
+    g->bytes = c.used;
+    g->inner = c.take(0, 1);
+}
+
+size_t magnified_workspace(const usli_linear_args *a, usli_pass pass) {
+    magnified g;
+    lay_out(&g, a, pass, nullptr);
+    size_t inner = pass == USLI_FORWARD || g.again ? plain_workspace(&g.forward, USLI_FORWARD) : 0;
+    if (pass == USLI_BACKWARD) {
+        size_t other = plain_workspace(&g.backward, USLI_BACKWARD);
+        inner = inner > other ? inner : other;
+    }
+    return g.bytes + inner;
+}
+
+usl_status run_magnified(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
+    magnified g;
+    lay_out(&g, a, pass, ws);
+    if (pass == USLI_FORWARD || g.again) USLI_TRY(run_plain(x, &g.forward, USLI_FORWARD, g.inner));
+    if (pass == USLI_FORWARD) return usli_magnify(x, a, g.z, g.z != a->y ? a->out : a->ldy ? a->ldy : a->out);
+    USLI_TRY(usli_magnify_backward(x, a, g.z, g.dz));
+    return run_plain(x, &g.backward, USLI_BACKWARD, g.inner);
+}
+
+size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
+    const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
+    return is_magnified(a) ? magnified_workspace(a, pass) : plain_workspace(a, pass);
+}
+
+usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
+    const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
+    for (int i = 0; i < a->segments; i++) USLI_TRY(usli_cuda_decode_check(x, &a->segment[i].w, "linear"));
+    if (!a->tokens) return USL_OK;
+    return is_magnified(a) ? run_magnified(x, a, pass, ws) : run_plain(x, a, pass, ws);
 }
 
 } // namespace

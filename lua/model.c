@@ -165,7 +165,19 @@ static int model_add_lora(lua_State *L) {
                                         { "layers", ULUA_STRING, offsetof(usl_lora_opts, layers) },
                                         { "use_rslora", ULUA_BOOL, offsetof(usl_lora_opts, use_rslora) },
                                         { "init", ULUA_STRING, offsetof(usl_lora_opts, init) },
-                                        { "seed", ULUA_UINT64, offsetof(usl_lora_opts, seed) } };
+                                        { "seed", ULUA_UINT64, offsetof(usl_lora_opts, seed) },
+                                        { "target_pattern", ULUA_STRING, offsetof(usl_lora_opts, target_pattern) },
+                                        { "exclude_modules", ULUA_STRING, offsetof(usl_lora_opts, exclude_modules) },
+                                        { "layers_pattern", ULUA_STRING, offsetof(usl_lora_opts, layers_pattern) },
+                                        { "modules_to_save", ULUA_STRING, offsetof(usl_lora_opts, modules_to_save) },
+                                        { "rank_pattern", ULUA_STRING, offsetof(usl_lora_opts, rank_pattern) },
+                                        { "alpha_pattern", ULUA_STRING, offsetof(usl_lora_opts, alpha_pattern) },
+                                        { "bias", ULUA_STRING, offsetof(usl_lora_opts, bias) },
+                                        { "use_dora", ULUA_BOOL, offsetof(usl_lora_opts, use_dora) },
+                                        { "ensure_weight_tying", ULUA_BOOL,
+                                          offsetof(usl_lora_opts, ensure_weight_tying) },
+                                        { "loftq_bits", ULUA_INT, offsetof(usl_lora_opts, loftq_bits) },
+                                        { "loftq_iter", ULUA_INT, offsetof(usl_lora_opts, loftq_iter) } };
     usl_model *model = check_model(L, 1);
     usl_lora_opts opts = USL_LORA_OPTS_INIT;
     ulua_options(L, 2, "add_lora", LIST, COUNT(LIST), NULL, &opts);
@@ -190,9 +202,14 @@ static int model_adapter(lua_State *L) {
     return 1;
 }
 
+/* model:save_adapter(dir, [base], [as_lora]) */
 static int model_save_adapter(lua_State *L) {
     usl_model *model = check_model(L, 1);
-    ULUA_TRY(L, usl_model_save_adapter(model, luaL_checkstring(L, 2), luaL_optstring(L, 3, NULL)));
+    const char *dir = luaL_checkstring(L, 2), *base = luaL_optstring(L, 3, NULL);
+    if (lua_toboolean(L, 4))
+        ULUA_TRY(L, usl_model_save_adapter_as_lora(model, dir, base));
+    else
+        ULUA_TRY(L, usl_model_save_adapter(model, dir, base));
     return 0;
 }
 

@@ -59,7 +59,7 @@ end
 local function open(options)
   options.device, options.dtype = o.device, o.dtype
   local how = meta.open or {} -- a case whose rows are longer than the model's context says so
-  return core.model_open(options.path or case .. "/model", { device = o.device, dtype = o.dtype, full_finetuning = options.full,
+  return core.model_open(options.path or case .. "/" .. (meta.model or "model"), { device = o.device, dtype = o.dtype, full_finetuning = options.full,
     max_seq_length = how.max_seq_length, rope_scaling = how.rope_scaling })
 end
 
@@ -102,9 +102,10 @@ end
 local hp = meta.hp
 
 local function train_options(lr, steps)
-  return { batch = #batches[2], accumulation = 1, max_steps = steps, learning_rate = lr, weight_decay = hp.weight_decay,
+  return { batch = #(batches[2] or evaluation), accumulation = 1, max_steps = steps, learning_rate = lr, weight_decay = hp.weight_decay,
     beta1 = hp.betas[1], beta2 = hp.betas[2], epsilon = hp.eps, max_grad_norm = hp.max_grad_norm, optimizer = "adamw",
-    shuffle = false, recompute = "none", router_aux_loss_coef = meta.router_aux_loss_coef }
+    shuffle = false, recompute = "none", embedding_learning_rate = hp.embedding_lr,
+    router_aux_loss_coef = meta.router_aux_loss_coef }
 end
 
 local function rate_function(lr, steps)
@@ -144,7 +145,7 @@ local function greedy(model)
   return core.tensor({ ids }, "int32")
 end
 
-do
+if golden["base.logits"] then
   local model <close> = open { full = true }
   put("base.logits", function() return logits_of(model) end)
   put("base.greedy", function() return greedy(model) end)
@@ -154,7 +155,9 @@ end
 
 -- PyTorch calls a parameter "...lora_A.default.weight", PEFT's files leave the adapter's name out.
 local function published(name)
-  return (name:gsub("%.default%.weight$", ".weight"))
+  name = name:gsub("%.modules_to_save%.default", ""):gsub("%.modules_to_save", "")
+  name = name:gsub("%.default%.weight$", ".weight"):gsub("%.default$", "")
+  return (name:gsub("lora_magnitude_vector%.weight$", "lora_magnitude_vector"))
 end
 
 local function merged_logits(model)
@@ -171,7 +174,7 @@ if golden["lora.losses"] or golden["lora.logits"] then
   model:load_adapter(case .. "/adapter")
   put("lora.logits", function() return logits_of(model) end)
   gradients(model, "lora.", published)
-  train(model, "lora.", hp.lr, hp.steps)
+  if golden["lora.losses"] then train(model, "lora.", hp.lr, hp.steps) end
   for _, name in ipairs(wanted "lora.final.") do
     put(name, function() return model:get_param(published(name:sub(#"lora.final." + 1))) end)
   end

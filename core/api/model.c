@@ -79,7 +79,12 @@ const char *usl_model_adapter(const usl_model *model) {
 
 usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base) {
     USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
-    return usli_model_save_adapter(model, dir, base);
+    return usli_model_save_adapter(model, dir, base, false);
+}
+
+usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, const char *base) {
+    USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
+    return usli_model_save_adapter(model, dir, base, true);
 }
 
 const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
@@ -93,12 +98,13 @@ const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
 int usl_model_param_info(const usl_model *m, int64_t i, usl_param_info *info) {
     usli_param_ref p;
     if (i < 0 || !usli_model_param(m, i, &p)) return 0;
-    usl_param_info out = {
-        .ndim = p.ndim, .shape = { p.shape[0], p.shape[1] }, .dtype = USL_F32, .trainable = p.trainable
-    };
-    out.bytes = (uint64_t)(p.shape[0] * p.shape[1]) * sizeof(float);
+    usl_param_info out = { .ndim = p.ndim,
+                           .shape = { p.shape[0], p.shape[1], p.shape[2] },
+                           .dtype = USL_F32,
+                           .bytes = (uint64_t)p.count * sizeof(float),
+                           .trainable = p.trainable };
     if (p.part == 0) {
-        const usli_weight *w = usli_model_weight(m, p.slot, p.layer);
+        const usli_weight *w = usli_base_weight(m, p.slot, p.layer);
         out.dtype = w->m.dtype;
         out.bytes = w->storage->bytes;
     }
@@ -123,7 +129,7 @@ usl_status usl_model_get_param(usl_model *m, const char *name, usl_tensor **out)
     if (p.data)
         usli_param_publish(&p, p.data, dst);
     else
-        usli_model_rows(m, p.slot, p.layer, false, 0, usli_model_weight(m, p.slot, p.layer)->m.rows, dst);
+        usli_model_rows(m, p.slot, p.layer, false, 0, usli_base_weight(m, p.slot, p.layer)->m.rows, dst);
     return USL_OK;
 }
 
@@ -143,6 +149,7 @@ usl_status usl_model_set_param(usl_model *m, const char *name, const usl_tensor 
     if (st == USL_OK) usli_param_take(&p, usl_tensor_data(copy), p.data);
     if (st == USL_OK && p.device != p.data)
         st = m->exec.backend->copy_in(&m->exec, p.device, p.data, (size_t)p.count * sizeof(float));
+    if (st == USL_OK && m->active) m->active->norms_fresh = false;
     usl_tensor_free(copy);
     return st;
 }

@@ -7,6 +7,7 @@
 #include "core/cpu/decode.h"
 #include "core/cpu/gemm.h"
 #include "core/cpu/gemv.h"
+#include "core/cpu/magnitude.h"
 #include "core/cpu/vec.h"
 #include "core/ops/dropout.h"
 
@@ -521,10 +522,49 @@ static usl_status run_experts(usli_exec *x, const usli_linear_args *a, usli_pass
     return USL_OK;
 }
 
+/* ---- DoRA: the plain op between two walks over y or dy
+ * ------------------------------------------------------------------ */
+
+static size_t magnified_workspace(const usli_linear_args *a, usli_pass pass) {
+    usli_segment segment[USLI_MAX_SEGMENTS];
+    usli_linear_args forward = usli_without_magnitude(a, segment, USLI_FORWARD, NULL);
+    size_t inner = plain_workspace(&forward, USLI_FORWARD);
+    if (pass == USLI_BACKWARD) {
+        usli_linear_args backward = usli_without_magnitude(a, segment, USLI_BACKWARD, NULL);
+        size_t other = plain_workspace(&backward, USLI_BACKWARD);
+        if (other > inner) inner = other;
+    }
+    return usli_magnitude_room(a, pass) + inner;
+}
+
+static usl_status run_magnified(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
+    usli_segment segment[USLI_MAX_SEGMENTS];
+    void *inner = (char *)ws + usli_magnitude_room(a, pass);
+    if (pass == USLI_FORWARD || usli_wants_magnitude(a)) {
+        usli_linear_args one = usli_without_magnitude(a, segment, USLI_FORWARD, ws);
+        if (pass == USLI_BACKWARD) one.xa = NULL; /* what was saved stays */
+        USLI_TRY(run_plain(x, &one, USLI_FORWARD, inner));
+    }
+    if (pass == USLI_FORWARD) {
+        usli_magnify(x, a, ws);
+        return USL_OK;
+    }
+    usli_magnify_backward(x, a, ws);
+    usli_linear_args one = usli_without_magnitude(a, segment, USLI_BACKWARD, ws);
+    return run_plain(x, &one, USLI_BACKWARD, inner);
+}
+
+static bool is_magnified(const usli_linear_args *a) {
+    for (int i = 0; i < a->segments; i++)
+        if (a->segment[i].lora.magnitude) return true;
+    return false;
+}
+
 static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     const usli_linear_args *a = args;
     usli_segment segment[USLI_MAX_SEGMENTS];
     (void)x;
+    if (is_magnified(a)) return magnified_workspace(a, pass);
     if (!a->experts) return plain_workspace(a, pass);
     /* An expert may see all tokens, or so few that other room is needed. */
     usli_linear_args all = expert_args(a, 0, 0, a->tokens, segment), few = all;
@@ -537,12 +577,8 @@ static size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
 
 static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
     const usli_linear_args *a = args;
-    for (int i = 0; i < a->segments; i++) {
-        USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
-        if (a->segment[i].lora.magnitude)
-            return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
-                             "linear: DoRA is not supported by this backend; use use_dora = false");
-    }
+    for (int i = 0; i < a->segments; i++) USLI_TRY(usli_matrix_check(x->ctx, &a->segment[i].w, "linear"));
+    if (is_magnified(a)) return run_magnified(x, a, pass, ws);
     return a->experts ? run_experts(x, a, pass, ws) : run_plain(x, a, pass, ws);
 }
 

@@ -34,8 +34,7 @@ static usl_status differs(const look *k, usli_slot slot, int64_t layer) {
 }
 
 static usl_status look_at_vector(look *k, usli_slot slot, int64_t layer) {
-    const usli_matrix *a = &usli_model_weight(k->s->base, slot, layer)->m,
-                      *b = &usli_model_weight(k->read, slot, layer)->m;
+    const usli_matrix *a = &usli_export_weight(k->s, slot, layer)->m, *b = &usli_model_weight(k->read, slot, layer)->m;
     const float *want = a->data, *got = b->data;
     float offset = usli_slot_is_norm(slot) ? k->s->m->config.arch->norm_offset : 0;
     for (int64_t i = 0; i < a->cols; i++) {

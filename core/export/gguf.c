@@ -16,7 +16,7 @@ static usl_dtype type_of(const usli_export_source *s, const usli_method *method,
                            .heads = c->heads,
                            .kv_heads = c->kv_heads,
                            .experts = c->experts,
-                           .tied = c->tied,
+                           .tied = c->tied && !usli_model_unties(s->m),
                            .importance = s->importance != NULL };
     return usli_mix_type(method, &mix, p->name, layer, p->ndim > 1 ? p->shape[p->ndim - 1] : 0);
 }

@@ -39,12 +39,35 @@ static bool is_unheard(const usli_config *c, usli_slot slot) {
            (slot == USLI_Q || slot == USLI_Q_A || slot == USLI_KV_A || slot == USLI_Q_B || slot == USLI_KV_B);
 }
 
+/* What a .gguf of LoRA has no place for. */
+static usl_status check(const usl_model *m, const usli_adapter *a, const char *path) {
+    const char *what = NULL;
+    for (int64_t i = 0; i < usli_weight_count(&m->config); i++)
+        if (a->copies[i].storage) what = "trained copies of weights (modules_to_save, bias)";
+    for (int64_t i = 0; i < usli_module_count(&m->config); i++) {
+        const usli_lora_module *l = &a->modules[i];
+        int64_t layer;
+        usli_slot slot = usli_module_slot(&m->config, i, &layer);
+        if (!l->rank) continue;
+        if (l->magnitude) what = "magnitudes (DoRA)";
+        if (l->start_a) what = "a base that its beginning (PiSSA, LoftQ) changed";
+        if (slot == USLI_EMBED) what = "an adapter of the embedding";
+        if (slot == USLI_HEAD && m->config.tied) what = "an adapter of a head that is tied to the embedding";
+    }
+    if (strcmp(a->init, "loftq") == 0) what = "a base that its beginning (PiSSA, LoftQ) changed";
+    if (!what) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "%s: adapter \"%s\" has %s, which LoRA in a .gguf cannot say; export the merged model", path,
+                     a->name, what);
+}
+
 static usl_status each(const usl_model *m, usli_gguf_writer *w, const usli_adapter *a, float alpha, bool writing) {
     const usli_config *c = &m->config;
-    for (int64_t i = 0; i < c->layers * USLI_LINEARS; i++) {
-        usli_slot slot = (usli_slot)(i % USLI_LINEARS);
-        int64_t layer = i / USLI_LINEARS, rows, cols, experts = usli_slot_experts(c, slot);
-        const usli_lora_module *l = usli_adapter_module(m, a, slot, layer);
+    for (int64_t i = 0; i < usli_module_count(c); i++) {
+        int64_t layer, rows, cols;
+        usli_slot slot = usli_module_slot(c, i, &layer);
+        int64_t experts = usli_slot_experts(c, slot);
+        const usli_lora_module *l = &a->modules[i];
         if (!l->rank) continue;
         if (is_unheard(c, slot))
             return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
@@ -71,6 +94,7 @@ usl_status usli_export_lora(usl_model *m, const char *path) {
         return usli_fail(m->ctx, USL_ERR_INVALID,
                          "%s: the model has no active adapter to export; add one with get_peft_model", path);
     USLI_TRY(usli_model_pull(m));
+    USLI_TRY(check(m, a, path));
     USLI_TRY(usli_gguf_create(m->ctx, path, &w));
     USLI_TRYGO(usli_gguf_put_name(w, m));
     USLI_TRYGO(usli_gguf_put_string(w, "general.type", "adapter", 7));

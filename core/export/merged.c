@@ -130,11 +130,12 @@ static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     json_t *j = json_deep_copy(m->config.source);
     const char *name = dtype == USL_F32 ? "float32" : dtype == USL_F16 ? "float16" : "bfloat16";
     if (!j) return NULL;
+    json_object_del(j, "quantization_config"); /* how it was read is not how it is written */
     if (dtype == USL_NF4) json_object_set_new(j, "quantization_config", usli_merged4_config());
     /* transformers 5 writes "dtype" alone. 4 reads it too, or, before 4.56, keeps its default of float32. */
     json_object_del(j, "torch_dtype");
     json_object_set_new(j, "dtype", json_string(name));
-    json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied));
+    json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied && !usli_model_unties(m)));
     return j;
 }
 

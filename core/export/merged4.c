@@ -79,8 +79,8 @@ static void row_task(void *arg, int64_t row, int worker) {
 /* A weight that is NF4 already and has nothing merged goes out as it is. */
 static usl_status quantise(const usli_export_source *s, usli_slot slot, int64_t layer, packed *p) {
     usl_ctx *ctx = s->m->ctx;
-    const usli_matrix *w = &usli_model_weight(s->base, slot, layer)->m;
-    bool merged = s->m->active && usli_adapter_module(s->m, s->m->active, slot, layer)->rank;
+    const usli_matrix *w = &usli_export_weight(s, slot, layer)->m;
+    bool merged = usli_export_is_merged(s, slot, layer);
     if (w->nf4 && !merged && w->nf4->absmax_q && w->nf4->map == usli_dynamic_map && w->nf4->table == usli_nf4_table) {
         p->q = *w->nf4;
     } else {

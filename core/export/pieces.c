@@ -2,6 +2,7 @@
 
 #include "core/base/pool.h"
 #include "core/export/export.h"
+#include "core/model/adapter.h"
 #include "core/quant/traits.h"
 
 enum { SLAB = 1 << 22 /* values converted at a time, for all outputs together */, MOST_OUTPUTS = 64 };
@@ -21,7 +22,7 @@ bool usli_export_slot(const usl_model *m, int64_t i, usli_slot *slot, int64_t *l
     } else {
         *slot = i == last ? USLI_FINAL_NORM : USLI_HEAD;
     }
-    return usli_model_weight(m, *slot, *layer)->storage != NULL;
+    return usli_model_weight(m, *slot, *layer)->storage || (*slot == USLI_HEAD && usli_model_unties(m));
 }
 
 usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes) {
@@ -36,40 +37,66 @@ usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes
 /* ---- The source ----------------------------------------------------------------------------------------------------
  */
 
+/* Where an adapter's beginning changed the base, it fits that one alone. */
+static usl_status check_start(const usl_model *m, const usl_model *base) {
+    const usli_adapter *a = m->active;
+    bool changed = a && strcmp(a->init, "loftq") == 0;
+    for (int64_t i = 0; a && i < usli_module_count(&m->config); i++) changed |= a->modules[i].start_a != NULL;
+    if (!changed || base == m) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "adapter \"%s\" began with %s, which changed the weights that it belongs to: leave out base",
+                     a->name, a->init);
+}
+
 usl_status usli_export_source_of(usl_model *m, const usl_export_opts *opts, usli_export_source *out) {
     *out = (usli_export_source){ m, opts && opts->base ? opts->base : m, opts ? opts->imatrix : NULL };
     USLI_TRY(usli_model_pull(m));
+    USLI_TRY(check_start(m, out->base));
     if (out->base != m) USLI_TRY(usli_model_check_weights(out->base));
-    for (int64_t i = 0; i < usli_export_slots(m); i++) {
+    bool same = m->config.arch == out->base->config.arch && m->config.layers == out->base->config.layers;
+    for (int64_t i = 0; same && i < usli_export_slots(m); i++) {
         usli_slot slot;
         int64_t layer, rows[2], cols[2];
-        if (!usli_export_slot(m, i, &slot, &layer)) continue;
-        bool there = layer < out->base->config.layers && usli_model_weight(out->base, slot, layer)->storage;
+        if (!usli_export_slot(m, i, &slot, &layer) || !usli_base_weight(m, slot, layer)->storage) continue;
         usli_slot_shape(&m->config, slot, layer, &rows[0], &cols[0]);
-        if (there) usli_slot_shape(&out->base->config, slot, layer, &rows[1], &cols[1]);
-        if (!there || rows[0] != rows[1] || cols[0] != cols[1] || m->config.arch != out->base->config.arch)
-            return usli_fail(m->ctx, USL_ERR_SHAPE,
-                             "%s is another model than %s: give the 16-bit weights of the very model that was loaded",
-                             out->base->path ? out->base->path : "base", m->path ? m->path : "the model");
+        usli_slot_shape(&out->base->config, slot, layer, &rows[1], &cols[1]);
+        same = usli_base_weight(out->base, slot, layer)->storage && rows[0] == rows[1] && cols[0] == cols[1];
     }
+    if (!same)
+        return usli_fail(m->ctx, USL_ERR_SHAPE,
+                         "%s is another model than %s: give the 16-bit weights of the very model that was loaded",
+                         out->base->path ? out->base->path : "base", m->path ? m->path : "the model");
     if (out->importance && out->importance->layers != m->config.layers)
         return usli_fail(m->ctx, USL_ERR_SHAPE, "the importance matrix is that of another model");
     return USL_OK;
 }
 
-static bool is_merged(const usl_model *m, usli_slot slot, int64_t layer) {
-    return m->active && slot < USLI_LINEARS && usli_adapter_module(m, m->active, slot, layer)->rank;
+const usli_weight *usli_export_weight(const usli_export_source *s, usli_slot slot, int64_t layer) {
+    const usl_model *m = s->m;
+    const usli_weight *w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
+    for (int i = 0; i < 2; i++) { /* a tied head's may be the embedding's */
+        usli_slot from = i ? USLI_EMBED : slot;
+        if (w == usli_base_weight(m, from, layer)) return usli_base_weight(s->base, from, layer);
+    }
+    return w; /* a copy that the adapter trained */
+}
+
+bool usli_export_is_merged(const usli_export_source *s, usli_slot slot, int64_t layer) {
+    const usl_model *m = s->m;
+    bool adapts = slot < USLI_LINEARS || slot == USLI_EMBED || slot == USLI_HEAD;
+    return m->active && adapts && usli_adapter_module(m, m->active, slot, layer)->rank;
 }
 
 bool usli_export_raw(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype) {
-    const usli_matrix *w = &usli_model_weight(s->base, slot, layer)->m;
-    return !is_merged(s->m, slot, layer) && w->dtype == dtype && w->data;
+    const usli_matrix *w = &usli_export_weight(s, slot, layer)->m;
+    return !usli_export_is_merged(s, slot, layer) && w->dtype == dtype && w->data;
 }
 
 void usli_export_rows(const usli_export_source *s, usli_slot slot, int64_t layer, int64_t first, int64_t count,
                       float *dst) {
-    usli_model_rows(s->base, slot, layer, false, first, count, dst);
-    usli_model_merge_rows(s->m, slot, layer, first, count, dst);
+    const usli_weight *w = usli_export_weight(s, slot, layer);
+    for (int64_t r = 0; r < count; r++)
+        usli_adapted_row(s->m, s->m->active, w, slot, layer, first + r, dst + r * w->m.cols);
 }
 
 /* ---- Rows ----------------------------------------------------------------------------------------------------------
@@ -109,7 +136,7 @@ static void row_task(void *arg, int64_t task, int worker) {
         size_t bytes = j->out[i].row_bytes;
         char *out = j->out[i].data + (size_t)task * bytes;
         if (j->out[i].raw) {
-            const char *data = usli_model_weight(j->s->base, j->slot, j->layer)->m.data;
+            const char *data = usli_export_weight(j->s, j->slot, j->layer)->m.data;
             memcpy(out, data + (size_t)row * bytes, bytes);
             continue;
         }
@@ -121,10 +148,9 @@ static void row_task(void *arg, int64_t task, int worker) {
 
 /* A vector as so many rows of one value: it is never blocked, and a bias may be permuted. */
 static usl_status vector(const job *j, const usli_export_out *out) {
-    const usli_matrix *w = &usli_model_weight(j->s->base, j->slot, j->layer)->m;
-    const float *values = w->data;
+    const float *values = usli_export_weight(j->s, j->slot, j->layer)->m.data;
     char bytes[8];
-    for (int64_t r = 0; r < w->cols; r++) {
+    for (int64_t r = 0; r < j->rows; r++) {
         float value = values[source_row(j, r)] + j->offset;
         usli_traits_of(out->dtype)->encode(&value, NULL, bytes, 1);
         USLI_TRY(out->sink(out->ud, bytes, usli_row_bytes(out->dtype, 1)));

@@ -43,14 +43,8 @@ void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, u
         if (experts) g->args.tokens = b->tokens * m->config.top_k;
         if (!m->active) continue;
         const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-        if (l->rank)
-            segment->lora = (usli_lora){ .rank = l->rank,
-                                         .scale = l->scale,
-                                         .a = usli_twin_at(&m->active->twin, l->a),
-                                         .b = usli_twin_at(&m->active->twin, l->b),
-                                         .da = l->da,
-                                         .db = l->db };
-        if (s->training && m->active->dropout > 0)
+        segment->lora = usli_pass_lora(m, l);
+        if (s->drops && m->active->dropout > 0)
             g->args.dropout = (usli_dropout){ .p = (float)m->active->dropout,
                                               .seed = b->dropout_seed,
                                               .update = b->update,
@@ -67,7 +61,7 @@ size_t usli_group_xa_bytes(const usli_group *g) {
 
 bool usli_group_trains(const usli_group *g) {
     for (int i = 0; i < g->args.segments; i++)
-        if (g->segment[i].dw || g->segment[i].lora.da) return true;
+        if (g->segment[i].dw || g->segment[i].dbias || g->segment[i].lora.da) return true;
     return false;
 }
 

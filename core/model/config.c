@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/model/bnb.h"
+
 /* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error -------------------
  */
 
@@ -418,11 +420,10 @@ static double soft_cap(fields *f, const char *key, double fallback) {
 static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                               usli_config *c) {
     fields f = { ctx, name, json, USL_OK };
-    if (get(&f, "quantization_config"))
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
-                         "%s: the checkpoint is already quantised (quantization_config); use the 16-bit "
-                         "model with load_in_4bit, or a GGUF",
-                         name);
+    if (get(&f, "quantization_config")) {
+        USLI_TRY(usli_bnb_check_config(ctx, name, get(&f, "quantization_config")));
+        c->quantised = true;
+    }
     USLI_TRY(find_arch(&f, c));
     const usli_arch *a = c->arch;
     c->vocab = get_int(&f, "vocab_size", a->vocab);

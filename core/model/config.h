@@ -111,6 +111,7 @@ typedef struct usli_config {
     int32_t eos[8];
     int eos_count;
     usl_dtype dtype; /* as published, USL_DTYPE_AUTO when it does not say */
+    bool quantised;  /* the checkpoint is; what is not quantised in it stays so */
     json_t *source;  /* the config.json, made from the metadata for a GGUF; owned */
 } usli_config;
 

@@ -10,6 +10,7 @@
 #include "core/base/pool.h"
 #include "core/base/rng.h"
 #include "core/io/json.h"
+#include "core/model/bnb.h"
 #include "core/quant/traits.h"
 
 /* ---- Sources
@@ -112,6 +113,22 @@ static bool find_split(const usli_config *c, const usli_source *src, usli_slot s
            usli_traits_of(s->k->dtype)->decode && usli_traits_of(s->v->dtype)->decode;
 }
 
+/* A matrix of bitsandbytes: its shape stands beside it. */
+static usl_status find_bnb(const usl_model *m, const usli_source *src, usli_slot slot, const usli_piece *p,
+                           const usli_file_tensor *t, const usli_file_tensor **out) {
+    int64_t rows, cols;
+    if (usli_slot_experts(&m->config, slot))
+        return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                         "%s: the experts (\"%s\") are quantised by bitsandbytes, which is not supported for them; use "
+                         "the 16-bit model with load_in_4bit, or a GGUF",
+                         m->path, p->name);
+    USLI_TRY(usli_bnb_shape(m, src, t, &rows, &cols));
+    *out = t;
+    if (rows == p->shape[0] && cols == p->shape[1]) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" has shape %lldx%lld; config says %lldx%lld", m->path,
+                     p->name, (long long)rows, (long long)cols, (long long)p->shape[0], (long long)p->shape[1]);
+}
+
 static usl_status find_piece(const usl_model *m, const usli_source *src, usli_slot slot, int64_t layer, int64_t i,
                              usli_piece *p, const usli_file_tensor **out) {
     usli_slot_piece(&m->config, slot, layer, form_of(&m->config, src, slot, layer), i, p);
@@ -119,6 +136,7 @@ static usl_status find_piece(const usl_model *m, const usli_source *src, usli_sl
     if (!t && slot == USLI_HEAD && !src->gguf) /* a base that was saved tied, whatever its config says */
         t = find_named(src, "model.embed_tokens.weight");
     if (!t) return usli_fail(m->ctx, USL_ERR_FORMAT, "%s: tensor \"%s\" is missing", m->path, p->name);
+    if (p->ndim > 1 && usli_bnb_is(src, t)) return find_bnb(m, src, slot, p, t, out);
     if (!fits(p, t)) {
         char is[96], wanted[96];
         write_shape(t->ndim, t->shape, is, sizeof is);
@@ -165,7 +183,15 @@ static usl_status new_storage(usl_model *m, size_t bytes, usli_storage **out) {
 static usl_status load_float(usl_model *m, const usli_file_tensor *t, usli_weight *w, int64_t rows, int64_t cols) {
     USLI_TRY(new_storage(m, (size_t)(rows * cols) * sizeof(float), &w->storage));
     set_plain(w, USL_F32, rows, cols);
-    if (!m->plan_only) usli_traits_of(t->dtype)->decode(t->data, w->storage->data, rows * cols);
+    if (m->plan_only) return USL_OK;
+    size_t elem = usli_dtype_bytes(t->dtype);
+    void *copy = NULL; /* where numbers stand at odd addresses */
+    if (elem && (uintptr_t)t->data % elem) {
+        if (!(copy = usli_malloc(m->ctx, t->bytes))) return usli_nomem(m->ctx, t->bytes);
+        memcpy(copy, t->data, t->bytes);
+    }
+    usli_traits_of(t->dtype)->decode(copy ? copy : t->data, w->storage->data, rows * cols);
+    usli_free(m->ctx, copy);
     return USL_OK;
 }
 
@@ -262,12 +288,13 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
     if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
     const usli_file_tensor *t = NULL;
     usli_piece p;
-    usli_weight *w = usli_model_weight(m, slot, layer);
+    usli_weight *w = usli_base_weight(m, slot, layer);
     split_keys split;
     if (find_split(&m->config, src, slot, layer, &split)) return load_split(m, &split, w);
     if (usli_slot_pieces(&m->config, slot, form_of(&m->config, src, slot, layer)) > 1)
         return load_stack(m, src, slot, layer, w);
     USLI_TRY(find_piece(m, src, slot, layer, 0, &p, &t));
+    if (cols && usli_bnb_is(src, t)) return usli_bnb_load(m, src, t, w);
     if (!cols)
         USLI_TRY(load_float(m, t, w, 1, rows));
     else if (m->full || t->dtype == USL_F64)
@@ -357,7 +384,7 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
     int64_t chunks = 0;
     usl_status st = USL_OK;
     for (int s = 0; st == USL_OK && s < USLI_LINEARS; s++) {
-        usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
         if (!wants_nf4(w, (usli_slot)s)) continue;
         st = begin_weight(m, w, &made[job.count], &absmax[job.count]);
         if (st != USL_OK) break;
@@ -425,10 +452,11 @@ usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_
     USLI_TRY(make_table(m));
     if (src->gguf) USLI_TRY(load_divisors(m, src->gguf));
     for (int s = USLI_EMBED; s < USLI_SLOTS; s++) USLI_TRY(load_one(m, src, (usli_slot)s, 0));
+    bool quantise = load_in_4bit && !m->config.quantised;
     float **scratch;
-    usl_status st = quantize_begin(m, load_in_4bit, &scratch);
+    usl_status st = quantize_begin(m, quantise, &scratch);
     for (int64_t l = 0; st == USL_OK && l < m->config.layers; l++) {
-        st = usli_progress(m->ctx, load_in_4bit ? "quantising" : "loading", (uint64_t)l, (uint64_t)m->config.layers);
+        st = usli_progress(m->ctx, quantise ? "quantising" : "loading", (uint64_t)l, (uint64_t)m->config.layers);
         for (int s = 0; st == USL_OK && s < USLI_LAYER_SLOTS; s++) st = load_one(m, src, (usli_slot)s, l);
         if (st == USL_OK && scratch) st = quantize_layer(m, l, scratch);
     }
@@ -467,7 +495,7 @@ static void random_row(void *arg, int64_t row, int worker) {
 static usl_status random_one(usl_model *m, usli_slot slot, int64_t layer, uint64_t seed, usl_dtype dtype) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
-    usli_weight *w = usli_model_weight(m, slot, layer);
+    usli_weight *w = usli_base_weight(m, slot, layer);
     if (!cols) {
         USLI_TRY(new_storage(m, (size_t)rows * sizeof(float), &w->storage));
         set_plain(w, USL_F32, 1, rows);
@@ -489,8 +517,8 @@ enum { SHARED_FROM = 1 << 24 };
 /* Layer l has the storages of another. */
 static void share_layer(usl_model *m, int64_t from, int64_t l) {
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
-        usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
-        *w = *usli_model_weight(m, (usli_slot)s, from);
+        usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
+        *w = *usli_base_weight(m, (usli_slot)s, from);
         if (w->storage) usli_storage_retain(w->storage);
         if (w->m.nf4) w->m.nf4 = &w->nf4;
     }

@@ -17,6 +17,11 @@ usl_status usli_source_check(usl_ctx *ctx, const char *path, const usli_source *
 usl_status usli_load_weights(usl_model *m, const usli_source *src, bool load_in_4bit);
 /* dtype: of the linear weights and the embedding (AUTO: BF16, or F32 when trained). */
 usl_status usli_random_weights(usl_model *m, uint64_t seed, bool load_in_4bit, usl_dtype dtype);
-void usli_adapter_free(usl_model *m, usli_adapter *a);
+
+/* An int8 weight with a scale for each row: where the scales begin behind the codes. */
+static inline size_t usli_int8_scales_at(int64_t rows, int64_t cols) {
+    return ((size_t)(rows * cols) + 63) & ~(size_t)63;
+}
+#define USLI_INT8_STEP 7.874015748031496e-3f /* 1 / 127, as bitsandbytes writes it */
 
 #endif

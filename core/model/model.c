@@ -6,9 +6,9 @@
 
 #include "core/cpu/cpu.h"
 #include "core/io/json.h"
+#include "core/model/adapter.h"
 #include "core/model/load.h"
 #include "core/ops/planned.h"
-#include "core/quant/traits.h"
 #include "kernels/cuda.h"
 
 enum { MAX_CONTEXT = 1 << 30 }; /* positions are 32-bit, and a table has a row for each */
@@ -163,6 +163,13 @@ static usl_status check_shareable(usl_ctx *ctx, const usl_model *base) {
     if (base->full)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED,
                          "the model's weights are trained (full_finetuning) and cannot be shared; open it without");
+    for (const usli_adapter *a = base->adapters; a; a = a->next)
+        if (usli_start_changes(a))
+            return usli_fail(
+                ctx, USL_ERR_INVALID,
+                "the model's weights were changed by init_lora_weights = \"%s\" of adapter \"%s\" and cannot "
+                "be shared; load the model anew",
+                a->init, a->name);
     for (int64_t l = 0; base->places && l < base->config.layers; l++)
         if (base->places[l].on_host)
             return usli_fail(ctx, USL_ERR_UNSUPPORTED,
@@ -186,7 +193,7 @@ static usl_status copy_facts(usl_model *m, const usl_model *base) {
 }
 
 static usl_status copy_table(usl_model *m, const usl_model *base) {
-    size_t count = (size_t)base->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+    size_t count = (size_t)usli_weight_count(&base->config);
     if (!(m->weights = usli_malloc(m->ctx, count * sizeof *m->weights)))
         return usli_nomem(m->ctx, count * sizeof *m->weights);
     for (size_t i = 0; i < count; i++) {
@@ -227,17 +234,6 @@ usl_model *usli_model_retain(usl_model *m) {
     return m;
 }
 
-void usli_adapter_free(usl_model *m, usli_adapter *a) {
-    usl_ctx *ctx = m->ctx;
-    if (!a) return;
-    usli_twin_close(&m->exec, &a->twin);
-    usli_free(ctx, a->name);
-    usli_free(ctx, a->base);
-    usli_free(ctx, a->modules);
-    if (!m->plan_only) usli_free_aligned(ctx, a->storage);
-    usli_free(ctx, a);
-}
-
 void usli_model_release(usl_model *m) {
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
     usl_ctx *ctx = m->ctx;
@@ -245,7 +241,7 @@ void usli_model_release(usl_model *m) {
         next = a->next;
         usli_adapter_free(m, a);
     }
-    int64_t count = m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
+    int64_t count = m->weights ? usli_weight_count(&m->config) : 0;
     for (int64_t i = 0; i < count && !m->base; i++) usli_storage_release(m->weights[i].storage);
     usli_free(ctx, m->weights);
     if (m->exec.backend) {
@@ -266,40 +262,19 @@ void usli_model_release(usl_model *m) {
 
 uint64_t usli_model_weight_bytes(const usl_model *m) {
     uint64_t bytes = 0;
-    int64_t count = m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+    int64_t count = usli_weight_count(&m->config);
     for (int64_t i = 0; i < count; i++)
         if (m->weights[i].storage) bytes += m->weights[i].storage->bytes;
     return bytes;
 }
 
-static void decode_rows(const usli_matrix *w, int64_t first, int64_t count, float *dst) {
-    if (w->nf4)
-        usli_nf4_decode(w->nf4, first * w->cols, count * w->cols, dst);
-    else
-        usli_traits_of(w->dtype)->decode((const char *)w->data + (size_t)first * usli_row_bytes(w->dtype, w->cols), dst,
-                                         count * w->cols);
-}
-
-void usli_model_merge_rows(const usl_model *m, usli_slot slot, int64_t layer, int64_t first, int64_t count,
-                           float *dst) {
-    if (!m->active || slot >= USLI_LINEARS) return;
-    const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
-    const usli_matrix *w = &usli_model_weight(m, slot, layer)->m;
-    int64_t experts = usli_slot_experts(&m->config, slot), each = w->rows / (experts ? experts : 1);
-    for (int64_t r = 0; r < count; r++) {
-        float *row = dst + r * w->cols;
-        for (int k = 0; k < l->rank; k++) {
-            float b = l->scale * l->b[(first + r) * l->rank + k];
-            const float *a = l->a + ((first + r) / each * l->rank + k) * w->cols;
-            for (int64_t c = 0; c < w->cols; c++) row[c] += b * a[c];
-        }
-    }
-}
-
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
                            float *dst) {
-    decode_rows(&usli_model_weight(m, slot, layer)->m, first, count, dst);
-    if (merge) usli_model_merge_rows(m, slot, layer, first, count, dst);
+    const usli_adapter *a = merge ? m->active : NULL;
+    const usli_weight *w = usli_base_weight(m, slot, layer);
+    if (slot == USLI_HEAD && !w->storage) w = usli_base_weight(m, USLI_EMBED, 0);
+    if (a) w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
+    for (int64_t r = 0; r < count; r++) usli_adapted_row(m, a, w, slot, layer, first + r, dst + r * w->m.cols);
     return USL_OK;
 }
 
@@ -307,7 +282,7 @@ usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bo
  * ------------------------------------------------------------------------------------------------------- */
 
 static void weight_param(const usl_model *m, usli_param_ref *out) {
-    usli_weight *w = usli_model_weight(m, out->slot, out->layer);
+    usli_weight *w = usli_base_weight(m, out->slot, out->layer);
     int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot);
     usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
     out->ndim = experts ? 3 : cols ? 2 : 1;
@@ -325,20 +300,38 @@ static void weight_param(const usl_model *m, usli_param_ref *out) {
 
 static void lora_param(const usl_model *m, usli_param_ref *out) {
     usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
-    int64_t rows, cols, experts = usli_slot_experts(&m->config, out->slot), stack = experts ? experts : 1;
-    usli_slot_shape(&m->config, out->slot, out->layer, &rows, &cols);
-    out->ndim = 2;
-    out->experts = experts && out->part == 2 ? experts : 0;
-    out->shape[0] = out->part == 1 ? stack * l->rank : rows / stack;
-    out->shape[1] = out->part == 1 ? cols : stack * l->rank;
-    out->count = out->shape[0] * out->shape[1];
+    int64_t rows, in, stack = usli_lora_stack(&m->config, out->slot);
+    usli_lora_shape(&m->config, out->slot, out->layer, &rows, &in);
+    const struct {
+        const char *suffix;
+        int ndim;
+        int64_t shape[2];
+        float *data, **grad;
+    } parts[] = { { out->slot == USLI_EMBED ? "lora_embedding_A" : "lora_A.weight",
+                    2,
+                    { stack * l->rank, in },
+                    l->a,
+                    &l->da },
+                  { out->slot == USLI_EMBED ? "lora_embedding_B" : "lora_B.weight",
+                    2,
+                    { rows / stack, stack * l->rank },
+                    l->b,
+                    &l->db },
+                  { "lora_magnitude_vector", 1, { rows, 1 }, l->magnitude, &l->dmagnitude } },
+      *p = &parts[out->part - 1];
+    out->ndim = p->ndim;
+    out->shape[0] = p->shape[0];
+    out->shape[1] = p->shape[1];
+    out->shape[2] = 1;
+    out->count = p->shape[0] * p->shape[1];
+    out->experts = stack > 1 && out->part == 2 ? stack : 0;
     out->trainable = true;
-    out->data = out->part == 1 ? l->a : l->b;
+    out->data = p->data;
     out->device = usli_twin_at(&m->active->twin, out->data);
-    out->grad = out->part == 1 ? &l->da : &l->db;
+    out->grad = p->grad;
     char base[128];
     usli_adapter_place(m, m->active, out->slot, out->layer, base, sizeof base);
-    snprintf(out->name, sizeof out->name, "base_model.model.%s.lora_%c.weight", base, out->part == 1 ? 'A' : 'B');
+    snprintf(out->name, sizeof out->name, "base_model.model.%s.%s", base, p->suffix);
 }
 
 /* B of a stack lies expert by expert, (experts, out, rank); PEFT has it as (out, rank, experts). */
@@ -357,33 +350,65 @@ void usli_param_take(const usli_param_ref *p, const float *from, float *to) {
     for (int64_t i = 0; p->experts && i < p->count; i++) to[i] = from[published_at(p, i)];
 }
 
-/* The published order: embedding, layers, final norm, head; then the adapter's. Sets slot, layer and part of place i;
- * false when the model has nothing there. */
-static bool param_at(const usl_model *m, int64_t i, int64_t weights, usli_param_ref *out) {
-    int64_t per = USLI_LAYER_SLOTS, last = weights - 2;
-    if (i >= weights) {
-        i -= weights;
-        out->layer = i / (USLI_LINEARS * 2);
-        out->slot = (usli_slot)(i / 2 % USLI_LINEARS);
-        out->part = 1 + (int)(i % 2);
-        return usli_adapter_module(m, m->active, out->slot, out->layer)->rank > 0;
-    }
+static void copy_param(const usl_model *m, usli_param_ref *out) {
+    usli_weight *w = &m->active->copies[usli_weight_index(&m->config, out->slot, out->layer)];
+    int64_t cols;
+    usli_slot_shape(&m->config, out->slot, out->layer, &out->shape[0], &cols);
+    out->ndim = cols ? 2 : 1;
+    out->shape[1] = cols ? cols : 1;
+    out->shape[2] = 1;
+    out->count = out->shape[0] * out->shape[1];
+    out->experts = 0;
+    out->trainable = true;
+    out->data = (float *)(uintptr_t)w->m.data;
+    out->device = (float *)(uintptr_t)w->d.data;
+    out->grad = &w->grad;
+    usli_copy_name(m, m->active, out->slot, out->layer, out->name, sizeof out->name);
+}
+
+/* The published order: embedding, layers, final norm, head. */
+static usli_slot slot_at(const usl_model *m, int64_t i, int64_t *layer) {
+    int64_t last = usli_weight_count(&m->config) - 2;
     bool inside = i > 0 && i < last;
-    out->layer = inside ? (i - 1) / per : 0;
-    out->slot = inside ? (usli_slot)((i - 1) % per) : i == 0 ? USLI_EMBED : i == last ? USLI_FINAL_NORM : USLI_HEAD;
-    out->part = 0;
-    return usli_model_weight(m, out->slot, out->layer)->storage != NULL;
+    *layer = inside ? (i - 1) / USLI_LAYER_SLOTS : 0;
+    if (inside) return (usli_slot)((i - 1) % USLI_LAYER_SLOTS);
+    return i == 0 ? USLI_EMBED : i == last ? USLI_FINAL_NORM : USLI_HEAD;
+}
+
+enum { PARTS = 3 /* of a module */, COPY = 4 };
+
+/* Weights, then the adapter's modules, then its copies. Sets slot, layer and part of place i; false when the model has
+ * nothing there. */
+static bool param_at(const usl_model *m, int64_t i, usli_param_ref *out) {
+    int64_t weights = usli_weight_count(&m->config), modules = PARTS * usli_module_count(&m->config);
+    if (i < weights) {
+        out->slot = slot_at(m, i, &out->layer);
+        out->part = 0;
+        return usli_base_weight(m, out->slot, out->layer)->storage != NULL;
+    }
+    i -= weights;
+    if (i < modules) {
+        out->slot = usli_module_slot(&m->config, i / PARTS, &out->layer);
+        out->part = 1 + (int)(i % PARTS);
+        const usli_lora_module *l = usli_adapter_module(m, m->active, out->slot, out->layer);
+        return out->part == PARTS ? l->magnitude != NULL : l->rank > 0;
+    }
+    out->slot = slot_at(m, i - modules, &out->layer);
+    out->part = COPY;
+    return m->active->copies[usli_weight_index(&m->config, out->slot, out->layer)].storage != NULL;
 }
 
 bool usli_model_param(const usl_model *m, int64_t index, usli_param_ref *out) {
-    int64_t weights = 1 + m->config.layers * USLI_LAYER_SLOTS + 2;
-    int64_t all = weights + (m->active ? m->config.layers * USLI_LINEARS * 2 : 0);
+    int64_t all = usli_weight_count(&m->config);
+    if (m->active) all += all + PARTS * usli_module_count(&m->config);
     for (int64_t i = 0, seen = 0; i < all; i++) {
-        if (!param_at(m, i, weights, out) || seen++ < index) continue;
-        if (out->part)
-            lora_param(m, out);
-        else
+        if (!param_at(m, i, out) || seen++ < index) continue;
+        if (out->part == 0)
             weight_param(m, out);
+        else if (out->part == COPY)
+            copy_param(m, out);
+        else
+            lora_param(m, out);
         return true;
     }
     return false;

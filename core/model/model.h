@@ -102,24 +102,38 @@ typedef struct usli_weight {
     float *grad; /* on the device, set by a trainer that trains it; NULL: frozen. F32 weights only */
 } usli_weight;
 
-/* One adapter on one linear weight: scale * B A. */
+/* One adapter on one matrix: scale * B A. The embedding's stands beside the table turned: in is the vocabulary. */
 typedef struct usli_lora_module {
-    int rank;       /* 0: none here */
-    float scale;    /* of B A */
-    float *a, *b;   /* (rank, in), (out, rank); of a stack one after the other */
-    float *da, *db; /* on the device, set by a trainer */
+    int rank; /* 0: none here */
+    double alpha;
+    float scale;                    /* of B A */
+    float *a, *b;                   /* (rank, in), (out, rank); of a stack one after the other */
+    float *magnitude;               /* (out) DoRA; else NULL */
+    float *norm;                    /* (out) on the device, with a magnitude: see usli_pass_norms */
+    float *da, *db, *dmagnitude;    /* on the device, set by a trainer */
+    const float *start_a, *start_b; /* what they began with, where the base was changed for it (PiSSA); else NULL */
 } usli_lora_module;
+
+typedef enum usli_bias_mode { USLI_BIAS_NONE, USLI_BIAS_ALL, USLI_BIAS_LORA } usli_bias_mode;
 
 typedef struct usli_adapter {
     char *name;
-    int rank, in_rank; /* in_: of the experts' fused gate and up */
-    double alpha, in_alpha, dropout;
-    bool rslora;
-    usli_lora_module *modules; /* layers * USLI_LINEARS */
-    float *storage;            /* all a and b, one block */
+    int rank; /* these two of modules that no pattern names */
+    double alpha, dropout;
+    bool rslora, dora, ties; /* ties: a tied head follows the trained copy of the embedding */
+    usli_bias_mode bias;
+    char init[24]; /* init_lora_weights as PEFT writes it */
+    int loftq_bits, loftq_iter;
+    usli_lora_module *modules; /* layers * USLI_LINEARS, then the embedding's and the head's */
+    usli_weight *copies;       /* as the model's weights: trained float32 copies in their place; no storage: none */
+    usli_storage *held;        /* all that is trained, one block */
+    float *storage;
     size_t bytes;
     usli_twin twin; /* storage on the device */
-    char *base;     /* base_model_name_or_path of the folder it came from, or NULL */
+    float *start;   /* storage as it began, or NULL */
+    void *norms;    /* of magnitudes, on the device */
+    bool norms_fresh;
+    char *base; /* base_model_name_or_path of the folder it came from, or NULL */
     struct usli_adapter *next;
 } usli_adapter;
 
@@ -186,19 +200,55 @@ static inline int usli_model_sharers(const usl_model *m) {
 usl_model *usli_model_retain(usl_model *m);
 void usli_model_release(usl_model *m);
 
+static inline int64_t usli_weight_count(const usli_config *c) {
+    return c->layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED);
+}
+static inline int64_t usli_weight_index(const usli_config *c, usli_slot slot, int64_t layer) {
+    return slot >= USLI_EMBED ? c->layers * USLI_LAYER_SLOTS + (slot - USLI_EMBED) : layer * USLI_LAYER_SLOTS + slot;
+}
+/* The frozen one, whatever adapter is active. */
+static inline usli_weight *usli_base_weight(const usl_model *m, usli_slot slot, int64_t layer) {
+    return &m->weights[usli_weight_index(&m->config, slot, layer)];
+}
+/* The one in force: the active adapter's trained copy (modules_to_save, bias), else the base's. */
 static inline usli_weight *usli_model_weight(const usl_model *m, usli_slot slot, int64_t layer) {
-    int64_t i = slot >= USLI_EMBED ? m->config.layers * USLI_LAYER_SLOTS + (slot - USLI_EMBED)
-                                   : layer * USLI_LAYER_SLOTS + slot;
-    return &m->weights[i];
+    int64_t i = usli_weight_index(&m->config, slot, layer);
+    return m->active && m->active->copies[i].storage ? &m->active->copies[i] : &m->weights[i];
 }
-/* The matrix that makes logits: the head, or the embedding table when they are tied. */
+/* The matrix that makes logits: the head, or the embedding table when they are tied. A copy of the embedding leaves a
+ * tied head alone unless the adapter ties it, as in PEFT. */
 static inline usli_weight *usli_model_head(const usl_model *m) {
-    return usli_model_weight(m, m->config.tied ? USLI_EMBED : USLI_HEAD, 0);
+    usli_weight *head = usli_model_weight(m, USLI_HEAD, 0);
+    if (!m->config.tied || head->storage) return head;
+    return m->active && m->active->ties ? usli_model_weight(m, USLI_EMBED, 0) : usli_base_weight(m, USLI_EMBED, 0);
 }
+static inline int64_t usli_module_count(const usli_config *c) {
+    return c->layers * USLI_LINEARS + 2;
+}
+/* Slots with adapters: the linear ones of a block, the embedding and the head. */
 static inline usli_lora_module *usli_adapter_module(const usl_model *m, const usli_adapter *a, usli_slot slot,
                                                     int64_t layer) {
-    (void)m;
-    return &a->modules[layer * USLI_LINEARS + slot];
+    return &a->modules[slot < USLI_LINEARS ? layer * USLI_LINEARS + slot
+                                           : m->config.layers * USLI_LINEARS + (slot == USLI_HEAD)];
+}
+static inline usli_slot usli_module_slot(const usli_config *c, int64_t i, int64_t *layer) {
+    int64_t inside = c->layers * USLI_LINEARS;
+    *layer = i < inside ? i / USLI_LINEARS : 0;
+    return i < inside ? (usli_slot)(i % USLI_LINEARS) : i == inside ? USLI_EMBED : USLI_HEAD;
+}
+/* Whether the merged model has a head of its own where the base has none. */
+static inline bool usli_model_unties(const usl_model *m) {
+    const usli_adapter *a = m->active;
+    if (!m->config.tied || !a) return false;
+    bool adapted = usli_adapter_module(m, a, USLI_EMBED, 0)->rank || usli_adapter_module(m, a, USLI_HEAD, 0)->rank;
+    return adapted || usli_model_head(m) != usli_model_weight(m, USLI_EMBED, 0);
+}
+/* What is trained has changed on the device. */
+static inline void usli_model_touched(usl_model *m) {
+    m->device_newer = true;
+    if (!m->active || !m->active->dora) return;
+    m->active->norms_fresh = false;
+    m->placing++; /* recorded work does not make them again */
 }
 /* The angles of a layer. */
 static inline const usli_rope_table *usli_model_rope(const usl_model *m, int64_t layer) {
@@ -257,11 +307,10 @@ usl_status usli_model_check_weights(const usl_model *m);
 usl_status usli_model_pull(usl_model *m);
 
 /* Decodes rows first .. first + count - 1 of a weight to float32, with the active adapter merged when merge is set
- * (W + scale B A in float32). dst: (count, cols). For export: a piece of a tensor at a time. */
+ * (its copy, or W + scale B A in float32, scaled to the magnitudes where there are any; a tied head may have become
+ * one of its own). dst: (count, cols). For export: a piece of a tensor at a time. */
 usl_status usli_model_rows(const usl_model *m, usli_slot slot, int64_t layer, bool merge, int64_t first, int64_t count,
                            float *dst);
-/* Adds the active adapter to rows that another base, of the same shapes, was decoded to. */
-void usli_model_merge_rows(const usl_model *m, usli_slot slot, int64_t layer, int64_t first, int64_t count, float *dst);
 uint64_t usli_model_weight_bytes(const usl_model *m);
 /* As usl_model_gemm_rate (probe.c). */
 usl_status usli_model_gemm_rate(usl_model *m, double *flops);
@@ -273,7 +322,8 @@ usl_status usli_model_gemm_rate(usl_model *m, double *flops);
 usl_status usli_model_add_lora(usl_model *m, const usl_lora_opts *opts);
 usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *name);
 usl_status usli_model_set_adapter(usl_model *m, const char *name);
-usl_status usli_model_save_adapter(usl_model *m, const char *dir, const char *base);
+/* as_lora: what PiSSA made is written as plain LoRA of twice the rank, for the base as it was. */
+usl_status usli_model_save_adapter(usl_model *m, const char *dir, const char *base, bool as_lora);
 
 /* ---- Parameters by name
  * ----------------------------------------------------------------------------------------------------------------- */
@@ -290,7 +340,7 @@ typedef struct usli_param_ref {
     float **grad;            /* where a trainer puts the gradient of a trainable one */
     usli_slot slot;
     int64_t layer;
-    int part; /* 0: the weight, 1: lora_A, 2: lora_B */
+    int part; /* 0: the weight, 1: lora_A, 2: lora_B, 3: DoRA's magnitude, 4: the adapter's copy of the weight */
 } usli_param_ref;
 bool usli_model_param(const usl_model *m, int64_t i, usli_param_ref *out);
 /* Copies a parameter's numbers from where it lies to the order in which it is published; take: the other way. */

@@ -51,6 +51,58 @@ static float embedding_scale(const usl_model *m) {
     return scale;
 }
 
+usli_lora usli_pass_lora(const usl_model *m, const usli_lora_module *l) {
+    const usli_twin *twin = &m->active->twin;
+    if (!l->rank) return (usli_lora){ 0 };
+    return (usli_lora){ .rank = l->rank,
+                        .scale = l->scale,
+                        .a = usli_twin_at(twin, l->a),
+                        .b = usli_twin_at(twin, l->b),
+                        .da = l->da,
+                        .db = l->db,
+                        .magnitude = l->magnitude ? usli_twin_at(twin, l->magnitude) : NULL,
+                        .norm = l->norm,
+                        .dmagnitude = l->dmagnitude };
+}
+
+usli_segment usli_pass_head(const usl_model *m) {
+    const usli_weight *w = usli_model_head(m);
+    usli_segment head = { .w = w->d, .dw = w->grad };
+    if (m->active) head.lora = usli_pass_lora(m, usli_adapter_module(m, m->active, USLI_HEAD, 0));
+    return head;
+}
+
+bool usli_pass_head_drops(const usl_model *m) {
+    return m->active && m->active->dropout > 0 && usli_adapter_module(m, m->active, USLI_HEAD, 0)->rank;
+}
+
+/* The norms that DoRA divides by stand as long as what is trained does not change. */
+static usl_status make_norm(usli_exec *x, const usl_model *m, usli_slot slot, int64_t layer) {
+    const usli_lora_module *l = usli_adapter_module(m, m->active, slot, layer);
+    if (!l->magnitude) return USL_OK;
+    const usli_weight *w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
+    usli_dora_args a = { .w = w->d, .lora = usli_pass_lora(m, l), .norm = l->norm };
+    return usli_op_dora(x, &a, USLI_FORWARD);
+}
+
+static bool needs_norms(const usl_model *m) {
+    return m->active && m->active->dora && !m->active->norms_fresh;
+}
+
+/* Of a layer whose weights are there. */
+static usl_status make_norms(usli_exec *x, const usl_model *m, int64_t layer) {
+    for (int s = 0; needs_norms(m) && s < USLI_LINEARS; s++) USLI_TRY(make_norm(x, m, (usli_slot)s, layer));
+    return USL_OK;
+}
+
+/* Once all layers have theirs. */
+static usl_status end_norms(usli_exec *x, const usl_model *m) {
+    if (!needs_norms(m)) return USL_OK;
+    USLI_TRY(make_norm(x, m, USLI_HEAD, 0));
+    m->active->norms_fresh = !x->arena->dry;
+    return USL_OK;
+}
+
 static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, void *out) {
     const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
     usli_embedding_args a = { .tokens = b->tokens,
@@ -60,6 +112,7 @@ static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, v
                               .scale = embedding_scale(m),
                               .ids = b->ids,
                               .y = out };
+    if (m->active) a.lora = usli_pass_lora(m, usli_adapter_module(m, m->active, USLI_EMBED, 0));
     return usli_op_embedding(x, &a, USLI_FORWARD);
 }
 
@@ -106,11 +159,13 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
         if (keep) USLI_TAKE(b->n2, x, true, stream_bytes(m, t));
         if (l == 0) USLI_TRY(embed(x, m, s->batch, b->n1));
         USLI_TRY(usli_stream_layer(x, m, l, 1));
+        USLI_TRY(make_norms(x, m, l));
         USLI_TRY(usli_block_forward(s, l, NULL, l ? res : b->n1, l ? s->x : NULL, keep, b));
         if (sent) USLI_TRY(send_input(s, l));
         x->arena->high = inner;
         res = b->n2;
     }
+    USLI_TRY(end_norms(x, m));
     USLI_TAKE(s->final_n, x, true, stream_bytes(m, t));
     USLI_TAKE(s->final_rstd, x, true, (size_t)t * sizeof(float));
     usli_rmsnorm_args norm = final_norm(m, t);
@@ -134,11 +189,16 @@ static int64_t lowest_trained(const usl_model *m) {
     return m->config.layers;
 }
 
+static bool trains_embedding(const usl_model *m) {
+    return usli_model_weight(m, USLI_EMBED, 0)->grad ||
+           (m->active && usli_adapter_module(m, m->active, USLI_EMBED, 0)->da);
+}
+
 usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     const usl_model *m = s->model;
     usli_exec *x = s->exec;
     int64_t t = s->batch->tokens;
-    float *dembed = usli_model_weight(m, USLI_EMBED, 0)->grad;
+    bool dembed = trains_embedding(m);
     s->again = true;
     int64_t lowest = dembed ? 0 : lowest_trained(m);
     size_t mark = x->arena->high;
@@ -175,7 +235,8 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
                                   .scale = embedding_scale(m),
                                   .ids = s->batch->ids,
                                   .dy = dn,
-                                  .dtable = dembed };
+                                  .dtable = w->grad };
+        if (m->active) a.lora = usli_pass_lora(m, usli_adapter_module(m, m->active, USLI_EMBED, 0));
         USLI_TRY(usli_op_embedding(x, &a, USLI_BACKWARD));
     }
     x->arena->high = mark;
@@ -198,11 +259,13 @@ static usl_status infer(usli_exec *x, const usl_model *m, const usli_batch *batc
         USLI_TRY(usli_checkpoint(x->ctx));
         usli_block_saved b = { .n1 = stream, .n2 = stream };
         USLI_TRY(usli_stream_layer(x, m, l, 1));
+        USLI_TRY(make_norms(x, m, l));
         if (probe && probe->stream_fn) USLI_TRY(probe->stream_fn(probe->ud, x, l, stream, l ? s.x : NULL));
         USLI_TRY(usli_block_forward(&s, l, cache, stream, l ? s.x : NULL, false, &b));
         if (probe && probe->qkv_fn) USLI_TRY(probe->qkv_fn(probe->ud, x, l, b.qkv));
         x->arena->high = inner;
     }
+    USLI_TRY(end_norms(x, m));
     usli_rmsnorm_args norm = final_norm(m, t);
     norm.res = stream;
     norm.x = s.x;
@@ -232,7 +295,7 @@ usl_status usli_pass_final_norm(usli_exec *x, const usl_model *m, int64_t rows, 
 }
 
 usl_status usli_pass_logits(usli_exec *x, const usl_model *m, const void *hidden, int64_t rows, float *logits) {
-    usli_segment head = { .w = usli_model_head(m)->d };
+    usli_segment head = usli_pass_head(m);
     usli_linear_args a = { .tokens = rows,
                            .in = m->config.hidden,
                            .out = m->config.vocab,

@@ -84,6 +84,7 @@ typedef struct usli_pass_state {
     usli_balance balance;     /* micros 0: not wanted */
     int64_t first;            /* number of the first token in the pass: where MLPs run piece by piece */
     bool training, again;     /* again: backward repeats a forward */
+    bool drops;               /* adapters drop values; not when only a loss is wanted */
     bool any_order;           /* attention's gradients need not repeat bit for bit */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
@@ -91,6 +92,12 @@ typedef struct usli_pass_state {
     float *final_rstd;
 } usli_pass_state;
 
+/* An adapter's part in a product, as passes find it. */
+usli_lora usli_pass_lora(const usl_model *m, const usli_lora_module *l);
+/* The head with its adapter, for products of its own. */
+usli_segment usli_pass_head(const usl_model *m);
+/* Whether the head's adapter drops values of its input in training. */
+bool usli_pass_head_drops(const usl_model *m);
 /* Bytes of a block's input. */
 size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens);
 /* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the

@@ -57,7 +57,7 @@ static usl_status fill(usl_model *m, const usli_weight *w, char *to, bool on_hos
 
 void usli_model_point(usl_model *m, int64_t layer, const char *at) {
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
-        usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
         if (!w->storage) continue;
         point(m, w, at);
         at += aligned(w->storage->bytes);
@@ -66,7 +66,7 @@ void usli_model_point(usl_model *m, int64_t layer, const char *at) {
 
 usl_status usli_model_fill_place(usl_model *m, int64_t layer, char *at, bool on_host) {
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
-        const usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        const usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
         if (!w->storage) continue;
         USLI_TRY(fill(m, w, at, on_host));
         at += aligned(w->storage->bytes);
@@ -91,7 +91,7 @@ static usl_status place_layer(usl_model *m, int64_t layer, size_t *room) {
     usli_exec *x = &m->exec;
     usli_place *p = &m->places[layer];
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
-        const usli_weight *w = usli_model_weight(m, (usli_slot)s, layer);
+        const usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
         if (w->storage) p->bytes += aligned(w->storage->bytes);
     }
     if (m->full || p->bytes <= *room) p->at = x->backend->alloc(x, p->bytes);
@@ -108,10 +108,10 @@ static usl_status place_layer(usl_model *m, int64_t layer, size_t *room) {
 }
 
 static usl_status place_ends(usl_model *m) {
-    usli_weight *embed = usli_model_weight(m, USLI_EMBED, 0);
+    usli_weight *embed = usli_base_weight(m, USLI_EMBED, 0);
     size_t bytes = 0;
     for (int s = USLI_FINAL_NORM; s < USLI_SLOTS; s++) {
-        const usli_weight *w = usli_model_weight(m, (usli_slot)s, 0);
+        const usli_weight *w = usli_base_weight(m, (usli_slot)s, 0);
         if (w->storage) bytes += aligned(w->storage->bytes);
     }
     USLI_TRY(usli_device_alloc(&m->exec, bytes, &m->placed));
@@ -120,7 +120,7 @@ static usl_status place_ends(usl_model *m) {
     point(m, embed, m->embed);
     char *to = m->placed;
     for (int s = USLI_FINAL_NORM; s < USLI_SLOTS; s++) {
-        usli_weight *w = usli_model_weight(m, (usli_slot)s, 0);
+        usli_weight *w = usli_base_weight(m, (usli_slot)s, 0);
         if (!w->storage) continue;
         USLI_TRY(fill(m, w, to, false));
         point(m, w, to);
@@ -168,14 +168,14 @@ void usli_model_unplace(usl_model *m) {
 }
 
 size_t usli_model_embed_bytes(const usl_model *m) {
-    const usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+    const usli_weight *w = usli_base_weight(m, USLI_EMBED, 0);
     bool stays = m->exec.backend->host || m->full || m->config.tied || !m->embed || w->m.nf4 || usli_model_sharers(m);
     return stays ? 0 : w->storage->bytes;
 }
 
 usl_status usli_model_embed_to_host(usl_model *m) {
     size_t bytes = usli_model_embed_bytes(m);
-    usli_weight *w = usli_model_weight(m, USLI_EMBED, 0);
+    usli_weight *w = usli_base_weight(m, USLI_EMBED, 0);
     if (!bytes) return USL_OK;
     if (!(m->host_embed = m->exec.backend->alloc_host(&m->exec, bytes))) return usli_nomem(m->ctx, bytes);
     memcpy(m->host_embed, w->storage->data, bytes);
@@ -209,7 +209,7 @@ usl_status usli_model_pull(usl_model *m) {
  */
 
 static size_t decoded_bytes(const usl_model *m, usli_slot slot, int64_t layer) {
-    const usli_weight *w = usli_model_weight(m, slot, layer);
+    const usli_weight *w = usli_base_weight(m, slot, layer);
     if (!w->storage || m->full || m->exec.backend->host || w->m.dtype == m->dtype) return 0;
     return aligned((size_t)(w->m.rows * w->m.cols) * usli_dtype_bytes(m->dtype));
 }
@@ -226,7 +226,7 @@ void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
     m->placing++;
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
-            usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
+            usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
             size_t bytes = decoded_bytes(m, (usli_slot)s, l);
             bool there = base && l < layers && bytes;
             w->d.cached = there ? at : NULL;
@@ -237,7 +237,7 @@ void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
 usl_status usli_model_fill_cache(usl_model *m) {
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
-            usli_weight *w = usli_model_weight(m, (usli_slot)s, l);
+            usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
             usli_cast_args a = { .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached };
             usli_arena none;
             usli_exec x = m->exec;

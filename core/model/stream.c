@@ -32,7 +32,7 @@ int64_t usli_model_streamable(const usl_model *m) {
 }
 
 uint64_t usli_model_device_bytes(const usl_model *m, int64_t streamed, bool host_embed) {
-    uint64_t bytes = usli_model_weight_bytes(m), embed = usli_model_weight(m, USLI_EMBED, 0)->storage->bytes;
+    uint64_t bytes = usli_model_weight_bytes(m), embed = usli_base_weight(m, USLI_EMBED, 0)->storage->bytes;
     bool now = streamed < 0;
     if (m->host_embed || (!now && host_embed)) bytes -= embed;
     for (int64_t l = 0; m->places && l < m->config.layers; l++)

@@ -12,7 +12,9 @@ static bool is_float(usl_dtype d) {
 
 static usl_status check_embedding(usli_exec *x, const usli_embedding_args *a, usli_pass pass) {
     REQUIRE(a->tokens >= 0 && a->cols > 0 && a->table.cols == a->cols && is_float(a->dtype), "embedding: bad shape");
-    REQUIRE(a->ids && (pass == USLI_FORWARD ? a->y != NULL : a->dy && a->dtable), "embedding: a pointer is missing");
+    REQUIRE(a->ids && (pass == USLI_FORWARD ? a->y != NULL : a->dy != NULL), "embedding: a pointer is missing");
+    REQUIRE(a->lora.rank >= 0 && (!a->lora.rank || (a->lora.a && a->lora.b && !a->lora.magnitude)),
+            "embedding: bad adapter");
     return USL_OK;
 }
 
@@ -38,6 +40,8 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
         REQUIRE(s->w.cols == a->in && s->w.rows > 0 && (s->w.data || s->w.nf4), "linear: segment %d has a bad matrix",
                 i);
         REQUIRE(s->lora.rank >= 0 && (!s->lora.rank || (s->lora.a && s->lora.b)), "linear: segment %d: bad adapter", i);
+        REQUIRE(!s->lora.magnitude || (s->lora.rank && s->lora.norm && !a->experts),
+                "linear: segment %d: a magnitude without norms, or of experts", i);
         REQUIRE(!a->experts || (s->w.rows % a->experts == 0 && !s->bias && !s->dbias), "linear: segment %d is no stack",
                 i);
         out += s->w.rows / experts;
@@ -50,6 +54,9 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
     REQUIRE(pass == USLI_FORWARD ? a->x && a->y : a->dy != NULL, "linear: a pointer is missing");
     uint64_t base = 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)a->out;
     if (pass == USLI_FORWARD || a->dx) x->matmul_flops += base;
+    bool again = false;
+    for (int i = 0; i < a->segments; i++) again |= pass == USLI_BACKWARD && a->segment[i].lora.dmagnitude;
+    if (again) x->matmul_flops += base;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
         uint64_t low = 2 * (uint64_t)a->tokens * (uint64_t)s->lora.rank * (uint64_t)(a->in + s->w.rows / experts);
@@ -131,6 +138,12 @@ static usl_status check_gather(usli_exec *x, const usli_gather_args *a, usli_pas
     REQUIRE(a->rows >= 0 && a->cols > 0 && is_float(a->dtype), "gather: bad shape");
     REQUIRE(pass == USLI_FORWARD || a->rows <= a->x_rows, "gather: indices cannot be distinct");
     REQUIRE(a->index && (pass == USLI_FORWARD ? a->x && a->y : a->dy && a->dx), "gather: a pointer is missing");
+    return USL_OK;
+}
+
+static usl_status check_dora(usli_exec *x, const usli_dora_args *a, usli_pass pass) {
+    REQUIRE(pass == USLI_FORWARD && a->w.rows > 0 && a->w.cols > 0 && (a->w.data || a->w.nf4), "dora: bad matrix");
+    REQUIRE(a->lora.rank > 0 && a->lora.a && a->lora.b && a->norm, "dora: a pointer is missing");
     return USL_OK;
 }
 

@@ -60,8 +60,21 @@ typedef struct usli_dropout {
     uint32_t layer, module;
 } usli_dropout;
 
+/* A low-rank adapter beside a matrix (out, in); linear says what it does. */
+typedef struct usli_lora {
+    int rank; /* 0: no adapter */
+    float scale;
+    const float *a;         /* (rank, in) float32 masters */
+    const float *b;         /* (out, rank) */
+    float *da, *db;         /* like a, b */
+    const float *magnitude; /* (out) DoRA, with norm = the row norms of W + scale B A; NULL: none */
+    const float *norm;      /* (out), as dora makes them */
+    float *dmagnitude;
+} usli_lora;
+
 /* ---- embedding:  y[t] = scale * table[ids[t]]          backward: dtable[ids[t]] += scale * dy[t], in token order ----
- */
+ * With an adapter: y[t] = scale * (table[ids[t]] + lora.scale * B A[:, ids[t]]), A (rank, vocabulary), B (cols, rank);
+ * dA[:, ids[t]] += scale * lora.scale * B^T dy[t];  dB += scale * lora.scale * sum over t of dy[t] A[:, ids[t]]^T. */
 typedef struct usli_embedding_args {
     int64_t tokens, cols;
     usl_dtype dtype;   /* of y, dy: the residual stream's */
@@ -70,7 +83,8 @@ typedef struct usli_embedding_args {
     const int32_t *ids; /* (tokens) */
     void *y;            /* (tokens, cols) */
     const void *dy;
-    float *dtable; /* (vocabulary, cols), accumulated */
+    float *dtable;  /* (vocabulary, cols), accumulated; NULL: not wanted */
+    usli_lora lora; /* no magnitude */
 } usli_embedding_args;
 
 /* ---- rmsnorm, with the residual sum before it ----------------------------------------------------------------------
@@ -104,20 +118,13 @@ typedef struct usli_rmsnorm_args {
  * backward: dx (+)= dy W + sum_s scale_s * drop'((dy_s B_s) A_s)
  *           dA_s += scale_s * (dy_s B_s)^T drop(x);  dB_s += scale_s * dy_s^T (drop(x) A_s^T);  dW_s += dy_s^T x;
  *           db_s += sum over tokens of dy_s
+ * With a magnitude (DoRA): z_s = x W_s^T + scale_s * (drop(x) A_s^T) B_s^T;  y_s = b_s + z_s * magnitude_s / norm_s,
+ *           and everything but db_s takes dy_s * magnitude_s / norm_s for dy_s;  dmagnitude_s += sum over tokens of
+ *           dy_s * z_s / norm_s, for which z_s is made again. The norms are constants to the gradient. (In training
+ * with dropout PEFT takes drop(x) W_s^T for a part of the base's product; here that sees x whole, the same mean.)
  * saved: x (the caller's) and xa. experts > 0: tokens are sorted by expert, expert_offsets (on the device) says where
  * each begins, every segment's matrix stacks those of the experts, of rows / experts rows each, A, B and the gradients
- * are stacked likewise, and there are no biases. */
-typedef struct usli_lora {
-    int rank; /* 0: no adapter */
-    float scale;
-    const float *a;         /* (rank, in) float32 masters */
-    const float *b;         /* (out, rank) */
-    float *da, *db;         /* like a, b */
-    const float *magnitude; /* (out) DoRA, with norm = the row norms of W + scale B A; NULL: none */
-    const float *norm;
-    float *dmagnitude;
-} usli_lora;
-
+ * are stacked likewise, and there are no biases and no magnitudes. */
 typedef struct usli_segment {
     usli_matrix w;    /* (rows, in) */
     const void *bias; /* (rows) or NULL */
@@ -147,6 +154,14 @@ typedef struct usli_linear_args {
     void *dx;                      /* (tokens, in), rows ldx apart */
     usli_write dx_mode;
 } usli_linear_args;
+
+/* ---- dora: norm[o] = ||W[o] + scale * (B A)[o]||, the length of each row, in float32. No backward pass. -------------
+ */
+typedef struct usli_dora_args {
+    usli_matrix w;  /* (rows, in) */
+    usli_lora lora; /* rank, scale, a, b */
+    float *norm;    /* (rows) */
+} usli_dora_args;
 
 /* ---- rope with optional q and k norm, in place on rows of a fused q|k|v buffer
  * --------------------------------------- For each token and head: u = head * rstd * (w + norm_offset) when a norm

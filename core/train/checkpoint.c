@@ -114,7 +114,7 @@ static usl_status read_state(usl_trainer *t, const char *path) {
             }
         }
     }
-    t->model->device_newer = true;
+    usli_model_touched(t->model);
     st = t->model->exec.backend->sync(&t->model->exec); /* the file is unmapped next */
 done:
     usli_safetensors_close(file);
@@ -175,7 +175,7 @@ usl_status usli_checkpoint_save(usl_trainer *t, const char *dir, const char *ext
         goto done;
     }
     USLI_TRYGO(usli_json_dump(ctx, json, 2, &text, &len));
-    if (!t->model->full) USLI_TRYGO(usli_model_save_adapter(t->model, dir, NULL));
+    if (!t->model->full) USLI_TRYGO(usli_model_save_adapter(t->model, dir, NULL, false));
     USLI_TRYGO(write_files(t, state, tensors, text, len));
 done:
     usli_free(ctx, text);

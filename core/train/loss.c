@@ -23,15 +23,26 @@ static int64_t chunk_rows(const usl_model *m, int64_t count, int64_t piece) {
 
 typedef struct chunk {
     int64_t first, rows;
-    void *x, *dx; /* (rows, hidden) */
-    void *logits; /* (rows, vocab) */
+    void *x, *dx;                  /* (rows, hidden) */
+    void *logits;                  /* (rows, vocab) */
+    const int32_t *row, *position; /* (rows) where the head's adapter drops values, else NULL */
 } chunk;
+
+/* What stands at the counted tokens, for dropout's keys: 32 bits each, moved as they are. */
+static usl_status pick(usli_pass_state *s, const usli_targets *t, const int32_t *from, const int32_t **out) {
+    void *to;
+    USLI_TAKE(to, s->exec, false, (size_t)t->count * sizeof **out);
+    usli_gather_args g = {
+        .rows = t->count, .cols = 1, .x_rows = s->batch->tokens, .dtype = USL_F32, .index = t->index, .x = from, .y = to
+    };
+    *out = to;
+    return usli_op_gather(s->exec, &g, USLI_FORWARD);
+}
 
 static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_update *update, const chunk *c,
                              bool with_gradient) {
     const usl_model *m = s->model;
-    usli_weight *w = usli_model_head(m);
-    usli_segment head = { .w = w->d, .dw = w->grad };
+    usli_segment head = usli_pass_head(m);
     usli_linear_args a = { .tokens = c->rows,
                            .in = m->config.hidden,
                            .out = m->config.vocab,
@@ -41,6 +52,13 @@ static usl_status chunk_loss(usli_pass_state *s, const usli_targets *t, usli_upd
                            .y_dtype = logits_dtype(m),
                            .x = c->x,
                            .y = c->logits };
+    if (c->row)
+        a.dropout = (usli_dropout){ .p = (float)m->active->dropout,
+                                    .seed = s->batch->dropout_seed,
+                                    .update = s->batch->update,
+                                    .row = c->row,
+                                    .position = c->position,
+                                    .layer = (uint32_t)m->config.layers };
     USLI_TRY(usli_op_linear(s->exec, &a, USLI_FORWARD));
     usli_cross_entropy_args ce = { .rows = c->rows,
                                    .cols = m->config.vocab,
@@ -99,6 +117,7 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype), high = x->arena->high;
     void *hidden, *picked, *dpicked = NULL;
     bool balanced = t->balance > 0 && with_gradient;
+    s->drops = with_gradient;
     if (balanced) USLI_TRY(balance_begin(s, t));
     USLI_TRY(usli_pass_forward(s, &hidden));
     if (balanced) USLI_TRY(balance_end(s, t, update));
@@ -106,6 +125,11 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     if (t->count) {
         int64_t most = chunk_rows(m, t->count, s->piece);
         void *logits;
+        const int32_t *rows = NULL, *positions = NULL;
+        if (with_gradient && usli_pass_head_drops(m)) {
+            USLI_TRY(pick(s, t, s->batch->row_of_token, &rows));
+            USLI_TRY(pick(s, t, s->batch->position, &positions));
+        }
         USLI_TAKE(picked, x, false, (size_t)t->count * row);
         if (with_gradient) USLI_TAKE(dpicked, x, false, (size_t)t->count * row);
         USLI_TAKE(logits, x, false, (size_t)most * (size_t)m->config.vocab * usli_dtype_bytes(logits_dtype(m)));
@@ -120,8 +144,13 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
                                .dx = hidden };
         USLI_TRY(usli_op_gather(x, &g, USLI_FORWARD));
         for (int64_t first = 0; first < t->count; first += most) {
-            chunk c = { first, t->count - first < most ? t->count - first : most, (char *)picked + (size_t)first * row,
-                        with_gradient ? (char *)dpicked + (size_t)first * row : NULL, logits };
+            chunk c = { first,
+                        t->count - first < most ? t->count - first : most,
+                        (char *)picked + (size_t)first * row,
+                        with_gradient ? (char *)dpicked + (size_t)first * row : NULL,
+                        logits,
+                        rows ? rows + first : NULL,
+                        rows ? positions + first : NULL };
             USLI_TRY(usli_checkpoint(x->ctx));
             USLI_TRY(chunk_loss(s, t, update, &c, with_gradient));
         }

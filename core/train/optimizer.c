@@ -11,7 +11,7 @@ static size_t align64(size_t n) {
 }
 
 static bool is_embedding(const usli_param_ref *p) {
-    return p->slot == USLI_EMBED || p->slot == USLI_HEAD;
+    return (p->slot == USLI_EMBED || p->slot == USLI_HEAD) && (p->part == 0 || p->part == 4);
 }
 
 static size_t blocks(int64_t n) {
@@ -59,7 +59,7 @@ static usl_status fill_codes(usli_optimizer *o, void *dst, int64_t n, const floa
 static usl_status set_param(usli_optimizer *o, int64_t i, const usli_param_ref *p, bool eight_bit, double weight_decay,
                             float *grad, char *state) {
     int64_t n = p->count;
-    bool decays = p->part != 0 || p->ndim > 1;
+    bool decays = (p->part != 0 && p->part != 4) || p->ndim > 1;
     usli_param *out = &o->params[i];
     *out = (usli_param){ .w = p->device,
                          .g = grad,

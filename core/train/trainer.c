@@ -487,7 +487,7 @@ static usl_status optimize(usl_trainer *t) {
     usli_exec x = t->model->exec;
     x.arena = &arena;
     USLI_TRY(usli_optimizer_step(&t->optimizer, &x, t->update_twin.device));
-    t->model->device_newer = true;
+    usli_model_touched(t->model);
     return usli_twin_pull(&x, &t->update_twin);
 }
 

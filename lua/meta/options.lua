@@ -40,24 +40,28 @@
 ---Options of unsloth.FastLanguageModel.get_peft_model.
 ---@class unsloth.PeftOptions
 ---@field adapter_name? string string
----@field bias? string string, default "none"; not here: only bias = "none" is built in
----@field ensure_weight_tying? boolean boolean; nothing to do: tied weights stay tied
+---@field alpha_pattern? table table
+---@field bias? string "all", "lora_only", "none", default "none"
+---@field ensure_weight_tying? boolean boolean, default false
+---@field exclude_modules? table|string table or string
 ---@field finetune_last_n_layers? integer integer
----@field init_lora_weights? boolean|string "gaussian", false, true, default true
----@field layers_pattern? string string; nothing to do: layers are found by their number
+---@field init_lora_weights? boolean|string boolean or string, default true
+---@field layers_pattern? table|string table or string
 ---@field layers_to_transform? table|integer table or integer
----@field loftq_config? table table; not here: adapters start from the weights as they are; leave it out
+---@field loftq_config? table table
 ---@field lora_alpha? number number, default 16
 ---@field lora_dropout? number number, default 0
+---@field lora_embeddings? boolean boolean, default false
 ---@field max_seq_length? integer integer; nothing to do: from_pretrained has set it
----@field modules_to_save? table table; not here: only the modules of a block are trained; use full_finetuning for the embeddings
+---@field modules_to_save? table|string table or string
 ---@field qat_scheme? string string; not here: quantisation-aware training is not built in
 ---@field r? integer integer, default 16
 ---@field random_state? integer integer, default 3407
+---@field rank_pattern? table table
 ---@field target_modules? table|string table or string
----@field target_parameters? table table; not here: it is for mixtures of experts
+---@field target_parameters? table table; not here: name the parameters of a mixture among target_modules, as "mlp.experts.gate_up_proj"
 ---@field temporary_location? string string; nothing to do: no temporary files are written
----@field use_dora? boolean boolean, default false; not here: plain LoRA is built in; leave it out
+---@field use_dora? boolean boolean, default false
 ---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"
 ---@field use_rslora? boolean boolean, default false
 

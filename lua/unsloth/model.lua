@@ -162,27 +162,88 @@ local PEFT = {
   target_modules = { "table|string", default = SEVEN },
   lora_alpha = { "number", default = 16 },
   lora_dropout = { "number", default = 0, check = options.between(0, 1) },
-  bias = { "string", default = "none", refuse = 'only bias = "none" is built in' },
+  bias = { "string", default = "none", only = { none = true, all = true, lora_only = true } },
   layers_to_transform = { "table|integer" },
-  layers_pattern = { "string", note = "layers are found by their number" },
+  layers_pattern = { "table|string" },
+  exclude_modules = { "table|string" },
+  rank_pattern = { "table" },
+  alpha_pattern = { "table" },
   finetune_last_n_layers = { "integer", check = options.at_least(1) },
   use_gradient_checkpointing = OPEN.use_gradient_checkpointing,
   random_state = { "integer", default = 3407, check = options.at_least(0) },
   max_seq_length = { "integer", note = "from_pretrained has set it" },
   use_rslora = { "boolean", default = false },
-  modules_to_save = { "table", refuse = "only the modules of a block are trained; use full_finetuning for the embeddings" },
-  init_lora_weights = { "boolean|string", default = true, only = { [true] = true, [false] = true, gaussian = true } },
-  loftq_config = { "table", refuse = "adapters start from the weights as they are; leave it out" },
-  use_dora = { "boolean", default = false, refuse = "plain LoRA is built in; leave it out" },
+  modules_to_save = { "table|string" },
+  init_lora_weights = { "boolean|string", default = true },
+  loftq_config = { "table" },
+  use_dora = { "boolean", default = false },
   qat_scheme = { "string", refuse = "quantisation-aware training is not built in" },
-  target_parameters = { "table", refuse = "it is for mixtures of experts" },
-  ensure_weight_tying = { "boolean", note = "tied weights stay tied" },
+  target_parameters = { "table", refuse = 'name the parameters of a mixture among target_modules, as "mlp.experts.gate_up_proj"' },
+  ensure_weight_tying = { "boolean", default = false },
+  lora_embeddings = { "boolean", default = false }, -- PEFT's way with embed_tokens and lm_head among target_modules; else Unsloth's
   temporary_location = { "string", note = "no temporary files are written" },
   adapter_name = { "string" },
 }
 FastLanguageModel.peft_defaults = options.defaults(PEFT)
 
-local INIT = { [true] = "default", [false] = "random", gaussian = "gaussian" }
+local INIT = { [true] = "default", [false] = "random" }
+local EMBEDDINGS = { embed_tokens = true, lm_head = true }
+
+-- Names separated by commas, as the core takes them; nil for none.
+local function joined(option, value)
+  if value == nil then return nil end
+  local list = type(value) == "table" and value or { value }
+  for _, name in ipairs(list) do
+    if type(name) ~= "string" or name == "" or name:find(",", 1, true) then
+      errors.invalid("get_peft_model: %s holds %s, which is no module's name", option, name == "" and '""' or tostring(name))
+    end
+  end
+  return #list > 0 and table.concat(list, ",") or nil
+end
+
+-- { ["q_proj"] = 8 } as JSON. A table has no order and the first pattern that matches counts: longer ones come first.
+local function pattern_json(option, map)
+  if map == nil or next(map) == nil then return nil end
+  local keys, parts = {}, {}
+  for key in pairs(map) do
+    if type(key) ~= "string" then errors.invalid("get_peft_model: %s wants names of modules as keys, not %s", option, tostring(key)) end
+    keys[#keys + 1] = key
+  end
+  table.sort(keys, function(a, b)
+    if #a ~= #b then return #a > #b end
+    return a < b
+  end)
+  for i, key in ipairs(keys) do parts[i] = ("%s: %s"):format(json.encode(key), json.encode(map[key])) end
+  return "{" .. table.concat(parts, ", ") .. "}"
+end
+
+-- As Unsloth does: embed_tokens and lm_head among target_modules are trained whole.
+local function split_targets(o)
+  local targets, saved = {}, type(o.modules_to_save) == "string" and { o.modules_to_save } or { table.unpack(o.modules_to_save or {}) }
+  for _, name in ipairs(o.target_modules) do
+    if EMBEDDINGS[name] and not o.lora_embeddings then
+      errors.note("%s is trained whole, as modules_to_save does; lora_embeddings = true gives it LoRA", name)
+      saved[#saved + 1] = name
+    else
+      targets[#targets + 1] = name
+    end
+  end
+  return targets, saved
+end
+
+-- A string is "all-linear", a name, or as in PEFT a regular expression over whole names.
+local function targets_of(o)
+  if o.target_modules == nil then return nil, nil, joined("modules_to_save", o.modules_to_save) end
+  if type(o.target_modules) == "table" then
+    local targets, saved = split_targets(o)
+    return joined("target_modules", targets), nil, joined("modules_to_save", saved)
+  end
+  local is_pattern = o.target_modules:find "[%.%*%[%]%(%)|\\^$+?]"
+  if is_pattern then return nil, o.target_modules, joined("modules_to_save", o.modules_to_save) end
+  return o.target_modules, nil, joined("modules_to_save", o.modules_to_save)
+end
+
+local LOFTQ = { loftq_bits = { "integer", default = 4 }, loftq_iter = { "integer", default = 1 } }
 
 local function layer_list(o, layers)
   local list = o.layers_to_transform
@@ -217,10 +278,23 @@ function FastLanguageModel.get_peft_model(model, opts)
   -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
   if not (opts and opts.target_modules) then o.target_modules = nil end
   model:release_trainer()
+  local targets, pattern, saved = targets_of(o)
+  if o.target_modules and not targets and not pattern then
+    errors.invalid "get_peft_model: target_modules names no module beside those that are trained whole"
+  end
+  local loftq = options.check("loftq_config", o.loftq_config, LOFTQ)
+  if o.loftq_config and next(o.loftq_config) ~= nil and o.init_lora_weights ~= "loftq" then
+    errors.invalid 'get_peft_model: loftq_config is for init_lora_weights = "loftq"; give both or neither'
+  end
+  local layers = layer_list(o, model:info().layers)
   model:add_lora {
     name = o.adapter_name, rank = o.r, alpha = o.lora_alpha, dropout = o.lora_dropout, use_rslora = o.use_rslora,
-    target_modules = type(o.target_modules) == "table" and table.concat(o.target_modules, ",") or o.target_modules,
-    layers = layer_list(o, model:info().layers), init = INIT[o.init_lora_weights], seed = o.random_state,
+    target_modules = targets, target_pattern = pattern, modules_to_save = saved, layers = layers,
+    layers_pattern = joined("layers_pattern", o.layers_pattern), exclude_modules = joined("exclude_modules", o.exclude_modules),
+    rank_pattern = pattern_json("rank_pattern", o.rank_pattern), alpha_pattern = pattern_json("alpha_pattern", o.alpha_pattern),
+    bias = o.bias, use_dora = o.use_dora, ensure_weight_tying = o.ensure_weight_tying,
+    init = INIT[o.init_lora_weights] or o.init_lora_weights, seed = o.random_state,
+    loftq_bits = loftq.loftq_bits, loftq_iter = loftq.loftq_iter,
   }
   model.adapter_options = o -- for the report
   if opts and opts.use_gradient_checkpointing ~= nil then model.recompute = RECOMPUTE[o.use_gradient_checkpointing] end

@@ -87,6 +87,16 @@ local model, tokenizer = unsloth.FastLanguageModel.from_pretrained { model_name 
 ```
 ]==]
 
+local function targets_of(config)
+  local list = {}
+  for _, key in ipairs { "target_modules", "target_parameters", "modules_to_save" } do
+    local value = config[key]
+    if type(value) == "string" then value = { value } end
+    if type(value) == "table" then table.move(value, 1, #value, #list + 1, list) end
+  end
+  return table.concat(list, ", ")
+end
+
 -- A card that somebody wrote stays.
 local function write_card(dir)
   local path = dir .. "/README.md"
@@ -94,18 +104,25 @@ local function write_card(dir)
   local config = core.json.decode(read_text(dir .. "/adapter_config.json"), dir .. "/adapter_config.json")
   local base = type(config.base_model_name_or_path) == "string" and config.base_model_name_or_path or "unknown"
   write_text(path, CARD:format(base, base:match "[^/]+$" or base, config.r, config.lora_alpha,
-    table.concat(config.target_modules, ", "), core.version))
+    targets_of(config), core.version))
 end
 
---- The adapter as a PEFT folder with a model card when there is one, else the weights as a Hugging Face folder.
+local SAVE = {
+  safe_serialization = { "boolean", default = true, refuse = "only safetensors are written" },
+  path_initial_model_for_weight_conversion = { "boolean|string", default = false }, -- what an adapter began with is remembered: no path is read
+}
+
+--- The adapter as a PEFT folder with a model card when there is one, else the weights as a Hugging Face folder. An adapter that began with
+--- init_lora_weights = "pissa" is for a base that PEFT changes in the same way when it loads it; with
+--- path_initial_model_for_weight_conversion = true it becomes plain LoRA of twice the rank, for the base as it was.
 ---
 ---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
-  options.check("save_pretrained", opts, { safe_serialization = { "boolean", default = true, refuse = "only safetensors are written" } })
+  local o = options.check("save_pretrained", opts, SAVE)
   dir = plain(dir)
   if self:active_adapter() then
     core.make_dir(dir)
-    self:save_adapter(dir, self.name_or_path ~= "" and self.name_or_path or nil)
+    self:save_adapter(dir, self.name_or_path ~= "" and self.name_or_path or nil, o.path_initial_model_for_weight_conversion and true)
     write_card(dir)
   else
     run({ verify = true }, function(how) return core.export_merged(self, nil, dir, self:info().dtype, how) end)

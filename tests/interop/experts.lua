@@ -19,6 +19,10 @@ local families = {
     num_key_value_heads = 2 } },
   deepseek_v2 = { latent, { n_routed_experts = 4, num_experts_per_tok = 2, n_shared_experts = 2, topk_method = "greedy",
     routed_scaling_factor = 1.5 } },
+  -- Scores that yarn stretches, and nothing left for cos and sin.
+  deepseek_v2_yarn = { latent, { model_type = "deepseek_v2", n_routed_experts = 4, num_experts_per_tok = 2, n_shared_experts = 1,
+    topk_method = "greedy", max_position_embeddings = 128, rope_scaling = { rope_type = "yarn", factor = 4, original_max_position_embeddings = 32,
+      mscale = 0.7, mscale_all_dim = 0.7 } } },
   deepseek_v3 = { latent, { n_routed_experts = 8, num_experts_per_tok = 3, n_shared_experts = 1, n_group = 4, topk_group = 2,
     routed_scaling_factor = 2.5, norm_topk_prob = true } },
 }
@@ -28,7 +32,8 @@ for family, parts in pairs(families) do
   for _, part in ipairs { base, table.unpack(parts) } do
     for key, value in pairs(part) do config[key] = value end
   end
-  local model <close> = core.model_random(core.json.encode(config), 3, { device = "cpu", dtype = "float32" })
+  -- A seed with which eight bits turn no router's decision.
+  local model <close> = core.model_random(core.json.encode(config), 6, { device = "cpu", dtype = "float32" })
   local out = arg[1] .. "/" .. family
   core.export_merged(model, tokenizer, out .. "/merged", "float32")
   local paths, methods = {}, { "f32", "q8_0", "q4_k_m" }

@@ -94,7 +94,7 @@ def compare(out, family, checks):
         checks.check(error < limit, f"{family}, {method}: the file is as far as {error:.1e} from the folder")
         llama = LlamaCpp(path)
         ids, theirs = llama.log_probabilities(IDS, COUNT, mine.shape[1])
-        checks.check(len(ids) > 0, f"{family}, {method}: llama.cpp loads it and answers {len(ids)} ids")
+        checks.check(len(ids) == COUNT, f"{family}, {method}: llama.cpp loads it and answers {len(ids)} ids")
         if not ids:
             continue
         ours, _ = common.answer(path, IDS + ids[:-1], 1)

@@ -39,41 +39,36 @@ class LlamaCpp:
         p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = xllamacpp.Server(p)
+        # Its list of an answer leaves out parts of characters and the end of text: where every step counts, it may choose none.
+        gguf = reference.Gguf(path)
+        tokens = gguf.value("tokenizer.ggml.tokens")
+        self.unlisted = [i for i in range(len(tokens)) if not spelled(gguf, [i])] + [int(gguf.value("tokenizer.ggml.eos_token_id", 2))]
 
-    def complete(self, ids, count, wanted):
+    def complete(self, prompt, count, wanted, every=False):
         answer = self.server.handle_completions(
-            {"prompt": ids, "max_tokens": count, "temperature": 0, "logprobs": wanted, "cache_prompt": False}
-        )
-        said = answer["choices"][0]["logprobs"]  # None when all of it is parts of a character
-        return said["content"] if said else []
-
-    def read(self, prompt, count):
-        """Continues a text or ids: how many ids the prompt is, what follows, and with which log-probabilities."""
-        answer = self.server.handle_completions(
-            {"prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": 5, "cache_prompt": False}
+            {"prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": wanted, "cache_prompt": False,
+             "logit_bias": [[i, False] for i in self.unlisted] if every else []}
         )
         choice = answer["choices"][0]
-        steps = [(step["id"], step["logprob"]) for step in choice["logprobs"]["content"]]
-        return answer["usage"]["prompt_tokens"], steps, choice["text"]
+        return answer["usage"]["prompt_tokens"], (choice["logprobs"] or {"content": []})["content"], choice["text"]
+
+    def read(self, prompt, count):
+        """Continues a text or ids: how many ids the prompt is, what may follow, and with which log-probabilities."""
+        length, content, _ = self.complete(prompt, count, 5, every=True)
+        return length, [(step["id"], step["logprob"]) for step in content]
 
     def greedy(self, ids, count):
         """Returns `count` greedy ids (fewer at an end of text)."""
-        return [step["id"] for step in self.complete(ids, count, 1)]
+        return [step["id"] for step in self.complete(ids, count, 1)[1]]
 
     def log_probabilities(self, ids, count, vocabulary):
-        """Returns `count` greedy ids and the log-probabilities that they were drawn from. One at a time: the list of a longer answer leaves
-        out some of the ids that are parts of a character."""
-        said, rows = [], []
-        while len(said) < count:
-            content = self.complete(ids + said, 1, vocabulary)
-            if not content:
-                break
-            row = np.full(vocabulary, np.nan)
-            for top in content[0]["top_logprobs"]:
+        """Returns `count` ids, the likeliest that its list has, and the log-probabilities of all ids at their places."""
+        content = self.complete(ids, count, vocabulary, every=True)[1]
+        rows = np.full((len(content), vocabulary), np.nan)
+        for row, step in zip(rows, content):
+            for top in step["top_logprobs"]:
                 row[top["id"]] = top["logprob"]
-            said.append(content[0]["id"])
-            rows.append(row)
-        return said, np.array(rows)
+        return [step["id"] for step in content], rows
 
 
 # What readers look for, whatever the family.
@@ -154,8 +149,9 @@ def spelled(gguf, ids):
 def compare_text(path, name, gguf, llama, checks):
     """llama.cpp's tokenizer makes of a text the ids that ours makes: the same count, the same log-probabilities."""
     ours = common.text(path, TEXT, 16)
-    length, steps, said = llama.read(TEXT, 16)
-    same_length, same_steps, _ = llama.read(ours["ids"], 16)
+    length, steps = llama.read(TEXT, 16)
+    same_length, same_steps = llama.read(ours["ids"], 16)
+    said = llama.complete(TEXT, 16, 1)[2]
     checks.check(length == same_length == len(ours["ids"]), f"{name}: a text is {length} ids, ours {len(ours['ids'])}")
     checks.check(len(steps) > 0 and steps == same_steps, f"{name}: a text and our ids of it are the same to llama.cpp")
     if gguf.types == {"F32"}:

@@ -181,7 +181,7 @@ describe("the contract", function()
     support.fails("USL_ERR_INVALID", { "layer 2", "0 to 1" }, add, { layers_to_transform = { 2 } })
     support.fails("USL_ERR_INVALID", "0.5", add, { layers_to_transform = { 0.5 } })
     support.fails("USL_ERR_INVALID", "q_prof", add, { layers_to_transform = { 2 / 2 }, target_modules = { "q_prof" } })
-    support.fails("USL_ERR_UNSUPPORTED", "loftq_config", add, { loftq_config = {} })
+    support.fails("USL_ERR_INVALID", "loftq_config", add, { loftq_config = { loftq_bits = 4 } })
   end)
 
   it("names a model that is not there", function()

@@ -93,6 +93,61 @@ static void check_backward(rig *rigs, usl_dtype dtype, int tokens, int cols) {
     for (int i = 0; i < 3; i++) free(got[i]);
 }
 
+/* y = 1.5 (table[id] + 0.7 B A[:, id]) and its gradients, in double. */
+static void check_adapter(rig *rigs, usl_dtype table, usl_dtype dtype) {
+    enum { RANK = 3, A = RANK * VOCAB, B = COLS * RANK };
+    usli_rng rng;
+    usli_rng_seed(&rng, 9);
+    float *w, *a, *b, *dyv, got[TOKENS * COLS], *want = malloc(TOKENS * COLS * sizeof *want), *da[2], *db[2];
+    void *data = rig_random(&rng, table, VOCAB * COLS, &w), *y = malloc(sizeof got);
+    void *dy = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
+    free(rig_random(&rng, USL_F32, A, &a)), free(rig_random(&rng, USL_F32, B, &b));
+    for (int i = 0; i < 2; i++) {
+        da[i] = malloc(A * sizeof *da[i]), db[i] = malloc(B * sizeof *db[i]);
+        for (int j = 0; j < A; j++) da[i][j] = 0.25f;
+        for (int j = 0; j < B; j++) db[i][j] = 0.25f;
+        usli_embedding_args args = { .tokens = TOKENS,
+                                     .cols = COLS,
+                                     .dtype = dtype,
+                                     .scale = 1.5f,
+                                     .ids = ids,
+                                     .y = y,
+                                     .dy = dy,
+                                     .table = { .dtype = table, .rows = VOCAB, .cols = COLS, .data = data },
+                                     .lora = {
+                                         .rank = RANK, .scale = 0.7f, .a = a, .b = b, .da = da[i], .db = db[i] } };
+        CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &args, USLI_FORWARD));
+        CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &args, USLI_BACKWARD));
+    }
+    CHECK(memcmp(da[0], da[1], A * sizeof *da[0]) == 0 && memcmp(db[0], db[1], B * sizeof *db[0]) == 0,
+          "other bits with other threads");
+    double a_sum[A], b_sum[B];
+    for (int j = 0; j < A; j++) a_sum[j] = 0.25;
+    for (int j = 0; j < B; j++) b_sum[j] = 0.25;
+    for (int t = 0; t < TOKENS; t++)
+        for (int c = 0; c < COLS; c++) {
+            double low = 0, d = (double)dyv[t * COLS + c] * 1.5 * 0.7f;
+            for (int k = 0; k < RANK; k++) {
+                low += (double)b[c * RANK + k] * (double)a[k * VOCAB + ids[t]];
+                a_sum[k * VOCAB + ids[t]] += d * (double)b[c * RANK + k];
+                b_sum[c * RANK + k] += d * (double)a[k * VOCAB + ids[t]];
+            }
+            want[t * COLS + c] = (float)(1.5 * ((double)w[ids[t] * COLS + c] + (double)0.7f * low));
+        }
+    usli_to_f32(y, dtype, got, TOKENS * COLS);
+    double error = test_rel_error(got, want, TOKENS * COLS);
+    CHECK(error <= 2 * rig_epsilon(dtype), "adapted rows: %g", error);
+    float gradient[A > B ? A : B];
+    for (int j = 0; j < A; j++) gradient[j] = (float)a_sum[j];
+    error = test_rel_error(da[0], gradient, A);
+    CHECK(error < 1e-6, "dA: %g", error);
+    for (int j = 0; j < B; j++) gradient[j] = (float)b_sum[j];
+    error = test_rel_error(db[0], gradient, B);
+    CHECK(error < 1e-6, "dB: %g", error);
+    free(data), free(w), free(a), free(b), free(dy), free(dyv), free(y), free(want);
+    for (int i = 0; i < 2; i++) free(da[i]), free(db[i]);
+}
+
 /* A device does not look: who makes ids checks them. */
 static void check_bad_id(rig *r) {
     if (!r->x.backend->host) return;
@@ -121,6 +176,7 @@ int main(void) {
     check_nf4(&rigs[1]);
     for (int i = 0; i < 3; i++) check_backward(rigs, types[i], TOKENS, COLS);
     check_backward(rigs, USL_BF16, MANY_TOKENS, MANY_COLS);
+    for (int i = 0; i < 3; i++) check_adapter(rigs, types[i], types[2 - i]);
     check_bad_id(&rigs[0]);
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);
     free(ids);

@@ -17,6 +17,7 @@ typedef struct spec {
     bool bias, keep_xa;
     int pads; /* 1: rows of x and y are longer than they say; 2: by whole pieces of 16 bytes */
     bool accumulate, full;
+    bool dora; /* segments with an adapter have a magnitude */
 } spec;
 
 typedef struct segment_data {
@@ -26,7 +27,7 @@ typedef struct segment_data {
     float row_scale[128]; /* I8: at most so many rows */
     void *bias;
     float *bias_values;
-    float *a, *b;
+    float *a, *b, *magnitude, *norm; /* these two NULL: none */
 } segment_data;
 
 typedef struct data {
@@ -45,13 +46,17 @@ static void store_weight(usli_rng *rng, usl_dtype dtype, int64_t rows, int64_t c
     float *v;
     free(rig_random(rng, USL_F32, n, &v));
     d->w = malloc(sizeof(float) * (size_t)n);
-    if (dtype == USL_NF4) {
+    if (dtype == USL_NF4 || dtype == USL_FP4) {
+        static float *fp4;
+        if (!fp4) fp4 = rig_copy(usli_fp4_table, 16 * sizeof *fp4);
         d->storage = aligned_alloc(64, (usli_nf4_bytes(n) + 63) / 64 * 64);
         d->scratch = malloc(sizeof(float) * (size_t)usli_nf4_blocks(n));
         usli_nf4_layout(d->storage, n, &d->nf4);
+        if (dtype == USL_FP4) d->nf4.table = usli_fp4_table;
         usli_nf4_quantize(&d->nf4, v, n, d->scratch);
         usli_nf4_decode(&d->nf4, 0, n, d->w);
         rig_nf4_tables(&d->nf4);
+        if (dtype == USL_FP4) d->nf4.table = fp4;
     } else if (dtype == USL_I8) {
         int8_t *q = d->storage = malloc((size_t)n);
         for (int64_t i = 0; i < n; i++) {
@@ -82,6 +87,11 @@ static void make_data(const spec *s, data *d) {
         if (s->bias) g->bias = rig_random(&rng, USL_BF16, s->rows[i], &g->bias_values);
         free(rig_random(&rng, USL_F32, s->rank[i] * s->in, &g->a));
         free(rig_random(&rng, USL_F32, s->rank[i] * s->rows[i], &g->b));
+        if (s->dora && s->rank[i]) {
+            free(rig_random(&rng, USL_F32, s->rows[i], &g->magnitude));
+            free(rig_random(&rng, USL_F32, s->rows[i], &g->norm));
+            for (int64_t o = 0; o < s->rows[i]; o++) g->norm[o] = 0.5f + g->norm[o] * g->norm[o];
+        }
         d->out += s->rows[i];
         d->ranks += s->rank[i];
     }
@@ -107,7 +117,8 @@ static void make_data(const spec *s, data *d) {
 static void free_data(data *d) {
     for (int i = 0; i < d->s->segments; i++) {
         segment_data *g = &d->seg[i];
-        free(g->storage), free(g->scratch), free(g->w), free(g->bias), free(g->bias_values), free(g->a), free(g->b);
+        free(g->storage), free(g->scratch), free(g->w), free(g->bias), free(g->bias_values), free(g->a), free(g->b),
+            free(g->magnitude), free(g->norm);
     }
     free(d->x), free(d->dy), free(d->y0), free(d->dx0), free(d->xv), free(d->dyv), free(d->y0v), free(d->dx0v),
         free(d->keep);
@@ -119,6 +130,12 @@ static float scale_of(int segment) {
 
 /* ---- The formulas
  * --------------------------------------------------------------------------------------------------------- */
+
+/* What DoRA multiplies a column of y by. */
+static double factor(const data *d, int seg, int64_t row) {
+    const segment_data *g = &d->seg[seg];
+    return g->magnitude ? (double)g->magnitude[row] / (double)g->norm[row] : 1;
+}
 
 static double dropped(const data *d, int64_t t, int64_t i) {
     return (double)d->xv[t * d->ldx + i] * (double)d->keep[t * d->s->in + i];
@@ -139,11 +156,12 @@ static void oracle_forward(const data *d, double *y) {
         for (int g = 0; g < s->segments; row += s->rows[g], g++) {
             for (int r = 0; r < s->rank[g]; r++) xa[r] = dot_a(d, g, t, r);
             for (int64_t o = 0; o < s->rows[g]; o++) {
-                double sum = s->bias ? (double)d->seg[g].bias_values[o] : 0, low = 0;
+                double sum = 0, low = 0;
                 for (int64_t i = 0; i < s->in; i++)
                     sum += (double)d->xv[t * d->ldx + i] * (double)d->seg[g].w[o * s->in + i];
                 for (int r = 0; r < s->rank[g]; r++) low += xa[r] * (double)d->seg[g].b[o * s->rank[g] + r];
-                row[o] = sum + (double)scale_of(g) * low;
+                row[o] = (s->bias ? (double)d->seg[g].bias_values[o] : 0) +
+                         factor(d, g, o) * (sum + (double)scale_of(g) * low);
             }
         }
     }
@@ -151,7 +169,8 @@ static void oracle_forward(const data *d, double *y) {
 
 typedef struct grads {
     float *dx; /* (tokens, in) */
-    float *da[USLI_MAX_SEGMENTS], *db[USLI_MAX_SEGMENTS], *dw[USLI_MAX_SEGMENTS], *dbias[USLI_MAX_SEGMENTS];
+    float *da[USLI_MAX_SEGMENTS], *db[USLI_MAX_SEGMENTS], *dw[USLI_MAX_SEGMENTS], *dbias[USLI_MAX_SEGMENTS],
+        *dmagnitude[USLI_MAX_SEGMENTS];
 } grads;
 
 static float *filled(int64_t n, float value) {
@@ -168,12 +187,14 @@ static void new_grads(const data *d, grads *g, float value) {
         g->db[i] = filled(s->rank[i] * s->rows[i], value);
         g->dw[i] = filled(s->rows[i] * s->in, value);
         g->dbias[i] = filled(s->rows[i], value);
+        g->dmagnitude[i] = filled(s->rows[i], value);
     }
 }
 
 static void free_grads(const data *d, grads *g) {
     free(g->dx);
-    for (int i = 0; i < d->s->segments; i++) free(g->da[i]), free(g->db[i]), free(g->dw[i]), free(g->dbias[i]);
+    for (int i = 0; i < d->s->segments; i++)
+        free(g->da[i]), free(g->db[i]), free(g->dw[i]), free(g->dbias[i]), free(g->dmagnitude[i]);
 }
 
 /* Adds into zeroed float arrays by way of doubles a row at a time; the sums are over few tokens. */
@@ -185,22 +206,33 @@ static void oracle_backward(const data *d, grads *g) {
         const segment_data *w = &d->seg[seg];
         int rank = s->rank[seg];
         int64_t rows = s->rows[seg];
-        double *dw = calloc((size_t)(rows * s->in), sizeof *dw), *dbias = calloc((size_t)rows, sizeof *dbias);
+        double *dw = calloc((size_t)(rows * s->in), sizeof *dw), *dbias = calloc((size_t)rows, sizeof *dbias),
+               *dmagnitude = calloc((size_t)rows, sizeof *dmagnitude), *dy = calloc((size_t)rows, sizeof *dy);
         double *da = calloc((size_t)(rank * s->in + 1), sizeof *da),
                *db = calloc((size_t)(rows * rank + 1), sizeof *db);
         for (int64_t t = 0; t < s->tokens; t++) {
-            const float *dy = d->dyv + t * d->ldy + offset;
+            const float *given = d->dyv + t * d->ldy + offset;
             for (int64_t o = 0; o < rows; o++) {
-                dbias[o] += (double)dy[o];
-                for (int64_t i = 0; i < s->in; i++) dx[t * s->in + i] += (double)dy[o] * (double)w->w[o * s->in + i];
+                dy[o] = (double)given[o] * factor(d, seg, o);
+                dbias[o] += (double)given[o];
+                if (w->magnitude) {
+                    double z = 0;
+                    for (int64_t i = 0; i < s->in; i++)
+                        z += (double)d->xv[t * d->ldx + i] * (double)w->w[o * s->in + i];
+                    dmagnitude[o] += (double)given[o] * z / (double)w->norm[o];
+                }
+                for (int64_t i = 0; i < s->in; i++) dx[t * s->in + i] += dy[o] * (double)w->w[o * s->in + i];
                 for (int64_t i = 0; s->full && i < s->in; i++)
-                    dw[o * s->in + i] += (double)dy[o] * (double)d->xv[t * d->ldx + i];
+                    dw[o * s->in + i] += dy[o] * (double)d->xv[t * d->ldx + i];
             }
             for (int r = 0; r < rank; r++) {
                 double dyb = 0, xa = dot_a(d, seg, t, r), scale = (double)scale_of(seg);
                 for (int64_t o = 0; o < rows; o++) {
-                    dyb += (double)dy[o] * (double)w->b[o * rank + r];
-                    db[o * rank + r] += scale * (double)dy[o] * xa;
+                    dyb += dy[o] * (double)w->b[o * rank + r];
+                    db[o * rank + r] += scale * dy[o] * xa;
+                    if (w->magnitude)
+                        dmagnitude[o] +=
+                            (double)given[o] * scale * xa * (double)w->b[o * rank + r] / (double)w->norm[o];
                 }
                 for (int64_t i = 0; i < s->in; i++) {
                     dx[t * s->in + i] += scale * dyb * (double)w->a[r * s->in + i] * (double)d->keep[t * s->in + i];
@@ -212,7 +244,8 @@ static void oracle_backward(const data *d, grads *g) {
         for (int64_t i = 0; i < rank * s->in; i++) g->da[seg][i] += (float)da[i];
         for (int64_t i = 0; i < rows * rank; i++) g->db[seg][i] += (float)db[i];
         for (int64_t i = 0; i < rows; i++) g->dbias[seg][i] += (float)dbias[i];
-        free(dw), free(dbias), free(da), free(db);
+        for (int64_t i = 0; i < rows; i++) g->dmagnitude[seg][i] += (float)dmagnitude[i];
+        free(dw), free(dbias), free(dmagnitude), free(dy), free(da), free(db);
     }
     for (int64_t i = 0; i < s->tokens * s->in; i++) g->dx[i] = (float)dx[i];
     free(dx);
@@ -227,23 +260,33 @@ typedef struct outputs {
     grads g;
 } outputs;
 
+static bool is_4bit(usl_dtype dtype) {
+    return dtype == USL_NF4 || dtype == USL_FP4;
+}
+
 static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
     const spec *s = d->s;
     for (int i = 0; i < s->segments; i++) {
         const segment_data *w = &d->seg[i];
-        segs[i] = (usli_segment){
-            .w = { .dtype = s->weight[i],
-                   .rows = s->rows[i],
-                   .cols = s->in,
-                   .data = s->weight[i] == USL_NF4 ? NULL : w->storage,
-                   .nf4 = s->weight[i] == USL_NF4 ? &w->nf4 : NULL,
-                   .scale = s->weight[i] == USL_I8 ? w->row_scale : NULL },
-            .bias = w->bias,
-            .bias_dtype = USL_BF16,
-            .lora = { .rank = s->rank[i], .scale = scale_of(i), .a = w->a, .b = w->b, .da = g->da[i], .db = g->db[i] },
-            .dw = s->full ? g->dw[i] : NULL,
-            .dbias = s->bias ? g->dbias[i] : NULL
-        };
+        segs[i] = (usli_segment){ .w = { .dtype = s->weight[i],
+                                         .rows = s->rows[i],
+                                         .cols = s->in,
+                                         .data = is_4bit(s->weight[i]) ? NULL : w->storage,
+                                         .nf4 = is_4bit(s->weight[i]) ? &w->nf4 : NULL,
+                                         .scale = s->weight[i] == USL_I8 ? w->row_scale : NULL },
+                                  .bias = w->bias,
+                                  .bias_dtype = USL_BF16,
+                                  .lora = { .rank = s->rank[i],
+                                            .scale = scale_of(i),
+                                            .a = w->a,
+                                            .b = w->b,
+                                            .da = g->da[i],
+                                            .db = g->db[i],
+                                            .magnitude = w->magnitude,
+                                            .norm = w->norm,
+                                            .dmagnitude = w->magnitude ? g->dmagnitude[i] : NULL },
+                                  .dw = s->full ? g->dw[i] : NULL,
+                                  .dbias = s->bias ? g->dbias[i] : NULL };
     }
 }
 
@@ -330,6 +373,7 @@ static void check_outputs(const data *d, const outputs *o) {
         compare(s, "dB", i, o->g.db[i], g.db[i], s->rank[i] * s->rows[i], bound);
         if (s->full) compare(s, "dW", i, o->g.dw[i], g.dw[i], s->rows[i] * s->in, bound);
         if (s->bias) compare(s, "dbias", i, o->g.dbias[i], g.dbias[i], s->rows[i], bound);
+        if (d->seg[i].magnitude) compare(s, "dmagnitude", i, o->g.dmagnitude[i], g.dmagnitude[i], s->rows[i], bound);
     }
     free_grads(d, &g);
     free(y), free(want), free(got), free(dx), free(dx_want);
@@ -351,6 +395,8 @@ static void check_same(const data *d, const outputs *a, const outputs *b) {
               s->name);
         CHECK(memcmp(a->g.dbias[i], b->g.dbias[i], sizeof(float) * (size_t)s->rows[i]) == 0, "%s: dbias differs",
               s->name);
+        CHECK(memcmp(a->g.dmagnitude[i], b->g.dmagnitude[i], sizeof(float) * (size_t)s->rows[i]) == 0,
+              "%s: dmagnitude differs", s->name);
     }
 }
 
@@ -392,10 +438,9 @@ static void check_difference(const data *d, const char *what, float *input, floa
           (double)gradient, want);
 }
 
-static void test_formulas(void) {
-    static const spec s = { "formulas", 5,       9,       2,     { 4, 3 }, { USL_F32, USL_F32 },
-                            { 2, 3 },   USL_F32, USL_F32, 0.25f, true,     false,
-                            true,       false,   true };
+static void test_formulas(bool dora) {
+    spec s = { "formulas", 5,    9,     2,    { 4, 3 }, { USL_F32, USL_F32 }, { 2, 3 }, USL_F32, USL_F32, 0.25f, true,
+               false,      true, false, true, dora };
     static data d;
     make_data(&s, &d);
     grads g;
@@ -410,6 +455,8 @@ static void test_formulas(void) {
         for (int64_t i = 0; i < s.rows[seg] * s.in; i++) check_difference(&d, "dW", &d.seg[seg].w[i], g.dw[seg][i]);
         for (int64_t i = 0; i < s.rows[seg]; i++)
             check_difference(&d, "dbias", &d.seg[seg].bias_values[i], g.dbias[seg][i]);
+        for (int64_t i = 0; dora && i < s.rows[seg]; i++)
+            check_difference(&d, "dmagnitude", &d.seg[seg].magnitude[i], g.dmagnitude[seg][i]);
     }
     free_grads(&d, &g);
     free_data(&d);
@@ -440,13 +487,13 @@ static void test_refusals(rig *r) {
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_UNSUPPORTED, "fp8: %s", usl_ctx_errmsg(r->ctx));
     s.w.dtype = USL_Q8_0;
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_SHAPE, "half a block: %s", usl_ctx_errmsg(r->ctx));
-    s.w.dtype = USL_F32;
-    s.lora = (usli_lora){ .rank = 1, .scale = 1, .a = x, .b = x, .magnitude = &one, .norm = &one };
-    CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_UNSUPPORTED, "DoRA: %s", usl_ctx_errmsg(r->ctx));
+    s.w.dtype = USL_F32, a.segment = &s;
+    s.lora = (usli_lora){ .rank = 1, .scale = 1, .a = x, .b = x, .magnitude = &one };
+    CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_INTERNAL, "no norms: %s", usl_ctx_errmsg(r->ctx));
 }
 
 static const spec SPECS[] = {
-    { "one token", 1, 1, 1, { 1 }, { USL_F32 }, { 1 }, USL_F32, USL_F32, 0, true, true, false, false, true },
+    { "one token", 1, 1, 1, { 1 }, { USL_F32 }, { 1 }, USL_F32, USL_F32, 0, true, true, false, false, true, false },
     { "few tokens",
       8,
       65,
@@ -461,7 +508,8 @@ static const spec SPECS[] = {
       true,
       true,
       true,
-      true },
+      true,
+      false },
     { "few tokens, bf16",
       3,
       65,
@@ -476,7 +524,8 @@ static const spec SPECS[] = {
       true,
       true,
       true,
-      true },
+      true,
+      false },
     { "one token, bf16",
       1,
       65,
@@ -491,7 +540,8 @@ static const spec SPECS[] = {
       true,
       true,
       true,
-      true },
+      true,
+      false },
     { "few tokens, f16",
       5,
       64,
@@ -506,7 +556,8 @@ static const spec SPECS[] = {
       false,
       true,
       true,
-      true },
+      true,
+      false },
     { "few tokens, dropout",
       4,
       33,
@@ -517,6 +568,7 @@ static const spec SPECS[] = {
       USL_F32,
       USL_F32,
       0.25f,
+      false,
       false,
       false,
       false,
@@ -536,7 +588,8 @@ static const spec SPECS[] = {
       true,
       false,
       true,
-      true },
+      true,
+      false },
     { "eight tokens, aligned",
       8,
       256,
@@ -551,8 +604,24 @@ static const spec SPECS[] = {
       false,
       2,
       false,
-      true },
-    { "plain f32", 17, 65, 1, { 33 }, { USL_F32 }, { 0 }, USL_F32, USL_F32, 0, false, false, false, false, true },
+      true,
+      false },
+    { "plain f32",
+      17,
+      65,
+      1,
+      { 33 },
+      { USL_F32 },
+      { 0 },
+      USL_F32,
+      USL_F32,
+      0,
+      false,
+      false,
+      false,
+      false,
+      true,
+      false },
     { "q|k|v f32",
       65,
       100,
@@ -567,7 +636,8 @@ static const spec SPECS[] = {
       true,
       true,
       true,
-      true },
+      true,
+      false },
     { "q|k|v nf4, f32",
       65,
       100,
@@ -581,6 +651,7 @@ static const spec SPECS[] = {
       false,
       true,
       true,
+      false,
       false,
       false },
     { "q|k|v nf4, bf16",
@@ -597,6 +668,7 @@ static const spec SPECS[] = {
       false,
       true,
       true,
+      false,
       false },
     { "gguf blocks, f32",
       33,
@@ -612,7 +684,8 @@ static const spec SPECS[] = {
       true,
       false,
       false,
-      true },
+      true,
+      false },
     { "gguf blocks, bf16",
       33,
       256,
@@ -627,7 +700,8 @@ static const spec SPECS[] = {
       true,
       false,
       false,
-      true },
+      true,
+      false },
     { "bf16 in place",
       300,
       65,
@@ -642,7 +716,8 @@ static const spec SPECS[] = {
       true,
       false,
       true,
-      true },
+      true,
+      false },
     { "bf16 over f32 and f16",
       20,
       65,
@@ -657,8 +732,9 @@ static const spec SPECS[] = {
       false,
       false,
       false,
-      true },
-    { "logits", 20, 65, 1, { 128 }, { USL_BF16 }, { 0 }, USL_BF16, USL_F32, 0, false, false, true, false, true },
+      true,
+      false },
+    { "logits", 20, 65, 1, { 128 }, { USL_BF16 }, { 0 }, USL_BF16, USL_F32, 0, false, false, true, false, true, false },
     { "logits with adapter",
       20,
       65,
@@ -673,7 +749,8 @@ static const spec SPECS[] = {
       false,
       true,
       true,
-      true },
+      true,
+      false },
     { "f16",
       20,
       65,
@@ -688,8 +765,24 @@ static const spec SPECS[] = {
       true,
       true,
       true,
-      true },
-    { "i8", 20, 65, 2, { 40, 17 }, { USL_I8, USL_I8 }, { 8, 3 }, USL_F32, USL_F32, 0, true, true, false, false, true },
+      true,
+      false },
+    { "i8",
+      20,
+      65,
+      2,
+      { 40, 17 },
+      { USL_I8, USL_I8 },
+      { 8, 3 },
+      USL_F32,
+      USL_F32,
+      0,
+      true,
+      true,
+      false,
+      false,
+      true,
+      false },
     /* More decoded values than one panel holds: rows of a segment are split forward, columns backward. */
     { "panels",
       9,
@@ -705,6 +798,7 @@ static const spec SPECS[] = {
       true,
       false,
       true,
+      false,
       false },
     /* Decode steps as the GPU has kernels for: up to 8 tokens of every type, tiles of 16 rows that are not full. */
     { "decode, nf4 q|k|v",
@@ -721,6 +815,7 @@ static const spec SPECS[] = {
       true,
       0,
       false,
+      false,
       false },
     { "decode, nf4, 8 tokens",
       8,
@@ -736,10 +831,56 @@ static const spec SPECS[] = {
       true,
       2,
       true,
+      false,
       false },
-    { "decode, nf4, f16", 5, 256, 1, { 20 }, { USL_NF4 }, { 4 }, USL_F16, USL_F16, 0, false, false, 2, false, false },
-    { "decode, logits", 3, 192, 1, { 100 }, { USL_BF16 }, { 0 }, USL_BF16, USL_F32, 0, false, false, 0, false, false },
-    { "decode, nf4 logits", 2, 128, 1, { 100 }, { USL_NF4 }, { 8 }, USL_BF16, USL_F32, 0, true, false, 0, true, false },
+    { "decode, nf4, f16",
+      5,
+      256,
+      1,
+      { 20 },
+      { USL_NF4 },
+      { 4 },
+      USL_F16,
+      USL_F16,
+      0,
+      false,
+      false,
+      2,
+      false,
+      false,
+      false },
+    { "decode, logits",
+      3,
+      192,
+      1,
+      { 100 },
+      { USL_BF16 },
+      { 0 },
+      USL_BF16,
+      USL_F32,
+      0,
+      false,
+      false,
+      0,
+      false,
+      false,
+      false },
+    { "decode, nf4 logits",
+      2,
+      128,
+      1,
+      { 100 },
+      { USL_NF4 },
+      { 8 },
+      USL_BF16,
+      USL_F32,
+      0,
+      true,
+      false,
+      0,
+      true,
+      false,
+      false },
     { "decode, plain",
       4,
       128,
@@ -753,6 +894,7 @@ static const spec SPECS[] = {
       true,
       true,
       0,
+      false,
       false,
       false },
     { "decode, K blocks",
@@ -769,6 +911,7 @@ static const spec SPECS[] = {
       true,
       2,
       false,
+      false,
       false },
     { "decode, more K blocks",
       1,
@@ -783,6 +926,7 @@ static const spec SPECS[] = {
       false,
       true,
       0,
+      false,
       false,
       false },
     { "decode, blocks",
@@ -799,6 +943,7 @@ static const spec SPECS[] = {
       false,
       0,
       true,
+      false,
       false },
     { "decode, more blocks",
       2,
@@ -813,6 +958,7 @@ static const spec SPECS[] = {
       true,
       true,
       0,
+      false,
       false,
       false },
     /* Whole pieces of 16 bytes everywhere: the GPU has kernels of its own for the adapters then. */
@@ -830,6 +976,7 @@ static const spec SPECS[] = {
       false,
       2,
       true,
+      false,
       false },
     { "aligned, odd ranks",
       70,
@@ -845,7 +992,8 @@ static const spec SPECS[] = {
       true,
       false,
       false,
-      true },
+      true,
+      false },
     { "aligned, many ranks",
       130,
       72,
@@ -858,6 +1006,7 @@ static const spec SPECS[] = {
       0.2f,
       false,
       true,
+      false,
       false,
       false,
       false },
@@ -875,7 +1024,8 @@ static const spec SPECS[] = {
       true,
       2,
       true,
-      true },
+      true,
+      false },
     { "aligned, bias alone",
       20,
       64,
@@ -890,15 +1040,91 @@ static const spec SPECS[] = {
       true,
       false,
       false,
-      true },
-    { "f32 over bf16", 280, 130, 1, { 270 }, { USL_BF16 }, { 5 }, USL_F32, USL_F32, 0, true, true, true, false, true },
+      true,
+      false },
+    { .name = "FP4, few tokens",
+      .tokens = 5,
+      .in = 128,
+      .segments = 2,
+      .rows = { 32, 17 },
+      .weight = { USL_FP4, USL_FP4 },
+      .dtype = USL_BF16,
+      .y_dtype = USL_BF16 },
+    { .name = "FP4",
+      .tokens = 40,
+      .in = 130,
+      .segments = 2,
+      .rows = { 33, 8 },
+      .weight = { USL_FP4, USL_I8 },
+      .rank = { 4, 2 },
+      .dtype = USL_F32,
+      .y_dtype = USL_F32,
+      .bias = true },
+    { .name = "DoRA, few tokens",
+      .tokens = 7,
+      .in = 65,
+      .segments = 2,
+      .rows = { 17, 30 },
+      .weight = { USL_NF4, USL_BF16 },
+      .rank = { 4, 0 },
+      .dtype = USL_F32,
+      .y_dtype = USL_F32,
+      .bias = true,
+      .keep_xa = true,
+      .pads = 1,
+      .accumulate = true,
+      .full = true,
+      .dora = true },
+    { .name = "DoRA with dropout",
+      .tokens = 37,
+      .in = 70,
+      .segments = 3,
+      .rows = { 33, 5, 12 },
+      .weight = { USL_F32, USL_I8, USL_BF16 },
+      .rank = { 3, 0, 5 },
+      .dtype = USL_F32,
+      .y_dtype = USL_F32,
+      .p = 0.2f,
+      .bias = true,
+      .pads = 1,
+      .dora = true },
+    { .name = "DoRA, aligned, bf16",
+      .tokens = 33,
+      .in = 136,
+      .segments = 3,
+      .rows = { 128, 8, 8 },
+      .weight = { USL_NF4, USL_NF4, USL_NF4 },
+      .rank = { 16, 16, 16 },
+      .dtype = USL_BF16,
+      .y_dtype = USL_BF16,
+      .bias = true,
+      .keep_xa = true,
+      .pads = 2,
+      .dora = true },
+    { "f32 over bf16",
+      280,
+      130,
+      1,
+      { 270 },
+      { USL_BF16 },
+      { 5 },
+      USL_F32,
+      USL_F32,
+      0,
+      true,
+      true,
+      true,
+      false,
+      true,
+      false },
 };
 
 int main(void) {
     static const int threads[3] = { 1, 2, 5 };
     rig rigs[3];
     for (int i = 0; i < 3; i++) rig_open(&rigs[i], threads[i]);
-    test_formulas();
+    test_formulas(false);
+    test_formulas(true);
     test_dropout_share();
     test_refusals(&rigs[1]);
     for (size_t i = 0; i < sizeof SPECS / sizeof *SPECS; i++) check_spec(rigs, &SPECS[i]);

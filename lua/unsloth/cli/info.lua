@@ -123,7 +123,7 @@ if c then
   say("sizes", "%d layers, hidden %d, intermediate %d, %d heads over %d kv heads of %d", c.layers, c.hidden, c.intermediate, c.heads,
     c.kv_heads, c.head_dim)
   if c.experts > 0 then say("experts", "%d, of which a token meets %d", c.experts, c.chosen) end
-  say("linear modules", "%.3g billion weights; LoRA has %d for each rank", c.linear / 1e9, c.adapter)
+  say("linear modules", "%d weights; LoRA adds %d for each rank", c.linear, c.adapter)
   say("vocabulary", "%d%s", c.vocab, c.tied and ", head tied to the embedding" or "")
   say("context", "%d tokens%s", c.context, c.windowed_layers > 0
     and (", %d of %d layers see the last %d"):format(c.windowed_layers, c.layers, c.window) or "")
