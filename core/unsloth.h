@@ -580,10 +580,49 @@ USL_API void usl_trainer_get_plan(const usl_trainer *trainer, usl_plan *plan);
  * -------------------------------------------------------------------------------------------------------------------------
  */
 
-/* Merges the active adapter into the weights, tensor by tensor; dtype USL_F32, USL_BF16 or USL_F16. tok may be NULL. */
+/* How important each feature of each weight's input is, measured on a text: quantising takes more care where it is.
+ * *out is new: usl_imatrix_free. */
+typedef struct usl_imatrix usl_imatrix;
+USL_API usl_status usl_imatrix_new(usl_model *model, const usl_tokenizer *tok, const char *text, size_t len,
+                                   usl_imatrix **out);
+USL_API void usl_imatrix_free(usl_imatrix *imatrix);
+
+typedef struct usl_export_opts {
+    size_t size;
+    int verify;      /* read back what was written and compare it, before it gets its name: weights, tokens, template,
+                        logits; what is worse than the format explains is an error, and nothing stands under the name */
+    usl_model *base; /* merge onto this model's weights (the 16-bit ones of a model in 4 bits); NULL: the model's own */
+    const usl_imatrix *imatrix; /* for quantised .gguf; NULL: none */
+} usl_export_opts;
+#define USL_EXPORT_OPTS_INIT \
+    { sizeof(usl_export_opts), 1, NULL, NULL }
+
+/* Root mean squares, relative. */
+typedef struct usl_export_report {
+    size_t size;
+    uint64_t bytes;  /* of tensors */
+    int checked;     /* the differences below are known */
+    double weights;  /* of the exported weights from those of the live model with its adapter */
+    double logits;   /* of the logits of a few prompts from the live model's */
+    double expected; /* the most that the weights' difference and the model's arithmetic explain */
+} usl_export_report;
+
+/* Merges the active adapter into the weights, tensor by tensor. dtype USL_F32, USL_BF16 or USL_F16, or USL_NF4 for
+ * bitsandbytes' layout with bfloat16 beside. tok, opts and report may be NULL. */
+USL_API usl_status usl_export_folder(usl_model *model, const usl_tokenizer *tok, const char *dir, usl_dtype dtype,
+                                     const usl_export_opts *opts, usl_export_report *report);
+/* `count` .gguf files in one pass over the weights; merged like the above. methods: "f32", "f16", "bf16", "q8_0",
+ * "q4_k_m" and llama.cpp's others, or Unsloth's names for them. reports: (count) or NULL. */
+USL_API usl_status usl_export_ggufs(usl_model *model, const usl_tokenizer *tok, int count, const char *const *paths,
+                                    const char *const *methods, const usl_export_opts *opts,
+                                    usl_export_report *reports);
+/* The same with what is usual: one folder, one file. */
 USL_API usl_status usl_export_merged(usl_model *model, const usl_tokenizer *tok, const char *dir, usl_dtype dtype);
-/* method: "f32", "f16", "bf16", "q8_0", "q4_k_m". Merged like the above; path is the .gguf file. */
 USL_API usl_status usl_export_gguf(usl_model *model, const usl_tokenizer *tok, const char *path, const char *method);
+/* The active adapter alone as a .gguf, which llama.cpp puts on a model's. */
+USL_API usl_status usl_export_lora(usl_model *model, const char *path);
+/* The method that a name stands for ("q4_k" -> "q4_k_m"), static; NULL when there is none. */
+USL_API const char *usl_export_method(const char *name);
 
 /* ---- Machine
  * ---------------------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,17 @@ void ulua_explain_yield(lua_State *L);
 /* call(fn, ...) for the Lua modules: a callback's results; a callback that yields is an error that says so. */
 int ulua_callback(lua_State *L);
 
+/* ---- Progress (module.c) ---- */
+
+/* Who is told how far a long operation is: set for the length of a call. failed: the function raised, and its error
+ * lies on top of L's stack. */
+typedef struct ulua_progress {
+    lua_State *L;
+    int fn; /* stack index of the function */
+    bool failed;
+} ulua_progress;
+ulua_progress *ulua_progress_of(lua_State *L);
+
 /* ---- Arguments (options.c) ---- */
 
 typedef enum ulua_kind { ULUA_INT, ULUA_INT64, ULUA_UINT64, ULUA_DOUBLE, ULUA_BOOL, ULUA_STRING, ULUA_DTYPE } ulua_kind;

@@ -37,8 +37,8 @@ static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
                             "  -h        show this help\n"
                             "  --        stop handling options\n"
                             "  -         execute stdin and stop handling options\n"
-                            "A first word that is no file but a verb runs a built-in tool: info, chat, generate, "
-                            "bench, plan (each with --help).\n";
+                            "A first word that is no file but a verb runs a built-in tool: info, download, chat, "
+                            "generate, export,\nbench, plan (each with --help).\n";
 
 /* What files say may stand in a sentence: it must not steer the terminal. */
 static void complain(const char *text) {
@@ -249,7 +249,7 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
     } else {
         lua_pushfstring(L,
                         "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, "
-                        "download, bench, plan)",
+                        "download, export, bench, plan)",
                         name);
         status = LUA_ERRFILE;
     }

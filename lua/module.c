@@ -11,14 +11,28 @@ static const char CTX_NAME[] = "unsloth.ctx";
 
 /* ---- The context ---- */
 
+/* What of Lua's hears of core's progress. */
+typedef struct progress_calls {
+    bool own;            /* the context is the state's, and not a host's */
+    lua_State *thread;   /* the function is its only value; NULL: there is none */
+    ulua_progress given; /* one for the length of a call: it is asked instead */
+} progress_calls;
+
 static const char PROGRESS_NAME[] = "unsloth.progress";
+
+/* Leaves them on top, or nil. */
+static progress_calls *push_progress(lua_State *L) {
+    lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
+    return lua_touserdata(L, -1);
+}
 
 /* A host may keep the context for longer than the state: nobody hears of its progress then. */
 static int ctx_close(lua_State *L) {
     usl_ctx **slot = lua_touserdata(L, 1);
     usl_ctx *ctx = *slot;
     *slot = NULL;
-    if (ctx && lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME) != LUA_TNIL) usl_ctx_set_progress(ctx, NULL, NULL);
+    const progress_calls *p = push_progress(L);
+    if (ctx && p && p->own) usl_ctx_set_progress(ctx, NULL, NULL);
     usl_ctx_free(ctx);
     return 0;
 }
@@ -29,10 +43,6 @@ static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
 }
 
 /* ---- Progress: a function of Lua's, on a thread of its own, since any thread may be the one that calls ---- */
-
-typedef struct progress_call {
-    lua_State *thread; /* the function is its only value; NULL: there is none */
-} progress_call;
 
 typedef struct progress_news {
     const char *what;
@@ -49,11 +59,22 @@ static int tell_progress(lua_State *T) {
     return 0;
 }
 
+/* An error of a function that is given for a call stays on its stack, for the binding to raise once core has unwound.
+ */
+static int tell_given(ulua_progress *p, progress_news *news) {
+    lua_pushcfunction(p->L, tell_progress);
+    lua_pushvalue(p->L, p->fn);
+    lua_pushlightuserdata(p->L, news);
+    p->failed = lua_pcall(p->L, 2, 0, 0) != LUA_OK;
+    return p->failed;
+}
+
 /* Nothing before the protected call may raise: core's frames stand below. */
 static int call_progress(void *ud, const char *what, uint64_t done, uint64_t total) {
-    const progress_call *p = ud;
+    progress_calls *p = ud;
     lua_State *T = p->thread;
     progress_news news = { what ? what : "", done, total };
+    if (p->given.L) return tell_given(&p->given, &news);
     if (!T || lua_gettop(T) != 1 || !lua_checkstack(T, 4)) return 0; /* more than 1: it is running */
     lua_pushcfunction(T, tell_progress);
     lua_pushvalue(T, 1);
@@ -67,9 +88,8 @@ static int call_progress(void *ud, const char *what, uint64_t done, uint64_t tot
 static int set_progress(lua_State *L) {
     if (!lua_isnoneornil(L, 1)) luaL_checktype(L, 1, LUA_TFUNCTION);
     lua_settop(L, 1);
-    lua_getfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
-    progress_call *p = lua_touserdata(L, 2);
-    if (!p) return 0; /* the context is a host's, and so is its progress */
+    progress_calls *p = push_progress(L);
+    if (!p || !p->own) return 0; /* the context is a host's, and so is its progress */
     p->thread = NULL;
     lua_pushnil(L);
     lua_setiuservalue(L, 2, 1);
@@ -82,6 +102,13 @@ static int set_progress(lua_State *L) {
     return 0;
 }
 
+ulua_progress *ulua_progress_of(lua_State *L) {
+    unsloth_lua_ctx(L);
+    progress_calls *p = push_progress(L);
+    lua_pop(L, 1);
+    return &p->given;
+}
+
 static usl_ctx *find_ctx(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, CTX_NAME);
     usl_ctx **slot = lua_touserdata(L, -1);
@@ -91,6 +118,9 @@ static usl_ctx *find_ctx(lua_State *L) {
 
 /* Pushes an empty owner. */
 static usl_ctx **new_slot(lua_State *L) {
+    progress_calls *progress = lua_newuserdatauv(L, sizeof *progress, 1);
+    *progress = (progress_calls){ .own = false };
+    lua_setfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
     usl_ctx **slot = lua_newuserdatauv(L, sizeof *slot, 0);
     *slot = NULL;
     lua_createtable(L, 0, 1);
@@ -112,11 +142,10 @@ usl_ctx *unsloth_lua_ctx(lua_State *L) {
     usl_ctx **slot = new_slot(L);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
     opts.log_fn = log_to_stderr;
-    progress_call *progress = lua_newuserdatauv(L, sizeof *progress, 1);
-    progress->thread = NULL;
-    lua_setfield(L, LUA_REGISTRYINDEX, PROGRESS_NAME);
     opts.progress_fn = call_progress;
-    opts.progress_ud = progress;
+    opts.progress_ud = push_progress(L);
+    ((progress_calls *)opts.progress_ud)->own = true;
+    lua_pop(L, 1);
     if (usl_ctx_new(&opts, slot) != USL_OK) luaL_error(L, "unsloth: no memory or threads for a context");
     lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
     return *slot;

@@ -103,8 +103,15 @@ struct usli_writer {
     char buffer[WRITE_BUFFER];
 };
 
-usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
+char *usli_temporary_path(usl_ctx *ctx, const char *path) {
     static atomic_uint serial; /* a name, not a state: two writers of one process never share a temporary file */
+    size_t len = strlen(path) + 40;
+    char *name = usli_malloc(ctx, len);
+    if (name) snprintf(name, len, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+    return name;
+}
+
+usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     struct stat sb;
     *out = NULL;
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
@@ -117,14 +124,12 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     w->offset = w->used = 0;
     w->committed = false;
     w->fd = -1;
-    size_t len = strlen(path) + 40;
     w->path = usli_strdup(ctx, path);
-    w->tmp = usli_malloc(ctx, len);
+    w->tmp = usli_temporary_path(ctx, path);
     usl_status st = USL_OK;
     if (!w->path || !w->tmp) {
-        st = usli_nomem(ctx, len);
+        st = usli_nomem(ctx, strlen(path));
     } else {
-        snprintf(w->tmp, len, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
         w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (w->fd < 0) st = io_fail(ctx, path, "cannot be written");
     }
@@ -194,12 +199,21 @@ static void sync_parent(const char *path) {
     close(fd);
 }
 
-usl_status usli_writer_commit(usli_writer *w) {
+usl_status usli_writer_finish(usli_writer *w) {
+    if (w->fd < 0) return USL_OK;
     USLI_TRY(flush(w));
     if (fsync(w->fd) != 0 && errno != EINVAL) return io_fail(w->ctx, w->path, "cannot be synced");
     int fd = w->fd;
     w->fd = -1;
-    if (close(fd) != 0) return io_fail(w->ctx, w->path, "cannot be written");
+    return close(fd) == 0 ? USL_OK : io_fail(w->ctx, w->path, "cannot be written");
+}
+
+const char *usli_writer_temporary(const usli_writer *w) {
+    return w->tmp;
+}
+
+usl_status usli_writer_commit(usli_writer *w) {
+    USLI_TRY(usli_writer_finish(w));
     if (rename(w->tmp, w->path) != 0) return io_fail(w->ctx, w->path, "cannot be renamed into place");
     w->committed = true;
     sync_parent(w->path);
@@ -213,6 +227,14 @@ void usli_writer_close(usli_writer *w) {
     usli_free(w->ctx, w->path);
     usli_free(w->ctx, w->tmp);
     usli_free(w->ctx, w);
+}
+
+usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to) {
+    USLI_TRY(usli_may(ctx, from, USL_ACCESS_WRITE));
+    USLI_TRY(usli_may(ctx, to, USL_ACCESS_WRITE));
+    if (rename(from, to) != 0) return io_fail(ctx, to, "cannot be renamed into place");
+    sync_parent(to);
+    return USL_OK;
 }
 
 usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, size_t size) {
@@ -349,6 +371,35 @@ static usl_status remove_tree(usl_ctx *ctx, const char *path, int depth) {
 
 usl_status usli_remove_tree(usl_ctx *ctx, const char *path) {
     return remove_tree(ctx, path, 64);
+}
+
+/* path has room for `size` bytes; what is below is removed with the same memory. */
+static void remove_quietly(char *path, size_t size, int depth) {
+    struct stat sb;
+    if (lstat(path, &sb) != 0) return;
+    if (!S_ISDIR(sb.st_mode)) {
+        unlink(path);
+        return;
+    }
+    DIR *dir = depth ? opendir(path) : NULL;
+    size_t len = strlen(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        if (len + strlen(e->d_name) + 2 > size) continue;
+        path[len] = '/';
+        memcpy(path + len + 1, e->d_name, strlen(e->d_name) + 1);
+        remove_quietly(path, size, depth - 1);
+        path[len] = 0;
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+}
+
+void usli_remove_quietly(const char *path) {
+    char buffer[4096];
+    if (strlen(path) >= sizeof buffer) return;
+    memcpy(buffer, path, strlen(path) + 1);
+    remove_quietly(buffer, sizeof buffer, 8);
 }
 
 bool usli_is_terminal(int stream) {

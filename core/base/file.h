@@ -27,11 +27,18 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out);
 usl_status usli_writer_write(usli_writer *w, const void *data, size_t size); /* buffered */
 usl_status usli_writer_pad(usli_writer *w, size_t alignment);                /* zeros up to a multiple of alignment */
 uint64_t usli_writer_offset(const usli_writer *w);
+/* The file is whole under its temporary name, for a look before commit; nothing more is written. */
+usl_status usli_writer_finish(usli_writer *w);
+const char *usli_writer_temporary(const usli_writer *w);
 usl_status usli_writer_commit(usli_writer *w); /* the handle still needs usli_writer_close */
 void usli_writer_close(usli_writer *w);        /* NULL is fine */
 /* Opens, writes, commits. */
 usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, size_t size);
 
+/* "path.tmp-PID-N", new (usli_free), no other's; NULL for want of memory. */
+char *usli_temporary_path(usl_ctx *ctx, const char *path);
+/* A file or a folder takes another name; what had it, if a file, is replaced. */
+usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to);
 /* Fine when there is none. */
 usl_status usli_remove_file(usl_ctx *ctx, const char *path);
 bool usli_is_file(const char *path);
@@ -48,6 +55,8 @@ void usli_free_names(usl_ctx *ctx, char **names, size_t count);
 
 /* Removes a file, or a folder with all in it; links are removed, not followed. Fine when nothing is there. */
 usl_status usli_remove_tree(usl_ctx *ctx, const char *path);
+/* The same without an error, and without memory: for what a failure leaves. */
+void usli_remove_quietly(const char *path);
 /* stream: 0, 1 or 2. */
 bool usli_is_terminal(int stream);
 

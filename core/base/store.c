@@ -131,12 +131,6 @@ usl_status usli_make_link(usl_ctx *ctx, const char *path, const char *target) {
     return st;
 }
 
-usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to) {
-    USLI_TRY(usli_may(ctx, from, USL_ACCESS_WRITE));
-    USLI_TRY(usli_may(ctx, to, USL_ACCESS_WRITE));
-    return rename(from, to) == 0 ? USL_OK : store_fail(ctx, to, "cannot be renamed into place");
-}
-
 bool usli_file_size(const char *path, uint64_t *size) {
     struct stat sb;
     if (stat(path, &sb) != 0 || !S_ISREG(sb.st_mode)) return false;

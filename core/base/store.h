@@ -23,7 +23,6 @@ void usli_lock_release(usli_lock *lock); /* NULL is fine */
 /* Makes path a link to target, which is relative to path's folder; what lay there is replaced at once. Where the file
  * system has no such links USL_ERR_UNSUPPORTED. */
 usl_status usli_make_link(usl_ctx *ctx, const char *path, const char *target);
-usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to);
 /* Of what a link leads to; false when there is no such file. */
 bool usli_file_size(const char *path, uint64_t *size);
 

@@ -1,16 +1,22 @@
-/* A merged model as a Hugging Face folder. */
+/* A merged model as a Hugging Face folder: written into a folder inside of it, looked at, then moved
+ * to its place, config.json last. */
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
 #include "core/export/export.h"
 #include "core/io/json.h"
+#include "core/export/merged4.h"
 #include "core/io/safetensors.h"
 
 static const uint64_t SHARD_BYTES = 5000000000u;
 
 static uint64_t tensor_bytes(const usl_model *m, usli_slot slot, int64_t layer, usl_dtype dtype) {
     int64_t rows, cols;
+    if (dtype == USL_NF4) {
+        if (usli_merged4_has(slot)) return usli_merged4_bytes(m, slot, layer);
+        dtype = USL_BF16;
+    }
     usli_slot_shape(&m->config, slot, layer, &rows, &cols);
     return (uint64_t)rows * (uint64_t)(cols ? cols : 1) * usli_dtype_bytes(dtype);
 }
@@ -33,8 +39,26 @@ static usl_status sink(void *ud, const void *data, size_t bytes) {
     return usli_safetensors_write(ud, data, bytes);
 }
 
-static usl_status write_shard(usl_model *m, const char *path, const char *file, int64_t first, int64_t last,
-                              usl_dtype dtype, json_t *weight_map) {
+/* One tensor, or what bitsandbytes keeps of one: described, or written. */
+static usl_status put_piece(const usli_export_source *s, usli_slot slot, int64_t layer, int64_t i, usl_dtype dtype,
+                            bool writing, usli_safetensors_writer *w, const char *file, json_t *weight_map) {
+    const usl_model *m = s->m;
+    if (dtype == USL_NF4 && usli_merged4_has(slot))
+        return usli_merged4_put(s, slot, layer, writing, w, file, weight_map);
+    if (dtype == USL_NF4) dtype = USL_BF16;
+    usli_piece p;
+    usli_slot_piece(&m->config, slot, layer, USLI_FORM_PUBLISHED, i, &p);
+    if (writing) {
+        usli_export_out out = { dtype, sink, w };
+        return usli_export_tensor(s, slot, layer, &p, false, &out, 1);
+    }
+    USLI_TRY(usli_safetensors_add(w, p.name, dtype, p.ndim, p.shape));
+    return json_object_set_new(weight_map, p.name, json_string(file)) == 0 ? USL_OK : usli_nomem(m->ctx, 0);
+}
+
+static usl_status write_shard(const usli_export_source *src, const char *path, const char *file, int64_t first,
+                              int64_t last, usl_dtype dtype, json_t *weight_map) {
+    usl_model *m = src->m;
     usli_safetensors_writer *w;
     usl_status st;
     USLI_TRY(usli_safetensors_create(m->ctx, path, &w));
@@ -46,19 +70,8 @@ static usl_status write_shard(usl_model *m, const char *path, const char *file, 
             int64_t layer;
             if (!usli_export_slot(m, i, &slot, &layer)) continue;
             if (writing) USLI_TRYGO(usli_progress(m->ctx, "exporting", (uint64_t)i, (uint64_t)usli_export_slots(m)));
-            for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_PUBLISHED); k++) {
-                usli_piece p;
-                usli_slot_piece(&m->config, slot, layer, USLI_FORM_PUBLISHED, k, &p);
-                if (writing) {
-                    USLI_TRYGO(usli_export_tensor(m, slot, layer, &p, dtype, false, sink, w));
-                    continue;
-                }
-                USLI_TRYGO(usli_safetensors_add(w, p.name, dtype, p.ndim, p.shape));
-                if (json_object_set_new(weight_map, p.name, json_string(file)) != 0) {
-                    st = usli_nomem(m->ctx, 0);
-                    goto done;
-                }
-            }
+            for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_PUBLISHED); k++)
+                USLI_TRYGO(put_piece(src, slot, layer, k, dtype, writing, w, file, weight_map));
         }
     }
     st = usli_safetensors_commit(w);
@@ -77,7 +90,9 @@ static usl_status write_json(usl_ctx *ctx, const char *dir, const char *name, co
     return st;
 }
 
-static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) {
+static usl_status write_weights(const usli_export_source *src, const char *dir, usl_dtype dtype,
+                                usl_export_report *report) {
+    usl_model *m = src->m;
     usl_ctx *ctx = m->ctx;
     int shards = 0;
     uint64_t bytes, total = 0;
@@ -85,6 +100,7 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
         i = shard_end(m, i, dtype, &bytes);
         total += bytes;
     }
+    report->bytes = total;
     USLI_TRY(usli_export_check_disk(ctx, dir, total));
     json_t *map = json_object(), *index = NULL;
     usl_status st = map ? USL_OK : usli_nomem(ctx, 0);
@@ -97,7 +113,7 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
             snprintf(file, sizeof file, "model-%05d-of-%05d.safetensors", s + 1, shards);
         int64_t last = shard_end(m, first, dtype, &bytes);
         char *path = usli_path_join(ctx, dir, file);
-        st = path ? write_shard(m, path, file, first, last, dtype, map) : usli_nomem(ctx, 0);
+        st = path ? write_shard(src, path, file, first, last, dtype, map) : usli_nomem(ctx, 0);
         usli_free(ctx, path);
         first = last;
     }
@@ -112,13 +128,14 @@ static usl_status write_weights(usl_model *m, const char *dir, usl_dtype dtype) 
 
 static json_t *config_json(const usl_model *m, usl_dtype dtype) {
     json_t *j = json_deep_copy(m->config.source);
-    const char *name = dtype == USL_F32 ? "float32" : dtype == USL_BF16 ? "bfloat16" : "float16";
+    const char *name = dtype == USL_F32 ? "float32" : dtype == USL_F16 ? "float16" : "bfloat16";
     if (!j) return NULL;
+    json_object_del(j, "quantization_config"); /* how it was read is not how it is written */
+    if (dtype == USL_NF4) json_object_set_new(j, "quantization_config", usli_merged4_config());
     /* transformers 5 writes "dtype" alone. 4 reads it too, or, before 4.56, keeps its default of float32. */
     json_object_del(j, "torch_dtype");
     json_object_set_new(j, "dtype", json_string(name));
     json_object_set_new(j, "tie_word_embeddings", json_boolean(m->config.tied && !usli_model_unties(m)));
-    json_object_del(j, "quantization_config"); /* what is written is not */
     return j;
 }
 
@@ -141,18 +158,95 @@ static json_t *generation_json(const usl_model *m, const usli_tokenizer *tok) {
     return j;
 }
 
-usl_status usli_export_merged(usl_model *m, const usli_tokenizer *tok, const char *dir, usl_dtype dtype) {
-    usl_ctx *ctx = m->ctx;
-    if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16)
-        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16 or float16, not %s",
-                         usl_dtype_name(dtype));
+static usl_status write_files(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
+                              usl_export_report *report) {
+    usl_ctx *ctx = s->m->ctx;
     USLI_TRY(usli_make_dirs(ctx, dir));
-    USLI_TRY(write_weights(m, dir, dtype));
+    USLI_TRY(write_weights(s, dir, dtype, report));
     if (tok) USLI_TRY(usli_tokenizer_save(ctx, tok, dir));
-    json_t *config = config_json(m, dtype), *generation = generation_json(m, tok);
+    json_t *config = config_json(s->m, dtype), *generation = generation_json(s->m, tok);
     usl_status st = write_json(ctx, dir, "generation_config.json", generation);
-    if (st == USL_OK) st = write_json(ctx, dir, "config.json", config); /* last: with it the folder is a model */
+    if (st == USL_OK) st = write_json(ctx, dir, "config.json", config);
     if (config) json_decref(config);
     if (generation) json_decref(generation);
+    return st;
+}
+
+/* Weights of an earlier export would be read in the place of these. */
+static bool is_stale(const char *name) {
+    return strcmp(name, "config.json") == 0 || strncmp(name, "model-", 6) == 0 ||
+           strcmp(name, "model.safetensors") == 0 || strcmp(name, "model.safetensors.index.json") == 0;
+}
+
+/* Files of a folder, by their paths. */
+typedef struct listing {
+    char **names, **paths, **targets;
+    size_t count;
+} listing;
+
+static void forget(usl_ctx *ctx, listing *l) {
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->paths) usli_free(ctx, l->paths[i]);
+        if (l->targets) usli_free(ctx, l->targets[i]);
+    }
+    usli_free(ctx, l->paths);
+    usli_free(ctx, l->targets);
+    if (l->names) usli_free_names(ctx, l->names, l->count);
+}
+
+/* targets: in another folder. */
+static usl_status list(usl_ctx *ctx, const char *dir, const char *target, listing *l) {
+    memset(l, 0, sizeof *l);
+    USLI_TRY(usli_list_dir(ctx, dir, &l->names, &l->count));
+    l->paths = usli_calloc(ctx, l->count + 1, sizeof *l->paths);
+    l->targets = usli_calloc(ctx, l->count + 1, sizeof *l->targets);
+    bool good = l->paths && l->targets;
+    for (size_t i = 0; good && i < l->count; i++) {
+        l->paths[i] = usli_path_join(ctx, dir, l->names[i]);
+        l->targets[i] = usli_path_join(ctx, target, l->names[i]);
+        good = l->paths[i] && l->targets[i];
+    }
+    return good ? USL_OK : usli_nomem(ctx, l->count * sizeof *l->paths);
+}
+
+/* Without config.json a folder is no model: it goes first and comes last. Memory is had before anything is moved. */
+static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
+    listing old, new = { 0 };
+    usl_status st = list(ctx, dir, dir, &old);
+    if (st == USL_OK) st = list(ctx, from, dir, &new);
+    for (size_t i = 0; i < old.count && st == USL_OK; i++)
+        if (is_stale(old.names[i])) st = usli_remove_file(ctx, old.paths[i]);
+    for (int last = 0; last < 2; last++)
+        for (size_t i = 0; i < new.count &&st == USL_OK; i++)
+            if ((strcmp(new.names[i], "config.json") == 0) == last) st = usli_rename(ctx, new.paths[i], new.targets[i]);
+    forget(ctx, &old);
+    forget(ctx, &new);
+    return st;
+}
+
+usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
+                              bool verify, usl_export_report *report) {
+    usl_ctx *ctx = s->m->ctx;
+    if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16 && dtype != USL_NF4)
+        return usli_fail(ctx, USL_ERR_INVALID, "a merged model is float32, bfloat16, float16 or nf4, not %s",
+                         usl_dtype_name(dtype));
+    if (dtype == USL_NF4 && s->m->config.arch->mixture)
+        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                         "%s: a mixture of experts is not merged in 4 bits, since transformers keeps its experts in "
+                         "tensors that bitsandbytes does not read; use merged_16bit",
+                         dir);
+    usl_export_report unread = { .size = sizeof unread };
+    if (!report) report = &unread;
+    bool was_there = usli_is_dir(dir);
+    char *inside = usli_path_join(ctx, dir, "export"), *beside = inside ? usli_temporary_path(ctx, inside) : NULL;
+    usl_status st = beside ? write_files(s, tok, beside, dtype, report) : usli_nomem(ctx, strlen(dir));
+    if (st == USL_OK && verify)
+        st = dtype == USL_NF4 ? usli_merged4_check(s, tok, beside, dir, report)
+                              : usli_export_check(s, tok, beside, dir, dtype, report);
+    if (st == USL_OK) st = move_in(ctx, beside, dir);
+    if (beside) usli_remove_quietly(beside);
+    if (st != USL_OK && !was_there) usli_remove_quietly(dir);
+    usli_free(ctx, inside);
+    usli_free(ctx, beside);
     return st;
 }

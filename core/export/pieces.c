@@ -2,9 +2,10 @@
 
 #include "core/base/pool.h"
 #include "core/export/export.h"
+#include "core/model/adapter.h"
 #include "core/quant/traits.h"
 
-enum { SLAB = 1 << 22 /* values converted at a time */ };
+enum { SLAB = 1 << 22 /* values converted at a time, for all outputs together */, MOST_OUTPUTS = 64 };
 
 int64_t usli_export_slots(const usl_model *m) {
     return m->config.layers * USLI_LAYER_SLOTS + 3;
@@ -33,98 +34,175 @@ usl_status usli_export_check_disk(usl_ctx *ctx, const char *path, uint64_t bytes
                      path, (double)bytes / (1 << 30), (double)room / (1 << 30));
 }
 
+/* ---- The source ----------------------------------------------------------------------------------------------------
+ */
+
+/* Where an adapter's beginning changed the base, it fits that one alone. */
+static usl_status check_start(const usl_model *m, const usl_model *base) {
+    const usli_adapter *a = m->active;
+    bool changed = a && strcmp(a->init, "loftq") == 0;
+    for (int64_t i = 0; a && i < usli_module_count(&m->config); i++) changed |= a->modules[i].start_a != NULL;
+    if (!changed || base == m) return USL_OK;
+    return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
+                     "adapter \"%s\" began with %s, which changed the weights that it belongs to: leave out base",
+                     a->name, a->init);
+}
+
+usl_status usli_export_source_of(usl_model *m, const usl_export_opts *opts, usli_export_source *out) {
+    *out = (usli_export_source){ m, opts && opts->base ? opts->base : m, opts ? opts->imatrix : NULL };
+    USLI_TRY(usli_model_pull(m));
+    USLI_TRY(check_start(m, out->base));
+    if (out->base != m) USLI_TRY(usli_model_check_weights(out->base));
+    bool same = m->config.arch == out->base->config.arch && m->config.layers == out->base->config.layers;
+    for (int64_t i = 0; same && i < usli_export_slots(m); i++) {
+        usli_slot slot;
+        int64_t layer, rows[2], cols[2];
+        if (!usli_export_slot(m, i, &slot, &layer) || !usli_base_weight(m, slot, layer)->storage) continue;
+        usli_slot_shape(&m->config, slot, layer, &rows[0], &cols[0]);
+        usli_slot_shape(&out->base->config, slot, layer, &rows[1], &cols[1]);
+        same = usli_base_weight(out->base, slot, layer)->storage && rows[0] == rows[1] && cols[0] == cols[1];
+    }
+    if (!same)
+        return usli_fail(m->ctx, USL_ERR_SHAPE,
+                         "%s is another model than %s: give the 16-bit weights of the very model that was loaded",
+                         out->base->path ? out->base->path : "base", m->path ? m->path : "the model");
+    if (out->importance && out->importance->layers != m->config.layers)
+        return usli_fail(m->ctx, USL_ERR_SHAPE, "the importance matrix is that of another model");
+    return USL_OK;
+}
+
+const usli_weight *usli_export_weight(const usli_export_source *s, usli_slot slot, int64_t layer) {
+    const usl_model *m = s->m;
+    const usli_weight *w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
+    for (int i = 0; i < 2; i++) { /* a tied head's may be the embedding's */
+        usli_slot from = i ? USLI_EMBED : slot;
+        if (w == usli_base_weight(m, from, layer)) return usli_base_weight(s->base, from, layer);
+    }
+    return w; /* a copy that the adapter trained */
+}
+
+bool usli_export_is_merged(const usli_export_source *s, usli_slot slot, int64_t layer) {
+    const usl_model *m = s->m;
+    bool adapts = slot < USLI_LINEARS || slot == USLI_EMBED || slot == USLI_HEAD;
+    return m->active && adapts && usli_adapter_module(m, m->active, slot, layer)->rank;
+}
+
+bool usli_export_raw(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype) {
+    const usli_matrix *w = &usli_export_weight(s, slot, layer)->m;
+    return !usli_export_is_merged(s, slot, layer) && w->dtype == dtype && w->data;
+}
+
+void usli_export_rows(const usli_export_source *s, usli_slot slot, int64_t layer, int64_t first, int64_t count,
+                      float *dst) {
+    const usli_weight *w = usli_export_weight(s, slot, layer);
+    for (int64_t r = 0; r < count; r++)
+        usli_adapted_row(s->m, s->m->active, w, slot, layer, first + r, dst + r * w->m.cols);
+}
+
+/* ---- Rows ----------------------------------------------------------------------------------------------------------
+ */
+
 typedef struct job {
-    usl_model *m;
+    const usli_export_source *s;
     const usli_piece *piece;
     usli_slot slot;
     int64_t layer, rows, cols, first;
-    usl_dtype dtype;
-    bool permuted, raw;
-    float offset;   /* added to a vector's values */
+    bool permuted;
+    float offset; /* added to a vector's values */
+    const float *importance;
     float *scratch; /* (threads, cols) */
-    char *out;
-    size_t row_bytes;
+    int count;
+    struct {
+        usl_dtype dtype;
+        bool raw;
+        char *data;
+        size_t row_bytes;
+    } out[MOST_OUTPUTS];
 } job;
 
 /* The model's row that stands at row r of the file. */
 static int64_t source_row(const job *j, int64_t r) {
     if (!j->permuted) return usli_piece_row(j->piece, r);
-    int64_t d = j->m->config.head_dim, head = r / d, k = r % d;
+    int64_t d = j->s->m->config.head_dim, head = r / d, k = r % d;
     return head * d + k % 2 * (d / 2) + k / 2;
 }
 
 static void row_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     int64_t row = source_row(j, j->first + task);
-    char *out = j->out + (size_t)task * j->row_bytes;
-    if (j->raw) {
-        const usli_weight *w =
-            j->slot == USLI_HEAD ? usli_model_head(j->m) : usli_model_weight(j->m, j->slot, j->layer);
-        memcpy(out, (const char *)w->m.data + (size_t)row * j->row_bytes, j->row_bytes);
-        return;
-    }
     float *values = j->scratch + (int64_t)worker * j->cols;
-    usli_model_rows(j->m, j->slot, j->layer, true, row, 1, values);
-    usli_traits_of(j->dtype)->encode(values, NULL, out, j->cols);
+    bool decoded = false;
+    for (int i = 0; i < j->count; i++) {
+        size_t bytes = j->out[i].row_bytes;
+        char *out = j->out[i].data + (size_t)task * bytes;
+        if (j->out[i].raw) {
+            const char *data = usli_export_weight(j->s, j->slot, j->layer)->m.data;
+            memcpy(out, data + (size_t)row * bytes, bytes);
+            continue;
+        }
+        if (!decoded) usli_export_rows(j->s, j->slot, j->layer, row, 1, values);
+        decoded = true;
+        usli_traits_of(j->out[i].dtype)->encode(values, j->importance, out, j->cols);
+    }
 }
 
 /* A vector as so many rows of one value: it is never blocked, and a bias may be permuted. */
-static void set_shape(job *j) {
-    usli_slot_shape(&j->m->config, j->slot, j->layer, &j->rows, &j->cols);
-    if (j->cols) {
-        j->rows = j->piece->rows;
-        return;
-    }
-    j->cols = j->rows;
-    j->rows = 1;
-}
-
-static usl_status vector(const job *j, usli_sink_fn sink, void *ud) {
-    const float *values = usli_model_weight(j->m, j->slot, j->layer)->m.data;
-    char out[8];
-    for (int64_t r = 0; r < j->cols; r++) {
+static usl_status vector(const job *j, const usli_export_out *out) {
+    const float *values = usli_export_weight(j->s, j->slot, j->layer)->m.data;
+    char bytes[8];
+    for (int64_t r = 0; r < j->rows; r++) {
         float value = values[source_row(j, r)] + j->offset;
-        usli_traits_of(j->dtype)->encode(&value, NULL, out, 1);
-        USLI_TRY(sink(ud, out, usli_row_bytes(j->dtype, 1)));
+        usli_traits_of(out->dtype)->encode(&value, NULL, bytes, 1);
+        USLI_TRY(out->sink(out->ud, bytes, usli_row_bytes(out->dtype, 1)));
     }
     return USL_OK;
 }
 
-usl_status usli_export_tensor(usl_model *m, usli_slot slot, int64_t layer, const usli_piece *piece, usl_dtype dtype,
-                              bool gguf, usli_sink_fn sink, void *ud) {
-    USLI_TRY(usli_model_pull(m));
-    usl_ctx *ctx = m->ctx;
-    const usli_arch *arch = m->config.arch;
-    job j = { .m = m,
+static usl_status matrix(job *j, const usli_export_out *out) {
+    usl_ctx *ctx = j->s->m->ctx;
+    int64_t most = SLAB / j->count, slab = most / j->cols > 1 ? most / j->cols : 1;
+    if (slab > j->rows) slab = j->rows;
+    size_t bytes = (size_t)usli_pool_threads(ctx->pool) * (size_t)j->cols * sizeof(float);
+    usl_status st = (j->scratch = usli_malloc_aligned(ctx, bytes)) ? USL_OK : usli_nomem(ctx, bytes);
+    for (int i = 0; i < j->count && st == USL_OK; i++) {
+        bytes = (size_t)slab * j->out[i].row_bytes;
+        if (!(j->out[i].data = usli_malloc_aligned(ctx, bytes))) st = usli_nomem(ctx, bytes);
+    }
+    for (; st == USL_OK && j->first < j->rows; j->first += slab) {
+        int64_t n = j->rows - j->first < slab ? j->rows - j->first : slab;
+        if ((st = usli_checkpoint(ctx)) != USL_OK) break;
+        usli_pool_run(ctx->pool, n, row_task, j);
+        for (int i = 0; i < j->count && st == USL_OK; i++)
+            st = out[i].sink(out[i].ud, j->out[i].data, (size_t)n * j->out[i].row_bytes);
+    }
+    usli_free_aligned(ctx, j->scratch);
+    for (int i = 0; i < j->count; i++) usli_free_aligned(ctx, j->out[i].data);
+    return st;
+}
+
+usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64_t layer, const usli_piece *piece,
+                              bool gguf, const usli_export_out *out, int count) {
+    const usli_arch *arch = s->m->config.arch;
+    job j = { .s = s,
               .piece = piece,
               .slot = slot,
               .layer = layer,
-              .dtype = dtype,
               .permuted = gguf && arch->gguf_permuted && usli_slot_turns(slot),
-              .offset = gguf && usli_slot_is_norm(slot) ? arch->norm_offset : 0 };
-    int64_t rows, cols;
-    usli_slot_shape(&m->config, slot, layer, &rows, &cols);
-    set_shape(&j);
-    if (!cols) return vector(&j, sink, ud);
-    bool adapts = m->active && (slot < USLI_LINEARS || slot == USLI_EMBED || slot == USLI_HEAD);
-    bool merged = adapts && usli_adapter_module(m, m->active, slot, layer)->rank;
-    const usli_weight *w = slot == USLI_HEAD ? usli_model_head(m) : usli_model_weight(m, slot, layer);
-    j.raw = !merged && w->m.dtype == dtype && w->m.data; /* the very bytes of the base */
-    j.row_bytes = usli_row_bytes(dtype, j.cols);
-    int64_t slab = SLAB / j.cols > 1 ? SLAB / j.cols : 1;
-    if (slab > j.rows) slab = j.rows;
-    size_t scratch = (size_t)usli_pool_threads(ctx->pool) * (size_t)j.cols * sizeof(float),
-           bytes = (size_t)slab * j.row_bytes;
-    j.scratch = usli_malloc_aligned(ctx, scratch);
-    j.out = usli_malloc_aligned(ctx, bytes);
-    usl_status st = j.scratch && j.out ? USL_OK : usli_nomem(ctx, scratch + bytes);
-    for (; st == USL_OK && j.first < j.rows; j.first += slab) {
-        int64_t n = j.rows - j.first < slab ? j.rows - j.first : slab;
-        if ((st = usli_checkpoint(ctx)) != USL_OK) break;
-        usli_pool_run(ctx->pool, n, row_task, &j);
-        st = sink(ud, j.out, (size_t)n * j.row_bytes);
+              .offset = gguf && usli_slot_is_norm(slot) ? arch->norm_offset : 0,
+              .importance = usli_imatrix_of(s->importance, slot, layer) };
+    usli_slot_shape(&s->m->config, slot, layer, &j.rows, &j.cols);
+    j.rows = piece->rows;
+    for (int done = 0; done < count; done += j.count) {
+        j.count = count - done < MOST_OUTPUTS ? count - done : MOST_OUTPUTS;
+        if (!j.cols) j.count = 1;
+        for (int i = 0; i < j.count; i++) {
+            j.out[i].dtype = out[done + i].dtype;
+            j.out[i].raw = usli_export_raw(s, slot, layer, j.out[i].dtype);
+            j.out[i].row_bytes = usli_row_bytes(j.out[i].dtype, j.cols ? j.cols : 1);
+            j.out[i].data = NULL;
+        }
+        j.first = 0;
+        USLI_TRY(j.cols ? matrix(&j, out + done) : vector(&j, out + done));
     }
-    usli_free_aligned(ctx, j.scratch);
-    usli_free_aligned(ctx, j.out);
-    return st;
+    return USL_OK;
 }

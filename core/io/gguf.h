@@ -77,6 +77,9 @@ usl_status usli_gguf_copy_kv(usli_gguf_writer *w, const usli_gguf_kv *kv);
 usl_status usli_gguf_add(usli_gguf_writer *w, const char *name, usl_dtype dtype, int ndim, const int64_t *shape);
 usl_status usli_gguf_begin(usli_gguf_writer *w);
 usl_status usli_gguf_write(usli_gguf_writer *w, const void *data, size_t bytes);
+/* Whole under its temporary name, for a look before commit. */
+usl_status usli_gguf_finish(usli_gguf_writer *w);
+const char *usli_gguf_temporary(const usli_gguf_writer *w);
 usl_status usli_gguf_commit(usli_gguf_writer *w);
 void usli_gguf_abandon(usli_gguf_writer *w);
 

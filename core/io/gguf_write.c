@@ -169,10 +169,19 @@ usl_status usli_gguf_write(usli_gguf_writer *w, const void *data, size_t n) {
     return usli_writer_pad(w->file, ALIGNMENT);
 }
 
-usl_status usli_gguf_commit(usli_gguf_writer *w) {
+usl_status usli_gguf_finish(usli_gguf_writer *w) {
     if (w->at != w->tensor_count)
         return usli_fail(w->ctx, USL_ERR_INTERNAL, "%llu of %llu tensors were written", (unsigned long long)w->at,
                          (unsigned long long)w->tensor_count);
+    return usli_writer_finish(w->file);
+}
+
+const char *usli_gguf_temporary(const usli_gguf_writer *w) {
+    return usli_writer_temporary(w->file);
+}
+
+usl_status usli_gguf_commit(usli_gguf_writer *w) {
+    USLI_TRY(usli_gguf_finish(w));
     return usli_writer_commit(w->file);
 }
 

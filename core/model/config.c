@@ -760,7 +760,9 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     c->rope.factor = meta_float(g, a, "rope.scaling.factor", 1);
     c->rope.original_context = meta_int(g, a, "rope.scaling.original_context_length", c->context);
     c->rope.attention_factor = meta_float(g, a, "rope.scaling.attn_factor", 0);
-    c->rope.beta_fast = 32, c->rope.beta_slow = 1, c->rope.truncate = true;
+    c->rope.beta_fast = meta_float(g, a, "rope.scaling.yarn_beta_fast", 32);
+    c->rope.beta_slow = meta_float(g, a, "rope.scaling.yarn_beta_slow", 1);
+    c->rope.truncate = true;
     snprintf(key, sizeof key, "%s.rope.scaling.type", a);
     usli_gguf_str scaling = usli_gguf_string(g, key);
     if (str_is(scaling, "linear"))
@@ -771,7 +773,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
         return usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: rope scaling \"%.*s\" is not supported", name,
                          (int)(scaling.len < 64 ? scaling.len : 64), scaling.data);
     c->window = c->arch->window == USLI_NO_WINDOW ? 0 : meta_int(g, a, "attention.sliding_window", 0);
-    if (c->window > 0) mark_windowed(c, 0, c->arch->window_pattern);
+    if (c->window > 0) mark_windowed(c, 0, meta_int(g, a, "attention.sliding_window_pattern", c->arch->window_pattern));
     c->attention_softcap = meta_float(g, a, "attn_logit_softcapping", 0);
     c->logit_softcap = meta_float(g, a, "final_logit_softcapping", 0);
     c->query_scalar = usli_gguf_query_scalar(c);

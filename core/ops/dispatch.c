@@ -223,6 +223,8 @@ usl_status usli_run(usli_exec *x, usli_op op, void *args, usli_pass pass) {
     void *ws = bytes ? usli_arena_scratch(x->arena, bytes) : NULL;
     if (bytes && !ws) return usli_nomem(x->ctx, bytes);
     usl_status st = x->arena->dry ? USL_OK : impl->run(x, args, pass, ws);
+    if (x->observe && st == USL_OK && op == USLI_OP_linear && pass == USLI_FORWARD && !x->arena->dry)
+        x->observe(x, args);
     x->arena->high = mark;
     return st;
 }

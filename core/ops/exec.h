@@ -16,6 +16,7 @@ typedef enum usli_pass { USLI_FORWARD, USLI_BACKWARD } usli_pass;
 typedef enum usli_write { USLI_ASSIGN, USLI_ACCUMULATE } usli_write;
 
 typedef struct usli_exec usli_exec;
+struct usli_linear_args;
 
 /* Slots of copies beside the work: of inputs, then of weights, which do not wait for one another. */
 enum { USLI_INPUT_SLOT, USLI_WEIGHT_SLOT = 2, USLI_COPY_SLOTS = 4 };
@@ -71,6 +72,9 @@ struct usli_exec {
     void *comm;   /* communicator of several devices, or NULL */
     usli_arena *arena;
     uint64_t matmul_flops; /* counted by linear and attention, also when dry: for the benchmark's share of peak */
+    /* Sees every linear op's inputs when its forward pass has run; NULL: nobody looks. */
+    void (*observe)(usli_exec *x, const struct usli_linear_args *args);
+    void *observer;
 };
 
 /* A piece of the arena, kept (low end) or scratch (high end); forwards USL_ERR_NOMEM. 0 bytes give NULL and are fine.

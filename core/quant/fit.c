@@ -99,28 +99,6 @@ void usli_fit_affine(const float *x, const float *w, int n, int top, bool half, 
     }
 }
 
-float usli_error_symmetric(const float *x, const float *w, int n, float scale, int lo, int hi) {
-    float inverse = usli_inverse(scale), error[USLI_FIT_LANES] = { 0 };
-    for (int i = 0; i < n; i += USLI_FIT_LANES)
-        for (int k = 0; k < USLI_FIT_LANES; k++) {
-            float q = usli_roundf(usli_clampf(x[i + k] * inverse, (float)lo, (float)hi));
-            float e = x[i + k] - scale * q;
-            error[k] += w[i + k] * e * e;
-        }
-    return usli_lane_sum(error);
-}
-
-float usli_error_affine(const float *x, const float *w, int n, float scale, float min, int top) {
-    float inverse = usli_inverse(scale), error[USLI_FIT_LANES] = { 0 };
-    for (int i = 0; i < n; i += USLI_FIT_LANES)
-        for (int k = 0; k < USLI_FIT_LANES; k++) {
-            float q = usli_roundf(usli_clampf((x[i + k] - min) * inverse, 0, (float)top));
-            float e = x[i + k] - (scale * q + min);
-            error[k] += w[i + k] * e * e;
-        }
-    return usli_lane_sum(error);
-}
-
 uint16_t usli_super_scale(const float *scales, int count, int top) {
     return usli_scale_to_f16(extreme_of(scales, count) / (float)top);
 }

@@ -1,5 +1,6 @@
-/* Finding scales: what the encoders share. A block x is written as scale * q (symmetric: lo <= q <= hi) or as
- * scale * q + min (affine: 0 <= q <= top) with whole q, so that the squared error weighted by w is small.
+/* Finding scales, a block at a time: what encoders share that lanes.h does not serve. A block x is written as scale * q
+ * (symmetric: lo <= q <= hi) or as scale * q + min (affine: 0 <= q <= top) with whole q, so that the squared error
+ * weighted by w is small.
  *
  * For given q the best scale (and min) is a small least-squares problem; so the fits guess a scale, round, solve, and
  * keep the best of a row of guesses. Everything is summed in eight lanes of fixed order: it vectorises, and the bytes
@@ -43,10 +44,6 @@ static inline uint16_t usli_scale_to_f16(float scale) {
  * sign. Otherwise a super-block will quantise them, and min is never above 0. */
 float usli_fit_symmetric(const float *x, const float *w, int n, int lo, int hi, bool half);
 void usli_fit_affine(const float *x, const float *w, int n, int top, bool half, float *scale, float *min);
-
-/* Weighted squared error of a block rounded with these constants. */
-float usli_error_symmetric(const float *x, const float *w, int n, float scale, int lo, int hi);
-float usli_error_affine(const float *x, const float *w, int n, float scale, float min, int top);
 
 /* The scale that takes the largest (by magnitude) of count scales to `top`, as its half. */
 uint16_t usli_super_scale(const float *scales, int count, int top);

@@ -7,6 +7,7 @@
 #include "core/base/half.h"
 #include "core/quant/blocks.h"
 #include "core/quant/fit.h"
+#include "core/quant/lanes.h"
 
 /* The high bits of Q5 come as one 32-bit number. */
 static inline uint32_t load_u32(const uint8_t *p) {
@@ -103,38 +104,44 @@ static void encode_affine(const float *x, const float *w, int top, uint16_t *d, 
 }
 
 void usli_encode_q4_0(const float *src, const float *importance, void *dst, int64_t n) {
+    if (!importance) {
+        usli_lanes_best()->q4_0(src, dst, n);
+        return;
+    }
     usli_block_q4_0 *b = dst;
-    for (int64_t i = 0; i < n; i += USLI_QK, b++)
-        encode_symmetric(src + i, importance ? importance + i : usli_fit_ones, 8, &b->d, b->qs, NULL);
+    for (int64_t i = 0; i < n; i += USLI_QK, b++) encode_symmetric(src + i, importance + i, 8, &b->d, b->qs, NULL);
 }
 
 void usli_encode_q4_1(const float *src, const float *importance, void *dst, int64_t n) {
+    if (!importance) {
+        usli_lanes_best()->q4_1(src, dst, n);
+        return;
+    }
     usli_block_q4_1 *b = dst;
-    for (int64_t i = 0; i < n; i += USLI_QK, b++)
-        encode_affine(src + i, importance ? importance + i : usli_fit_ones, 15, &b->d, &b->m, b->qs, NULL);
+    for (int64_t i = 0; i < n; i += USLI_QK, b++) encode_affine(src + i, importance + i, 15, &b->d, &b->m, b->qs, NULL);
 }
 
 void usli_encode_q5_0(const float *src, const float *importance, void *dst, int64_t n) {
+    if (!importance) {
+        usli_lanes_best()->q5_0(src, dst, n);
+        return;
+    }
     usli_block_q5_0 *b = dst;
-    for (int64_t i = 0; i < n; i += USLI_QK, b++)
-        encode_symmetric(src + i, importance ? importance + i : usli_fit_ones, 16, &b->d, b->qs, b->qh);
+    for (int64_t i = 0; i < n; i += USLI_QK, b++) encode_symmetric(src + i, importance + i, 16, &b->d, b->qs, b->qh);
 }
 
 void usli_encode_q5_1(const float *src, const float *importance, void *dst, int64_t n) {
+    if (!importance) {
+        usli_lanes_best()->q5_1(src, dst, n);
+        return;
+    }
     usli_block_q5_1 *b = dst;
     for (int64_t i = 0; i < n; i += USLI_QK, b++)
-        encode_affine(src + i, importance ? importance + i : usli_fit_ones, 31, &b->d, &b->m, b->qs, b->qh);
+        encode_affine(src + i, importance + i, 31, &b->d, &b->m, b->qs, b->qh);
 }
 
-/* With 8 bits a search gains nothing that can be measured. */
+/* With 8 bits weights have nothing to choose. */
 void usli_encode_q8_0(const float *src, const float *importance, void *dst, int64_t n) {
     (void)importance;
-    usli_block_q8_0 *b = dst;
-    for (int64_t i = 0; i < n; i += USLI_QK, b++) {
-        float max = 0;
-        for (int j = 0; j < USLI_QK; j++) max = fabsf(src[i + j]) > max ? fabsf(src[i + j]) : max;
-        b->d = usli_scale_to_f16(max / 127.0f);
-        float inverse = usli_inverse(usli_f16_to_f32(b->d));
-        for (int j = 0; j < USLI_QK; j++) b->qs[j] = (int8_t)usli_code_of(src[i + j], inverse, -127, 127);
-    }
+    usli_lanes_best()->q8_0(src, dst, n);
 }

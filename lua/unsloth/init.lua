@@ -13,6 +13,7 @@ local sft = require "unsloth.sft"
 local tensor = require "unsloth.tensor"
 local tokenizer = require "unsloth.tokenizer"
 require "unsloth.inside"
+require "unsloth.save"
 require "unsloth.show"
 require("unsloth.report").listen()
 

@@ -193,7 +193,8 @@ end
 
 -- Functions of core that say how far they are: the name of their task, which argument names the object, whether they count bytes.
 local LONG = { hub_get = { "downloading", 1, true }, hub_push = { "uploading", 1, true },
-  model_open = { "loading", 1 }, model_random = { "making weights" }, export_merged = { "exporting", 3 }, export_gguf = { "exporting", 3 } }
+  model_open = { "loading", 1 }, model_random = { "making weights" }, export_merged = { "exporting", 3 }, export_gguf = { "exporting", 3 },
+  imatrix = { "calibrating" } }
 
 local function watch(name, kind, object, bytes)
   local inner = core[name]

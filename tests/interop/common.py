@@ -17,11 +17,16 @@ def lua(script, *args):
     subprocess.run([PROGRAM, ROOT / "tests" / "interop" / script, *map(str, args)], check=True)
 
 
-def answer(model, ids, count, adapter=None):
-    """Returns our logits for the ids (len(ids), vocabulary), and the `count` ids that follow greedily."""
+def program(*args):
+    """Runs a verb; returns what it prints."""
+    return subprocess.run([PROGRAM, *map(str, args)], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def answer(model, ids, count, adapter=None, four=False):
+    """Returns our logits for the ids (len(ids), vocabulary), and the `count` ids that follow greedily. four: with load_in_4bit."""
     WORK.mkdir(parents=True, exist_ok=True)
     out = WORK / "answer.safetensors"
-    lua("answer.lua", model, out, count, *ids, *(("--", adapter) if adapter else ()))
+    lua("answer.lua", model, out, count, *ids, *(("--", adapter) if adapter else ()), *(("--4bit",) if four else ()))
     tensors = load_file(out)
     return tensors["logits"], [int(i) for i in tensors["greedy"]]
 

@@ -2,8 +2,10 @@
 ---
 ---     unsloth-lua tests/interop/experts.lua OUT_DIR
 ---
---- Leaves OUT_DIR/FAMILY/merged (float32) and OUT_DIR/FAMILY/METHOD.gguf.
+--- Leaves OUT_DIR/FAMILY/merged (float32), OUT_DIR/FAMILY/METHOD.gguf and an adapter on every product that llama.cpp adapts, as
+--- OUT_DIR/FAMILY/adapter and lora.gguf.
 local core = require "unsloth.core"
+local unsloth = require "unsloth"
 
 local tokenizer = core.tokenizer_open "examples/tiny-llama"
 local base = { vocab_size = 1024, hidden_size = 64, intermediate_size = 96, num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 4,
@@ -34,5 +36,16 @@ for family, parts in pairs(families) do
   local model <close> = core.model_random(core.json.encode(config), 6, { device = "cpu", dtype = "float32" })
   local out = arg[1] .. "/" .. family
   core.export_merged(model, tokenizer, out .. "/merged", "float32")
-  for _, method in ipairs { "f32", "q8_0" } do core.export_gguf(model, tokenizer, ("%s/%s.gguf"):format(out, method), method) end
+  local paths, methods = {}, { "f32", "q8_0", "q4_k_m" }
+  for i, method in ipairs(methods) do paths[i] = ("%s/%s.gguf"):format(out, method) end
+  core.export_gguf(model, tokenizer, paths, methods)
+  local adapted <close> = unsloth.FastLanguageModel.from_pretrained { model_name = out .. "/merged", dtype = "float32", load_in_4bit = false, device = "cpu" }
+  local function adapt(modules)
+    unsloth.FastLanguageModel.get_peft_model(adapted, { r = 4, lora_alpha = 8, init_lora_weights = false, random_state = 1, target_modules = modules })
+    return pcall(core.export_lora, adapted, out .. "/lora.gguf")
+  end
+  local whole = adapt "all-linear"
+  assert(whole ~= (family:find "^deepseek" ~= nil), "llama.cpp adapts all products but those of latent attention")
+  if not whole then assert(adapt { "o_proj", "gate_proj", "up_proj", "down_proj" }) end
+  adapted:save_pretrained(out .. "/adapter")
 end

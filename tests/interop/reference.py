@@ -94,7 +94,7 @@ def logits(gguf, ids, rounded=False):
     width = v("attention.key_length", hidden // heads)
     eps, base = v("attention.layer_norm_rms_epsilon"), v("rope.freq_base", 10000.0)
     window, score_cap, logit_cap = (v(k, 0) for k in ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"))
-    n = len(ids)
+    period, n = v("attention.sliding_window_pattern", family.get("period")), len(ids)
 
     def linear(x, name, bias=None):
         t = gguf.tensors.get(name) or gguf.tensors["token_embd.weight"]
@@ -111,7 +111,7 @@ def logits(gguf, ids, rounded=False):
         own = own / v("rope.scaling.factor")
     elif scaling == "yarn":
         factor, original = v("rope.scaling.factor"), v("rope.scaling.original_context_length")
-        low, high = (2 * half * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (32, 1))
+        low, high = (2 * half * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (v("rope.scaling.yarn_beta_fast", 32), v("rope.scaling.yarn_beta_slow", 1)))
         low, high = max(np.floor(low), 0), min(np.ceil(high), 2 * half - 1)
         ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
         own = own / factor * ramp + own * (1 - ramp)
@@ -147,8 +147,8 @@ def logits(gguf, ids, rounded=False):
         x = x * np.float32(np.sqrt(np.float32(hidden))).astype(np.float64)
     for i in range(layers):
         p = f"blk.{i}."
-        windowed = window and family.get("period") and (i + 1) % family["period"]
-        frequency = family["local"] ** (-np.arange(half) / half) if windowed and "local" in family else own
+        windowed = window and period and (i + 1) % period
+        frequency = v("rope.freq_base_swa", family["local"]) ** (-np.arange(half) / half) if windowed and "local" in family else own
         h = normed(x, p + "attn_norm.weight")
         if gguf.weight(p + "attn_qkv.weight") is not None:
             q, k, w = np.split(linear(h, p + "attn_qkv.weight"), [heads * width, (heads + kv_heads) * width], axis=1)

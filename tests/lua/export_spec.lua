@@ -1,0 +1,163 @@
+-- Saving: the verb, the formats, what stands beside them.
+local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local core = require "unsloth.core"
+local modelfile = require "unsloth.modelfile"
+local templates = require "unsloth.templates"
+local unsloth = require "unsloth"
+
+local PROGRAM = support.root .. "build/unsloth-lua"
+local check = core.path_kind(PROGRAM) and it or function(title) pending(title .. ": build/unsloth-lua is not here") end
+
+local function verb(format, ...)
+  return support.shell(PROGRAM .. " export " .. format, ...)
+end
+
+local function distance(a, b)
+  local sum, size = 0, 0
+  for i, row in ipairs(a) do
+    for k, x in ipairs(row) do
+      sum, size = sum + (x - b[i][k]) ^ 2, size + b[i][k] ^ 2
+    end
+  end
+  return math.sqrt(sum / size)
+end
+
+describe("the verb export", function()
+  local dir, model_dir
+
+  setup(function()
+    dir, model_dir = support.temp_dir(), support.tiny_folder()
+    local model <close> = support.open(model_dir)
+    unsloth.FastLanguageModel.get_peft_model(model, { r = 4, lora_alpha = 4, init_lora_weights = false })
+    model:save_pretrained(dir .. "/adapter")
+  end)
+  teardown(function()
+    support.remove(dir)
+    support.remove(model_dir)
+  end)
+
+  check("writes every kind, and says what it found", function()
+    local out, err, code = verb("%s --adapter %s/adapter --to q8_0,f32,merged_16bit,merged_4bit,float32,lora,gguf-lora --output %s/all", model_dir, dir, dir)
+    assert.equals(0, code, err)
+    for _, name in ipairs { "unsloth.Q8_0.gguf", "unsloth.F32.gguf", "merged_16bit/model.safetensors", "merged_16bit/tokenizer.json",
+      "merged_4bit/config.json", "float32/generation_config.json", "lora/adapter_model.safetensors", "lora/README.md", "adapter.gguf" } do
+      assert.is_truthy(core.path_kind(dir .. "/all/" .. name), name)
+    end
+    for _, what in ipairs { "Q8_0.gguf: ", "checked: weights differ by ", "logits by ", "is what it costs" } do
+      assert.is_truthy(out:find(what, 1, true), out)
+    end
+    assert.is_nil(support.shell("ls -a %s/all", dir):find "tmp%-")
+    -- Merged is the model with its adapter, whichever way it comes back.
+    local ids, logits = { 256, 72, 101, 108, 108, 111 }, {}
+    local function answers(path, adapter)
+      local model <close> = support.open(path)
+      if adapter then model:load_adapter(adapter) end
+      return model:logits(ids):totable()
+    end
+    logits.live = answers(model_dir, dir .. "/adapter")
+    assert.is_true(distance(answers(dir .. "/all/float32"), logits.live) < 1e-5)
+    assert.is_true(distance(answers(dir .. "/all/unsloth.F32.gguf"), logits.live) < 1e-5)
+    assert.is_true(distance(answers(model_dir), logits.live) > 1e-2)
+    local four = core.json.decode(support.read(dir .. "/all/merged_4bit/config.json"))
+    assert.equals("nf4", four.quantization_config.bnb_4bit_quant_type)
+  end)
+
+  check("merges onto other weights when they are given", function()
+    local out, err, code = verb("%s --load-in-4bit --adapter %s/adapter --to float32 --base %s --output %s/base", model_dir, dir, model_dir, dir)
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("merged onto the weights of " .. model_dir, 1, true), out)
+    assert.is_true(tonumber(out:match "weights differ by (%S+),") > 1e-3, out)
+  end)
+
+  check("takes a calibration text, and can leave the check out", function()
+    support.write(dir .. "/text.txt", ("To be, or not to be, that is the question. "):rep(20))
+    local out, err, code = verb("%s --to iq4_nl --imatrix %s/text.txt --no-verify --output %s/im", model_dir, dir, dir)
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("not checked", 1, true), out)
+  end)
+
+  check("refuses with a sentence before it writes", function()
+    for _, case in ipairs {
+      { "%s --to q4_k_n --output %s/no", 'did you mean "q4_k_m"' }, { "%s --output %s/no", "--to FORMAT" },
+      { "%s --to lora --output %s/no", "--adapter DIR" }, { "%s --to '' --output %s/no", "formats separated by commas" },
+      { "%s --to f32 --imatrix /nowhere --output %s/no", "/nowhere" }, { "%s --to merged_16bit --imatrix x --output %s/no", "--imatrix is for" },
+      { "%s --to f32 --adapter /nowhere --output %s/no", "/nowhere" }, { "%s --to float32 --base /nowhere --output %s/no", "/nowhere" } } do
+      local _, err, code = verb(case[1], model_dir, dir)
+      assert.equals(1, code, case[1])
+      assert.is_truthy(err:find(case[2], 1, true), err)
+    end
+    assert.equals("", (support.shell("find %s/no -type f", dir)))
+  end)
+end)
+
+describe("an export from a script", function()
+  it("tells how far it is, and passes on what its listener raises", function()
+    local model_dir, dir = support.tiny_folder(), support.temp_dir()
+    local model <close>, tokenizer = support.open(model_dir)
+    local last, calls = 0, 0
+    core.export_gguf(model, tokenizer, { dir .. "/a.gguf" }, { "f16" }, { progress = function(_, done, total)
+      calls, last = calls + 1, done / total
+    end })
+    assert.is_true(calls > 5 and last <= 1)
+    local mine = {}
+    assert.equals(mine, support.error_of(core.export_gguf, model, tokenizer, { dir .. "/b.gguf" }, { "f16" }, { progress = function() error(mine) end }))
+    support.fails("USL_ERR_INVALID", "in use", core.export_gguf, model, tokenizer, { dir .. "/b.gguf" }, { "f16" }, {
+      progress = function() model:info() end })
+    assert.is_nil(core.path_kind(dir .. "/b.gguf"))
+    support.remove(dir)
+    support.remove(model_dir)
+  end)
+
+  it("takes Unsloth's names, once each", function()
+    local model_dir, dir = support.tiny_folder(), support.temp_dir()
+    local model <close>, tokenizer = support.open(model_dir)
+    local paths, reports = model:save_pretrained_gguf(dir, tokenizer, { quantization_method = { "fast_quantized", "q8_0", "not_quantized", "q4_0" } })
+    assert.same({ dir .. "/unsloth.Q8_0.gguf", dir .. "/unsloth.BF16.gguf", dir .. "/unsloth.Q4_0.gguf" }, paths)
+    assert.is_true(reports[1].logits <= reports[1].expected and reports[3].weights > reports[1].weights)
+    assert.is_nil(core.path_kind(dir .. "/Modelfile")) -- there is no chat template
+    support.fails("USL_ERR_UNSUPPORTED", "calibration text", model.save_pretrained_gguf, model, dir, tokenizer, { imatrix_file = true })
+    support.remove(dir)
+    support.remove(model_dir)
+  end)
+end)
+
+describe("a Modelfile", function()
+  local TALK = { { role = "user", content = "Hi there" }, { role = "assistant", content = "Yo" }, { role = "user", content = "And now?" } }
+  local NONE = { llama = true, ["qwen3-thinking"] = true, starling = true, vicuna = true, vicuna_old = true }
+
+  it("says what the chat template says", function()
+    for name in pairs(templates.list) do
+      local tok = unsloth.AutoTokenizer.from_pretrained(support.root .. "examples/tiny-llama")
+      unsloth.get_chat_template(tok, { chat_template = name, map_eos_token = false })
+      local text = modelfile.make(tok, "m.gguf")
+      assert.equals(not NONE[name], text ~= nil, name)
+      if text then
+        local p = modelfile.parts(tok)
+        local function said(messages) return tok:apply_chat_template(messages, { tokenize = false, add_generation_prompt = true }) end
+        assert.equals(said(TALK), modelfile.join(p, tok, TALK), name)
+        if p.system then
+          local told = { { role = "system", content = "Be brief." }, TALK[1] }
+          assert.equals(said(told), modelfile.join(p, tok, told), name)
+        end
+      end
+    end
+  end)
+
+  it("is what Ollama reads", function()
+    local tok = unsloth.AutoTokenizer.from_pretrained(support.root .. "examples/tiny-llama")
+    unsloth.get_chat_template(tok, { chat_template = "chatml", map_eos_token = false })
+    assert.equals([[
+# ollama create NAME -f Modelfile
+FROM ./m.gguf
+TEMPLATE """{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+<|im_start|>user
+{{ else }}<|im_start|>user
+{{ end }}{{ .Prompt }}<|im_end|>
+<|im_start|>assistant
+{{ .Response }}<|im_end|>
+"""
+PARAMETER stop "<|end_of_text|>"
+]], modelfile.make(tok, "m.gguf"))
+  end)
+end)
