@@ -9,7 +9,8 @@
 
 static usl_status check_number(usl_ctx *ctx, const char *name, double value, double low, double high) {
     if (value >= low && value <= high) return USL_OK;
-    return usli_fail(ctx, USL_ERR_INVALID, "%s is %.10g; a number from %.10g to %.10g is wanted", name, value, low, high);
+    return usli_fail(ctx, USL_ERR_INVALID, "%s is %.10g; a number from %.10g to %.10g is wanted", name, value, low,
+                     high);
 }
 
 static usl_status check_opts(usl_trainer *t) {

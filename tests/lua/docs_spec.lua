@@ -1,6 +1,7 @@
 -- Every block of code in the README and in the guide is run: a page is one script whose lines keep their numbers.
 --   lua      runs, one block after the other, with the locals of those before
---   sh       runs, `unsloth-lua` being the program; behind <!-- checked only --> each first word must be a script that bash can read
+--   sh       runs, `unsloth-lua` being the program; behind <!-- checked only --> each first word must be a script
+---            that bash can read, unsloth-lua with a verb that it has, or cmake with options that CMakeLists.txt has
 --   c        stands behind <!-- from FILE --> and must be in that file, word for word
 --   python   compiles, and its options are those of the page's Lua
 -- <!-- lua: code --> is run and not shown. Blocks without a language are output.
@@ -81,9 +82,17 @@ end
 
 local function check_scripts(block)
   for _, line in ipairs(block.lines) do
-    local path = support.root .. line:match "^%S+"
-    local _, err, code = support.shell("test -x %s && bash -n %s", support.quote(path), support.quote(path))
-    assert.equals(0, code, path .. err)
+    local word, next_word = line:match "^(%S+)%s*(%S*)"
+    if word == "cmake" then
+      local build = support.read(support.root .. "CMakeLists.txt")
+      for option in line:gmatch "%-D(%w+)=" do assert.is_truthy(build:find(option, 1, true), option) end
+    else
+      local path = support.quote(support.root .. word)
+      local command = word == "unsloth-lua" and ("%s %s --help"):format(support.quote(support.program), next_word)
+        or ("test -x %s && bash -n %s"):format(path, path)
+      local _, err, code = support.shell("%s", command)
+      assert.equals(0, code, line .. err)
+    end
   end
 end
 
