@@ -150,13 +150,20 @@ run_ctest "c-cblas" build/cblas 'test_(gemm|linear|attention)'
 
 busted=$(command -v busted)
 specs() { find tests -name '*_spec.lua' | sort; }
-stock_lua() { LUA_PATH="$PWD/lua/?.lua;$PWD/lua/?/init.lua;;" LUA_CPATH="$PWD/build/lua/?.so;;" lua5.4 "$@"; }
+stock_lua() { LUA_PATH="$PWD/lua/?.lua;$PWD/lua/?/init.lua;;" LUA_CPATH="$PWD/build/lua/?.so;;" timeout 400 lua5.4 "$@"; }
+own_lua() { timeout 400 "$program" "$@"; }
 
 # A spec that only skipped is skipped, not passed. run_spec INTERPRETER SPEC
 run_spec() {
     local out status
     out=$("$1" "$busted" -o plainTerminal "$2" 2>&1)
     status=$?
+    # Known: a Ctrl-C at a terminal is lost now and then (prompt_spec), and what waits for it waits for ever.
+    if ((status == 124)); then
+        echo "hung, tried once more"
+        out=$("$1" "$busted" -o plainTerminal "$2" 2>&1)
+        status=$?
+    fi
     printf '%s\n' "$out"
     if ((status == 0)) && grep -q '^0 successes' <<<"$out"; then return 77; fi
     return $status
@@ -167,7 +174,7 @@ if [[ -z $(specs) ]]; then
 else
     for spec in $(specs); do
         step "busted lua5.4 $spec" run_spec stock_lua "$spec"
-        step "busted unsloth-lua $spec" run_spec "$program" "$spec"
+        step "busted unsloth-lua $spec" run_spec own_lua "$spec"
     done
 fi
 
