@@ -83,6 +83,7 @@ def make(name):
     dora = "nf4" in name
     lora = peft.get_peft_model(plain, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj", "down_proj"], use_dora=dora,
                                                       task_type="CAUSAL_LM", init_lora_weights=False))
+    lora.peft_config["default"].base_model_name_or_path = None  # a path of the machine that made it
     lora.save_pretrained(out / "adapter")
     (out / "adapter" / "README.md").unlink(missing_ok=True)
     logits = lora(input_ids=ids[0]).logits
