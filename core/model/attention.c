@@ -37,32 +37,17 @@ static usli_attention_args attention_args(const usli_pass_state *s, int64_t laye
     const usli_config *c = &m->config;
     size_t e = usli_dtype_bytes(m->dtype);
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, width = q + 2 * kv;
-    return (usli_attention_args){ .tokens_q = s->batch->tokens,
-                                  .tokens_k = s->batch->tokens,
-                                  .rows = s->batch->rows,
-                                  .cu_q = s->batch->cu,
-                                  .cu_k = s->batch->cu,
-                                  .max_q = s->batch->longest,
-                                  .max_k = s->batch->longest,
-                                  .causal = true,
-                                  .heads = (int)c->heads,
-                                  .kv_heads = (int)c->kv_heads,
-                                  .qk_dim = (int)c->head_dim,
-                                  .v_dim = (int)c->head_dim,
-                                  .scale = (float)(1 / sqrt(c->query_scalar)),
-                                  .softcap = (float)c->attention_softcap,
-                                  .window = usli_layer_windowed(c, layer) ? c->window : 0,
-                                  .dtype = m->dtype,
-                                  .q = qkv,
-                                  .k = qkv + (size_t)q * e,
-                                  .v = qkv + (size_t)(q + kv) * e,
-                                  .q_stride = width,
-                                  .k_stride = width,
-                                  .v_stride = width,
-                                  .o = saved->o,
-                                  .o_stride = q,
-                                  .lse = saved->lse,
-                                  .deterministic = !s->any_order };
+    usli_attention_args a = usli_attention_args_of(s, saved);
+    a.kv_heads = (int)c->kv_heads;
+    a.v_dim = (int)c->head_dim;
+    a.softcap = (float)c->attention_softcap;
+    a.window = usli_layer_windowed(c, layer) ? c->window : 0;
+    a.q = qkv;
+    a.k = qkv + (size_t)q * e;
+    a.v = qkv + (size_t)(q + kv) * e;
+    a.q_stride = a.k_stride = a.v_stride = width;
+    a.o_stride = q;
+    return a;
 }
 
 /* Keys and values of the new tokens go into the cache; attention then reads the cache. */

@@ -1,5 +1,7 @@
 #include "core/model/block_parts.h"
 
+#include <math.h>
+
 #include "core/base/dtype.h"
 
 /* Dropout's keys hold these numbers: they stay. A family that fuses slots has one for all of them, without biases. */
@@ -154,4 +156,23 @@ usl_status usli_norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer,
     norm.dn = dn;
     norm.dn_mode = USLI_ACCUMULATE;
     return usli_op_rmsnorm(s->exec, &norm, USLI_BACKWARD);
+}
+
+usli_attention_args usli_attention_args_of(const usli_pass_state *s, const usli_block_saved *saved) {
+    const usli_config *c = &s->model->config;
+    return (usli_attention_args){ .tokens_q = s->batch->tokens,
+                                  .tokens_k = s->batch->tokens,
+                                  .rows = s->batch->rows,
+                                  .cu_q = s->batch->cu,
+                                  .cu_k = s->batch->cu,
+                                  .max_q = s->batch->longest,
+                                  .max_k = s->batch->longest,
+                                  .causal = true,
+                                  .heads = (int)c->heads,
+                                  .qk_dim = (int)c->head_dim,
+                                  .scale = (float)(1 / sqrt(c->query_scalar)),
+                                  .dtype = s->model->dtype,
+                                  .o = saved->o,
+                                  .lse = saved->lse,
+                                  .deterministic = !s->any_order };
 }

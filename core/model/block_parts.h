@@ -59,6 +59,8 @@ usl_status usli_mixture_out_backward(usli_pass_state *s, int64_t layer, usli_blo
 usl_status usli_mixture_in_backward(usli_pass_state *s, int64_t layer, usli_block_saved *saved, const void *y,
                                     const float *dlogits, float *dshared, void *dy);
 bool usli_mixture_trains(usli_pass_state *s, int64_t layer);
+/* What every attention of a pass has; heads of keys, widths and places are the caller's. */
+usli_attention_args usli_attention_args_of(const usli_pass_state *s, const usli_block_saved *saved);
 /* attention.c, for latent.c too. */
 usl_status usli_attention_cache(usli_pass_state *s, int64_t layer, const usli_cache *cache, usli_attention_args *a);
 usl_status usli_copy_heads(usli_pass_state *s, const void *qkv, size_t bytes, void **out);

@@ -83,30 +83,15 @@ static usli_latent_args latent_args(const usli_pass_state *s) {
 static usli_attention_args attention_args(const usli_pass_state *s, const usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
-    return (usli_attention_args){ .tokens_q = s->batch->tokens,
-                                  .tokens_k = s->batch->tokens,
-                                  .rows = s->batch->rows,
-                                  .cu_q = s->batch->cu,
-                                  .cu_k = s->batch->cu,
-                                  .max_q = s->batch->longest,
-                                  .max_k = s->batch->longest,
-                                  .causal = true,
-                                  .heads = (int)c->heads,
-                                  .kv_heads = (int)c->heads,
-                                  .qk_dim = (int)c->head_dim,
-                                  .v_dim = (int)c->v_dim,
-                                  .scale = (float)(1 / sqrt(c->query_scalar)),
-                                  .dtype = m->dtype,
-                                  .q = saved->q,
-                                  .k = saved->k,
-                                  .v = saved->v,
-                                  .q_stride = c->heads * c->head_dim,
-                                  .k_stride = c->heads * c->head_dim,
-                                  .v_stride = c->heads * c->v_dim,
-                                  .o = saved->o,
-                                  .o_stride = c->heads * c->v_dim,
-                                  .lse = saved->lse,
-                                  .deterministic = !s->any_order };
+    usli_attention_args a = usli_attention_args_of(s, saved);
+    a.kv_heads = (int)c->heads;
+    a.v_dim = (int)c->v_dim;
+    a.q = saved->q;
+    a.k = saved->k;
+    a.v = saved->v;
+    a.q_stride = a.k_stride = c->heads * c->head_dim;
+    a.v_stride = a.o_stride = c->heads * c->v_dim;
+    return a;
 }
 
 /* One product of a row's part of a|c|p, or of y. */
