@@ -176,9 +176,9 @@ static usl_status launch_decode(usli_exec *x, const attention &k, const decode_p
     if (!fits(x, shape::SHARED)) return USL_ERR_UNSUPPORTED;
     dim3 grid((unsigned)(k.kv_heads * usli_ceil_div(p.rows, DECODE_ROWS)), (unsigned)p.chunks, (unsigned)k.rows);
     USLI_TRY(USLI_ALLOW_SHARED(x, shape::SHARED, attention_decode<T, D, DV>));
-    USLI_LAUNCH(grid, DECODE_WARPS * USLI_WARP, shape::SHARED, x, attention_decode<T, D, DV>)(k, p);
+    USLI_LAUNCH_EARLY(grid, DECODE_WARPS * USLI_WARP, shape::SHARED, x, attention_decode<T, D, DV>)(k, p);
     USLI_TRY(usli_launched(x, "attention"));
-    USLI_LAUNCH(dim3((unsigned)k.heads, (unsigned)k.tokens_q), 128, 0, x, attention_merge<T>)(k, p);
+    USLI_LAUNCH_EARLY(dim3((unsigned)k.heads, (unsigned)k.tokens_q), 128, 0, x, attention_merge<T>)(k, p);
     return usli_launched(x, "attention");
 }
 

@@ -58,6 +58,7 @@ template <typename T, int D, int DV>
 static __global__ void __launch_bounds__(DECODE_WARPS * 32) attention_decode(attention a, decode_parts parts) {
     typedef decode_shape<D, DV> shape;
     USLI_SHARED(T, q);
+    await_earlier();
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP, r = (int)blockIdx.z;
     int kv = (int)blockIdx.x % a.kv_heads, base = (int)blockIdx.x / a.kv_heads * DECODE_ROWS;
     attention_row w = row_at(a, r);
@@ -148,6 +149,7 @@ static __global__ void __launch_bounds__(DECODE_WARPS * 32) attention_decode(att
 
 /* Grid (heads, tokens_q), 128 threads: the chunks' parts of one query and head, in order. */
 template <typename T> static __global__ void __launch_bounds__(128) attention_merge(attention a, decode_parts parts) {
+    await_earlier();
     int r, query, count, head = (int)blockIdx.x, kv = head / a.group;
     if (!find_tile<false>(a, 1, (int)blockIdx.y, &r, &query, &count)) return;
     int64_t token = a.cu_q[r] + query, at = part_at(parts, a, r, kv, 0, query * a.group + head % a.group);

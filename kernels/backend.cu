@@ -201,12 +201,27 @@ extern "C" int usli_cuda_count(void) {
     return count;
 }
 
+#ifndef USLI_EMULATED
+static __global__ void nothing() {}
+
+/* PTX that was translated for a newer device does what it was compiled for. */
+static int compiled_for(int sm) {
+    cudaFuncAttributes a = {};
+    if (cudaFuncGetAttributes(&a, nothing) != cudaSuccess) (void)cudaGetLastError();
+    return a.ptxVersion && a.ptxVersion < sm ? a.ptxVersion : sm;
+}
+#else
+static int compiled_for(int sm) {
+    return sm;
+}
+#endif
+
 static usl_status open_stream(usli_exec *x, usli_cuda *c) {
     cudaDeviceProp prop;
     cudaStream_t stream;
     USLI_TRY(usli_cuda_check(x, cudaSetDevice(c->device), "opening the GPU"));
     USLI_TRY(usli_cuda_check(x, cudaGetDeviceProperties(&prop, c->device), "opening the GPU"));
-    c->sm = prop.major * 10 + prop.minor;
+    c->sm = compiled_for(prop.major * 10 + prop.minor);
     c->multiprocessors = prop.multiProcessorCount;
     c->shared_most = prop.sharedMemPerBlockOptin;
     if (c->sm < 75)

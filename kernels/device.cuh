@@ -19,6 +19,9 @@
 #include <cuda_runtime.h>
 /* USLI_LAUNCH(blocks, threads, shared bytes, x, kernel<...>)(arguments); blocks and threads may be dim3. */
 #define USLI_LAUNCH(grid, block, shared, x, ...) __VA_ARGS__<<<(grid), (block), (shared), (cudaStream_t)(x)->stream>>>
+/* The same, for kernels all of whose threads call await_earlier: these may be on the device before the kernel that
+ * they follow is done. A decode step is some 400 short kernels, and what lies between two is as long as some. */
+#define USLI_LAUNCH_EARLY(grid, block, shared, x, ...) usli_early_launch((grid), (block), (shared), (x), __VA_ARGS__)
 /* The dynamic shared memory of a block, as an array of type; 16-byte aligned. */
 #define USLI_SHARED(type, name)                                        \
     extern __shared__ __align__(16) unsigned char usli_shared_bytes[]; \
@@ -33,7 +36,7 @@ extern "C" {
 struct usli_cublaslt;
 struct usli_cudnn;
 typedef struct usli_cuda {
-    int device, sm; /* sm: 75, 80, 90, ... */
+    int device, sm; /* sm: 75, 80, 90, ...: what the device can and the kernels were compiled for */
     int multiprocessors;
     size_t shared_most;                  /* bytes of dynamic shared memory a block may ask for */
     cudaStream_t copies[2];              /* beside the exec's stream: of inputs, of weights */
@@ -57,6 +60,37 @@ static inline usl_status usli_launched(usli_exec *x, const char *what) {
         x,                                                                                                            \
         cudaFuncSetAttribute((const void *)(__VA_ARGS__), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)), \
         "shared memory")
+
+#ifndef USLI_EMULATED
+template <typename... P> struct usli_early {
+    cudaLaunchConfig_t config;
+    bool early;
+    void (*kernel)(P...);
+    void operator()(P... p) {
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        config.attrs = &attribute, config.numAttrs = early;
+        cudaLaunchKernelEx(&config, kernel, p...); /* usli_launched asks how it went */
+    }
+};
+template <typename... P>
+static inline usli_early<P...> usli_early_launch(dim3 grid, dim3 block, size_t shared, const usli_exec *x,
+                                                 void (*kernel)(P...)) {
+    usli_early<P...> launch = { {}, usli_cuda_of(x)->sm >= 90, kernel };
+    launch.config.gridDim = grid, launch.config.blockDim = block, launch.config.dynamicSmemBytes = shared;
+    launch.config.stream = static_cast<cudaStream_t>(x->stream);
+    return launch;
+}
+#endif
+
+/* Lets the kernel behind this one be launched, then waits for the one before it. What comes before the call must touch
+ * nothing that kernels write, weights alone; no thread may leave before it, or the one behind could overtake both. */
+__device__ __forceinline__ void await_earlier() {
+#if !defined(USLI_EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 enum { USLI_WARP = 32 };
 

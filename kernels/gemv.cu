@@ -3,7 +3,7 @@
  * row in turn, of others one value. */
 #include "kernels/gemv.cuh"
 
-#include "kernels/gemv_tile.cuh"
+#include "kernels/gemv_nf4.cuh"
 
 namespace {
 
@@ -160,6 +160,7 @@ __device__ __forceinline__ void rank_sums(const rank_args &g, const float *a, fl
 
 template <typename T> __global__ void __launch_bounds__(RANK_THREADS) ranks(const __grid_constant__ rank_args g) {
     __shared__ float part[MOST_TOKENS][RANK_WARPS];
+    await_earlier();
     int r = (int)blockIdx.x, s = 0, warp = (int)threadIdx.x / USLI_WARP;
     while (r >= g.rank0[s + 1]) s++;
     const float *a = g.a[s] + (r - g.rank0[s]) * g.in;
@@ -194,7 +195,7 @@ void launch_ranks(usli_exec *x, const usli_linear_args *a, float *xa) {
     }
     g.ranks = g.rank0[a->segments];
     g.tokens = (int)a->tokens, g.in = a->in, g.x = a->x, g.xa = xa, g.saved = a->xa;
-    USLI_BY_DTYPE(a->dtype, T, USLI_LAUNCH((unsigned)g.ranks, RANK_THREADS, 0, x, ranks<T>)(g));
+    USLI_BY_DTYPE(a->dtype, T, USLI_LAUNCH_EARLY((unsigned)g.ranks, RANK_THREADS, 0, x, ranks<T>)(g));
 }
 
 /* ---- Launching -----------------------------------------------------------------------------------------------------
@@ -207,17 +208,23 @@ template <int TYPE> void launch_type(usli_exec *x, const gemv_args *g) {
     USLI_LAUNCH(blocks, THREADS, 0, x, gemv<TYPE>)(*g);
 }
 
-void launch(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
-    if (g->wide && g->dtype == USL_BF16 && g->in % STEP == 0)
-        launch_tiles<usli_bf16>(x, w, g);
-    else if (g->wide && g->dtype == USL_F16 && g->in % STEP == 0)
-        launch_tiles<usli_f16>(x, w, g);
-    else if (w->nf4)
+template <typename T> usl_status launch_steps(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
+    if (w->nf4 && nf4_fits(x, g)) return launch_nf4<T>(x, g);
+    launch_tiles<T>(x, w, g);
+    return USL_OK;
+}
+
+usl_status launch(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
+    bool steps = g->wide && g->in % STEP == 0;
+    if (steps && g->dtype == USL_BF16) return launch_steps<usli_bf16>(x, w, g);
+    if (steps && g->dtype == USL_F16) return launch_steps<usli_f16>(x, w, g);
+    if (w->nf4)
         launch_type<ANY_NF4>(x, g);
     else if (w->dtype == USL_I8)
         launch_type<ANY_I8>(x, g);
     else
         USLI_BY_TYPE(w->dtype, TYPE, (launch_type<TYPE>(x, g)))
+    return USL_OK;
 }
 
 bool same_kind(const usli_matrix *a, const usli_matrix *b) {
@@ -229,6 +236,7 @@ gemv_segment segment_of(const usli_segment *from, int64_t row0, int rank0) {
     const usli_matrix *w = &from->w;
     const usli_traits *t = usli_traits_of(w->dtype);
     s.data = w->data, s.scale = w->scale, s.rows = w->rows, s.row0 = row0;
+    s.tiles = (int)usli_ceil_div(w->rows, TILE_ROWS);
     if (w->nf4)
         s.nf4 = *w->nf4;
     else if (w->dtype != USL_I8)
@@ -270,7 +278,7 @@ usl_status usli_cuda_gemv(usli_exec *x, const usli_linear_args *a, void *ws) {
             row0 += a->segment[i].w.rows;
             rank0 += a->segment[i].lora.rank;
         }
-        launch(x, w, &g);
+        USLI_TRY(launch(x, w, &g));
     }
     return usli_launched(x, "linear");
 }

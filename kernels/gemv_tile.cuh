@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr int TILE_ROWS = 16, TILE_TOKENS = 8, STEP = 64, LANE = 16;
+constexpr int TILE_TOKENS = 8, STEP = 64, LANE = 16;
 constexpr float STRETCH = 1.436767578125f;
 
 /* ---- What a lane holds of one row and step: as loaded, and as words of two values ----------------------------------
@@ -164,10 +164,6 @@ template <typename T> __device__ void fill(room *to, const usli_nf4 &q) {
     to->map[byte] = q.absmax_q ? q.map[byte] : 0.0f;
 }
 
-__host__ __device__ __forceinline__ int tiles_of(const gemv_segment &s) {
-    return (int)((s.rows + TILE_ROWS - 1) / TILE_ROWS);
-}
-
 /* A tile's segment and rows; those beyond the end read the last row. */
 struct spot {
     const gemv_segment *s;
@@ -176,7 +172,7 @@ struct spot {
 
 __device__ __forceinline__ spot spot_of(const gemv_args &g, int tile) {
     int which = 0;
-    while (tile >= tiles_of(g.s[which])) tile -= tiles_of(g.s[which++]);
+    while (tile >= g.s[which].tiles) tile -= g.s[which++].tiles;
     spot p = { &g.s[which], tile * TILE_ROWS, 0, 0 };
     int most = (int)p.s->rows - 1;
     p.row = min(p.first_row + (int)threadIdx.x % USLI_WARP / 4, most);
@@ -205,6 +201,7 @@ __global__ void __launch_bounds__(THREADS, 2) gemv_tile(const __grid_constant__ 
         fill<T>(table, here.s->nf4);
         __syncthreads();
     }
+    await_earlier();
     /* One group of steps, and the tile's end when it is the last: true while there is another. Two sets of registers
      * take turns, since a copy from one to the other would wait for what is under way. */
     int tile = (int)blockIdx.x, at = begin, group = 0;
@@ -254,10 +251,10 @@ constexpr int BLOCKS_A_MULTIPROCESSOR = 2;
 /* A table is worth filling once a block; without one, blocks of one tile each do as well. */
 template <int TYPE, typename T> void launch_tiles_of(usli_exec *x, const gemv_args *g) {
     int tiles = 0, most = BLOCKS_A_MULTIPROCESSOR * usli_cuda_of(x)->multiprocessors;
-    for (int i = 0; i < g->count; i++) tiles += tiles_of(g->s[i]);
+    for (int i = 0; i < g->count; i++) tiles += g->s[i].tiles;
     size_t shared = TYPE == USL_NF4 ? sizeof(room) : 0;
     int blocks = TYPE == USL_NF4 && tiles > most ? most : tiles;
-    USLI_LAUNCH((unsigned)blocks, THREADS, shared, x, gemv_tile<TYPE, T>)(*g, tiles);
+    USLI_LAUNCH_EARLY((unsigned)blocks, THREADS, shared, x, gemv_tile<TYPE, T>)(*g, tiles);
 }
 
 template <typename T> void launch_tiles(usli_exec *x, const usli_matrix *w, const gemv_args *g) {

@@ -43,6 +43,7 @@ __device__ __forceinline__ int64_t place(unsigned shares, int width, int64_t *ro
 
 template <typename T, int V, usli_act ACT>
 __global__ void __launch_bounds__(THREADS) forward(usli_glu_args a, unsigned shares) {
+    await_earlier();
     int64_t row, c = place(shares, V, &row);
     if (c >= a.cols) return;
     const T *gate = static_cast<const T *>(a.gate_up) + row * 2 * a.cols + c;
@@ -97,7 +98,7 @@ template <typename T, int V, usli_act ACT> __global__ void __launch_bounds__(THR
 template <typename T, int V, usli_act ACT> void launch(usli_exec *x, const usli_glu_args *a, usli_pass pass) {
     unsigned shares = (unsigned)usli_ceil_div(a->cols / V, THREADS), blocks = (unsigned)a->rows * shares;
     if (pass == USLI_FORWARD)
-        USLI_LAUNCH(blocks, THREADS, 0, x, forward<T, V, ACT>)(*a, shares);
+        USLI_LAUNCH_EARLY(blocks, THREADS, 0, x, forward<T, V, ACT>)(*a, shares);
     else if (a->weight)
         USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, weighted_back<T, V, ACT>)(*a);
     else

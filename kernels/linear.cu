@@ -228,11 +228,26 @@ __device__ __forceinline__ int segment_of_rank(const adapters &g, int r) {
     return s;
 }
 
+/* Eight ranks of a row, those that there are. */
+template <typename T> __device__ __forceinline__ void store_ranks(T *to, const float *v, int count) {
+    if (count == RANKS_A_THREAD && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        usli_pack<T, RANKS_A_THREAD> all;
+#pragma unroll
+        for (int k = 0; k < RANKS_A_THREAD; k++) all.v[k] = from_f32<T>(v[k]);
+        store_wide<T, RANKS_A_THREAD>(to, all);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < RANKS_A_THREAD; k++)
+        if (k < count) to[k] = from_f32<T>(v[k]);
+}
+
 /* A thread per column of A, then per row of B, for eight ranks of one expert: all eight loads are under way at once. */
 template <typename T>
 __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapters g, stacked<T> to) {
+    await_earlier();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    int first = (int)blockIdx.y * RANKS_A_THREAD, s = 0;
+    int first = (int)blockIdx.y * RANKS_A_THREAD, s = 0, count = min(g.ranks - first, RANKS_A_THREAD);
     int64_t expert = blockIdx.z;
     float v[RANKS_A_THREAD];
     if (i < g.in) {
@@ -243,13 +258,10 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
             const auto &d = g.s[segment_of_rank(g, r)];
             v[k] = d.a[(expert * d.rank + r - d.rank0) * g.in + i];
         }
+        if (to.a_turned) store_ranks(to.a_turned + i * g.ranks + first, v, count);
 #pragma unroll
-        for (int k = 0; k < RANKS_A_THREAD; k++) {
-            int r = first + k;
-            if (r >= g.ranks) break;
-            if (to.a) to.a[(expert * g.ranks + r) * g.in + i] = from_f32<T>(v[k]);
-            if (to.a_turned) to.a_turned[i * g.ranks + r] = from_f32<T>(v[k]);
-        }
+        for (int k = 0; k < RANKS_A_THREAD; k++)
+            if (to.a && k < count) to.a[(expert * g.ranks + first + k) * g.in + i] = from_f32<T>(v[k]);
         return;
     }
     i -= g.in;
@@ -263,18 +275,16 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
         int own = first + k - g.s[s].rank0;
         v[k] = own >= 0 && own < g.s[s].rank ? g.s[s].scale * b[own] : 0.0f;
     }
+    if (to.b) store_ranks(to.b + (expert * g.out + i) * g.ranks + first, v, count);
 #pragma unroll
-    for (int k = 0; k < RANKS_A_THREAD; k++) {
-        int r = first + k;
-        if (r >= g.ranks) break;
-        if (to.b) to.b[(expert * g.out + i) * g.ranks + r] = from_f32<T>(v[k]);
-        if (to.b_turned) to.b_turned[r * g.out + i] = from_f32<T>(v[k]);
-    }
+    for (int k = 0; k < RANKS_A_THREAD; k++)
+        if (to.b_turned && k < count) to.b_turned[(first + k) * g.out + i] = from_f32<T>(v[k]);
 }
 
 /* Adds the parts of the stacked gradients to each adapter's own. */
 __global__ void __launch_bounds__(THREADS)
     unstack(const __grid_constant__ adapters g, const float *da, int parts_a, const float *db, int parts_b) {
+    await_earlier();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t all_a = g.experts * g.ranks * g.in, all_b = g.experts * g.ranks * g.out;
     int s = 0;
@@ -397,7 +407,7 @@ void stack_adapters(usli_exec *x, const layout *l) {
     USLI_BY_DTYPE(l->dtype, T,
                   stacked<T> to = { static_cast<T *>(l->lora_a), static_cast<T *>(l->a_turned),
                                     static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias };
-                  USLI_LAUNCH(grid, THREADS, 0, x, stack<T>)(g, to));
+                  USLI_LAUNCH_EARLY(grid, THREADS, 0, x, stack<T>)(g, to));
 }
 
 void launch_drop(usli_exec *x, const layout *l, const void *from, int64_t ld_from, void *to, int64_t ld_to, bool add) {
@@ -488,7 +498,7 @@ usl_status adapter_gradients(usli_exec *x, const layout *l) {
         USLI_TRY(product(x, l, true, false, a->out, l->ranks, a->tokens, l->dy, l->lddy, l->xa, l->ranks, l->grad_b,
                          USL_F32, l->ranks, false));
     }
-    USLI_LAUNCH(blocks_for(g.experts * g.ranks * (g.in + g.out)), THREADS, 0, x, unstack)
+    USLI_LAUNCH_EARLY(blocks_for(g.experts * g.ranks * (g.in + g.out)), THREADS, 0, x, unstack)
     (g, l->grad_a, l->parts_a, l->grad_b, l->parts_b);
     return USL_OK;
 }

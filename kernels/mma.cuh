@@ -66,6 +66,15 @@ __device__ __forceinline__ void cp_async16(void *shared, const void *global, boo
     *(uint4 *)shared = valid ? *(const uint4 *)global : make_uint4(0, 0, 0, 0);
 #endif
 }
+/* A word, both addresses aligned to it. */
+__device__ __forceinline__ void cp_async4(void *shared, const void *global) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(global) : "memory");
+#else
+    *(uint32_t *)shared = *(const uint32_t *)global;
+#endif
+}
 __device__ __forceinline__ void cp_async_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(N, 1024 / N) forward_row(usli_rmsnorm_args a) 
         int i = p * N + (int)threadIdx.x;
         if (i < packs) w[p] = load_wide<float, V>(static_cast<const float *>(a.weight) + i * V);
     }
+    await_earlier();
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         int64_t at = row * a.cols;
         usli_pack<R, V> r[PACKS];
@@ -203,7 +204,7 @@ void launch_row(usli_exec *x, const usli_rmsnorm_args *a, bool back) {
     if (back)
         USLI_LAUNCH(blocks, N, 0, x, backward_row<T, R, PACKS, N>)(*a);
     else
-        USLI_LAUNCH(blocks, N, 0, x, forward_row<T, R, PACKS, N>)(*a);
+        USLI_LAUNCH_EARLY(blocks, N, 0, x, forward_row<T, R, PACKS, N>)(*a);
 }
 
 template <typename T, typename R> void launch_rows(usli_exec *x, const usli_rmsnorm_args *a, bool back, int packs) {

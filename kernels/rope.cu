@@ -106,6 +106,7 @@ template <typename T, bool BACK> __global__ void __launch_bounds__(THREADS) turn
 /* Without a norm and with whole packs: V pairs (i, i + half) a thread, a block a token. */
 template <typename T, int V>
 __global__ void __launch_bounds__(MOST) turn_packs(usli_rope_args a, T *q, T *k, float sign) {
+    await_earlier();
     unsigned half = (unsigned)a.rot_dim / 2, per_head = half / V, heads = (unsigned)(a.heads + (k ? a.kv_heads : 0));
     int64_t token = blockIdx.x, angles = (int64_t)a.position[token] * half;
     for (unsigned i = threadIdx.x; i < heads * per_head; i += blockDim.x) {
@@ -183,7 +184,7 @@ void launch(usli_exec *x, const usli_rope_args *a, const side &q, const side &k,
         /* Equal turns for all threads: 40 heads of 128 in 16 bits are 320 threads. */
         int64_t packs = (int64_t)(q.heads + k.heads) * (a->rot_dim / 2 / V), turns = usli_ceil_div(packs, MOST);
         unsigned threads = (unsigned)(usli_ceil_div(usli_ceil_div(packs, turns), USLI_WARP) * USLI_WARP);
-        USLI_LAUNCH((unsigned)a->tokens, threads, 0, x, turn_packs<T, V>)
+        USLI_LAUNCH_EARLY((unsigned)a->tokens, threads, 0, x, turn_packs<T, V>)
         (*a, static_cast<T *>(q.x), static_cast<T *>(k.x), back ? -1.0f : 1.0f);
         return;
     }

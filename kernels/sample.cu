@@ -164,16 +164,22 @@ __global__ void __launch_bounds__(THREADS) sample_row(usli_sample_args a, float 
     __shared__ shared_room room;
     int64_t row = blockIdx.x;
     const float *logits = a.logits + row * a.stride;
-    float *z = scores + row * a.cols, top = -INFINITY;
-    bool numbers = true;
-    for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) z[i] = logits[i];
+    float *z = scores + row * a.cols, best = -INFINITY;
+    bool numbers = true, penalises = a.cu_seen && a.repetition_penalty != 1.0f;
+    bool changes = a.temperature > 0 || penalises; /* else the logits are read once, where they are */
+    int64_t at = a.cols;                           /* the first of this thread's that is the best of them */
+    if (changes)
+        for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) z[i] = logits[i];
     __syncthreads();
-    if (a.cu_seen && a.repetition_penalty != 1.0f) penalise(a, z, marks + row * a.cols);
+    if (penalises) penalise(a, z, marks + row * a.cols);
+    const float *scored = changes ? z : logits;
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) {
-        numbers = numbers && z[i] < INFINITY;
-        top = fmaxf(top, z[i]);
+        float v = scored[i];
+        numbers = numbers && v < INFINITY;
+        if (v > best) best = v, at = i;
     }
-    top = block_max<THREADS>(top, room.part);
+    float top = block_max<THREADS>(best, room.part);
     if (!__syncthreads_and(numbers) || top == -INFINITY) {
         if (threadIdx.x == 0) a.out[row] = -1;
         return;
@@ -185,11 +191,7 @@ __global__ void __launch_bounds__(THREADS) sample_row(usli_sample_args a, float 
     }
     if (threadIdx.x == 0) room.lowest = INT32_MAX;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < a.cols; i += THREADS)
-        if (z[i] == top) {
-            atomicMin(&room.lowest, (int32_t)i);
-            break;
-        }
+    if (best == top) atomicMin(&room.lowest, (int32_t)at);
     __syncthreads();
     if (threadIdx.x == 0) a.out[row] = room.lowest;
 }

@@ -8,6 +8,7 @@ enum { THREADS = 128 };
 template <typename Unit>
 __global__ void __launch_bounds__(THREADS)
     put_rows(const Unit *x, Unit *y, const int32_t *index, int64_t units, int64_t ldx) {
+    await_earlier();
     int64_t row = blockIdx.x;
     const Unit *from = x + row * ldx;
     Unit *to = y + index[row] * units;
@@ -15,7 +16,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <typename Unit> void launch(usli_exec *x, const usli_scatter_args *a, int64_t bytes, int64_t ld_bytes) {
-    USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, put_rows<Unit>)
+    USLI_LAUNCH_EARLY((unsigned)a->rows, THREADS, 0, x, put_rows<Unit>)
     (static_cast<const Unit *>(a->x), static_cast<Unit *>(a->y), a->index, bytes / (int64_t)sizeof(Unit),
      ld_bytes / (int64_t)sizeof(Unit));
 }

@@ -83,6 +83,7 @@ __device__ __forceinline__ void narrow_load(const narrow_args<T> &g, T *stage, i
 
 template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(DOWN_THREADS) narrow(narrow_args<T> g) {
     USLI_SHARED(T, shared);
+    await_earlier();
     constexpr int STAGE = (DOWN_TOKENS + 16 * RT) * DOWN_LINE;
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
     int64_t t0 = (int64_t)blockIdx.x * DOWN_TOKENS, begin = blockIdx.y * g.share, end = begin + g.share;
@@ -145,6 +146,7 @@ constexpr int THREADS = 256;
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
     add_shares(const float *part, int shares, int64_t tokens, int width, int ranks, T *out) {
+    await_earlier();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, plane = tokens * width;
     if (i >= plane) return;
     float sum = 0;
@@ -168,12 +170,13 @@ template <typename T, int RT> usl_status launch_narrow(usli_exec *x, const usli_
     dim3 grid((unsigned)usli_ceil_div(w->tokens, DOWN_TOKENS), (unsigned)shares);
     if (w->dropout) {
         USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, narrow<T, RT, true>));
-        USLI_LAUNCH(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, true>)(*g);
+        USLI_LAUNCH_EARLY(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, true>)(*g);
     } else {
         USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, narrow<T, RT, false>));
-        USLI_LAUNCH(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, false>)(*g);
+        USLI_LAUNCH_EARLY(grid, DOWN_THREADS, SHARED, x, narrow<T, RT, false>)(*g);
     }
-    if (shares > 1) USLI_LAUNCH((unsigned)usli_ceil_div(w->tokens * 16 * RT, THREADS), THREADS, 0, x, add_shares<T>)
+    if (shares > 1)
+        USLI_LAUNCH_EARLY((unsigned)usli_ceil_div(w->tokens * 16 * RT, THREADS), THREADS, 0, x, add_shares<T>)
     (g->part, (int)shares, w->tokens, 16 * RT, g->ranks, g->out);
     return usli_launched(x, "linear");
 }
@@ -234,6 +237,7 @@ __device__ __forceinline__ void expand_store(const expand_args<T> &g, int64_t t,
 
 template <typename T, bool DROPS> __global__ void __launch_bounds__(UP_THREADS) expand(expand_args<T> g) {
     USLI_SHARED(T, shared);
+    await_earlier();
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP, line = g.width + 8;
     int row0 = warp / 2 * 32, half = warp % 2;
     int64_t t0 = (int64_t)blockIdx.y * UP_TILE, col0 = (int64_t)blockIdx.x * UP_TILE;
@@ -297,9 +301,9 @@ usl_status launch_expand(usli_exec *x, const usli_wide *y, const void *p, const 
     size_t bytes = operands > sums ? operands : sums;
     dim3 grid((unsigned)usli_ceil_div(y->cols, UP_TILE), (unsigned)usli_ceil_div(y->tokens, UP_TILE));
     if (y->dropout)
-        USLI_LAUNCH(grid, UP_THREADS, bytes, x, expand<T, true>)(g);
+        USLI_LAUNCH_EARLY(grid, UP_THREADS, bytes, x, expand<T, true>)(g);
     else
-        USLI_LAUNCH(grid, UP_THREADS, bytes, x, expand<T, false>)(g);
+        USLI_LAUNCH_EARLY(grid, UP_THREADS, bytes, x, expand<T, false>)(g);
     return usli_launched(x, "linear");
 }
 
@@ -346,6 +350,7 @@ __device__ __forceinline__ void gradient_load(const gradient_args<T> &g, T *stag
 template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(SUM_THREADS) gradient(gradient_args<T> g) {
     constexpr int LINE = 16 * RT + 8, STAGE = SUM_STEP * (SUM_LINE + LINE);
     __shared__ __align__(16) T shared[STAGES * STAGE];
+    await_earlier();
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
     int64_t col0 = (int64_t)blockIdx.x * SUM_COLS, begin = blockIdx.y * g.share, end = begin + g.share;
     if (end > g.tokens) end = g.tokens;
@@ -414,9 +419,9 @@ int64_t gradient_share(int64_t tokens, int64_t cols) {
 template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const usli_wide *w, const gradient_args<T> *g) {
     dim3 grid((unsigned)usli_ceil_div(w->cols, SUM_COLS), (unsigned)usli_ceil_div(w->tokens, g->share));
     if (w->dropout)
-        USLI_LAUNCH(grid, SUM_THREADS, 0, x, gradient<T, RT, true>)(*g);
+        USLI_LAUNCH_EARLY(grid, SUM_THREADS, 0, x, gradient<T, RT, true>)(*g);
     else
-        USLI_LAUNCH(grid, SUM_THREADS, 0, x, gradient<T, RT, false>)(*g);
+        USLI_LAUNCH_EARLY(grid, SUM_THREADS, 0, x, gradient<T, RT, false>)(*g);
     return usli_launched(x, "linear");
 }
 

@@ -27,6 +27,7 @@ enum state { FREE, READY, AT_BARRIER, AT_COLLECTIVE };
 struct copy {
     void *to;
     const void *from;
+    int bytes;
     bool valid;
     int group;
 };
@@ -414,18 +415,28 @@ bool usli_emulated_aligned(const void *p, const char *what) {
     return false;
 }
 
-void cp_async16(void *shared, const void *global, bool valid) {
-    if (!usli_emulated_aligned(shared, "cp_async16, shared") ||
-        (valid && !usli_emulated_aligned(global, "cp_async16, global")))
-        return;
+static void copy_later(void *to, const void *from, int bytes, bool valid) {
     fiber *f = self;
     if (f->copies_count == f->copies_room) {
         f->copies_room = f->copies_room ? 2 * f->copies_room : 64;
         f->copies = (copy *)realloc(f->copies, sizeof(copy) * (size_t)f->copies_room);
         if (!f->copies) abort();
     }
-    f->copies[f->copies_count++] = { shared, global, valid, f->group };
-    memset(shared, 0xff, 16);
+    f->copies[f->copies_count++] = { to, from, bytes, valid, f->group };
+    memset(to, 0xff, (size_t)bytes);
+}
+
+void cp_async16(void *shared, const void *global, bool valid) {
+    if (!usli_emulated_aligned(shared, "cp_async16, shared") ||
+        (valid && !usli_emulated_aligned(global, "cp_async16, global")))
+        return;
+    copy_later(shared, global, 16, valid);
+}
+
+void cp_async4(void *shared, const void *global) {
+    if ((uintptr_t)shared % 4 || (uintptr_t)global % 4)
+        return usli_emulated_fault("cp_async4: an address is not a multiple of 4");
+    copy_later(shared, global, 4, true);
 }
 
 void cp_async_commit() {
@@ -440,9 +451,9 @@ void usli_emulated_cp_wait(int newest) {
         if (c.group >= f->group - newest)
             f->copies[left++] = c;
         else if (c.valid)
-            memcpy(c.to, c.from, 16);
+            memcpy(c.to, c.from, (size_t)c.bytes);
         else
-            memset(c.to, 0, 16);
+            memset(c.to, 0, (size_t)c.bytes);
     }
     f->copies_count = left;
 }

@@ -197,6 +197,7 @@ static inline usli_emulated_kernel<P...> usli_emulated_at(dim3 grid, dim3 block,
 }
 #define USLI_LAUNCH(grid, block, shared, x, ...) \
     usli_emulated_at((grid), (block), (size_t)(shared), (x), #__VA_ARGS__, __VA_ARGS__)
+#define USLI_LAUNCH_EARLY USLI_LAUNCH
 #define USLI_SHARED(type, name) type *name = reinterpret_cast<type *>(usli_emulated_shared())
 
 /* ---- Barriers and collectives ------------------------------------------------------------------------------------ */
@@ -752,6 +753,7 @@ static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void *shared) {
 /* The place is full of NaNs until the copy is waited for, and only then is the source read: a missing wait or barrier
  * on either side shows. */
 void cp_async16(void *shared, const void *global, bool valid);
+void cp_async4(void *shared, const void *global);
 void cp_async_commit();
 void usli_emulated_cp_wait(int newest);
 template <int N> static inline void cp_async_wait() {
