@@ -24,7 +24,7 @@ elseif(archs STREQUAL "release")
   set(archs 75 80 86 89 90 90a 100 120)
   set(virtual 80-virtual)
 endif()
-list(TRANSFORM archs APPEND -real)
+list(TRANSFORM archs APPEND -real REGEX "^[0-9]+a?$") # 75-virtual is PTX alone
 list(APPEND archs ${virtual})
 if(NOT archs)
   set(archs 80-virtual)

@@ -80,6 +80,7 @@ __device__ __forceinline__ float columns_back(const usli_glu_args &a, int64_t ro
 
 template <typename T, int V, usli_act ACT>
 __global__ void __launch_bounds__(THREADS) backward(usli_glu_args a, unsigned shares) {
+    await_earlier();
     int64_t row, c = place(shares, V, &row);
     if (c < a.cols) columns_back<T, V, ACT>(a, row, c, 1.0f);
 }
@@ -102,7 +103,7 @@ template <typename T, int V, usli_act ACT> void launch(usli_exec *x, const usli_
     else if (a->weight)
         USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, weighted_back<T, V, ACT>)(*a);
     else
-        USLI_LAUNCH(blocks, THREADS, 0, x, backward<T, V, ACT>)(*a, shares);
+        USLI_LAUNCH_EARLY(blocks, THREADS, 0, x, backward<T, V, ACT>)(*a, shares);
 }
 
 template <typename T, int V> void launch_act(usli_exec *x, const usli_glu_args *a, usli_pass pass) {

@@ -489,8 +489,7 @@ usl_status adapter_gradients(usli_exec *x, const layout *l) {
     adapters g = adapters_of(l);
     if (l->skinny) {
         usli_wide in = wide_x(l, a->x), dy = wide_y(l, l->dy);
-        USLI_TRY(usli_gradient(x, l->dtype, &in, l->dyb, l->ranks, false, l->grad_a));
-        USLI_TRY(usli_gradient(x, l->dtype, &dy, l->xa, l->ranks, true, l->grad_b));
+        USLI_TRY(usli_gradients(x, l->dtype, &in, &dy, l->dyb, l->xa, l->ranks, l->grad_a, l->grad_b));
     } else {
         if (l->drops && a->xa) launch_drop(x, l, a->x, l->ldx, const_cast<void *>(l->dropped), a->in, false);
         USLI_TRY(product(x, l, true, false, l->ranks, a->in, a->tokens, l->dyb, l->ranks, l->dropped, l->ldd, l->grad_a,

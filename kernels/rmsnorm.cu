@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a)
         int i = p * N + (int)threadIdx.x;
         if (i < packs) w[p] = load_wide<float, V>(static_cast<const float *>(a.weight) + i * V);
     }
+    await_earlier();
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         int64_t at = row * a.cols;
         usli_pack<R, V> n[PACKS], before[PACKS];
@@ -202,7 +203,7 @@ void launch_row(usli_exec *x, const usli_rmsnorm_args *a, bool back) {
     int64_t most = 2048 / N * (int64_t)usli_cuda_of(x)->multiprocessors;
     unsigned blocks = (unsigned)(a->rows < most ? a->rows : most);
     if (back)
-        USLI_LAUNCH(blocks, N, 0, x, backward_row<T, R, PACKS, N>)(*a);
+        USLI_LAUNCH_EARLY(blocks, N, 0, x, backward_row<T, R, PACKS, N>)(*a);
     else
         USLI_LAUNCH_EARLY(blocks, N, 0, x, forward_row<T, R, PACKS, N>)(*a);
 }

@@ -182,10 +182,10 @@ template <typename T, int RT> usl_status launch_narrow(usli_exec *x, const usli_
 }
 
 /* ---- expand --------------------------------------------------------------------------------------------------------
- * 128 x 128 of y a block, eight warps of 32 x 64; the sums go through shared memory, half the columns at a time, to be
- * stored 128 bytes a row. */
+ * 128 x 128 of y a block, eight warps of 32 x 64, 16 rows at a time. The four lanes of a row exchange their sums, so
+ * that each stores 16 bytes and together 64: through shared memory it took two barriers and half the warps. */
 
-constexpr int UP_TILE = 128, UP_THREADS = 256, UP_LINE = 64 + 8;
+constexpr int UP_TILE = 128, UP_THREADS = 256;
 
 template <typename T> struct expand_args {
     T *y;
@@ -215,31 +215,48 @@ __device__ __forceinline__ void expand_load(const expand_args<T> &g, T *tile, co
 }
 
 template <typename T, bool DROPS>
-__device__ __forceinline__ void expand_store(const expand_args<T> &g, int64_t t, int64_t col, const float *sums) {
-    usli_pack<float, 8> v = load_wide<float, 8>(sums);
+__device__ __forceinline__ void expand_store(const expand_args<T> &g, int64_t t, int64_t col, float (&v)[8]) {
     T *y = g.y + t * g.ldy + col;
-    if (DROPS) drop_eight(g.d, t, col, [&](int k, float factor) { v.v[k] *= factor; });
+    if (DROPS) drop_eight(g.d, t, col, [&](int k, float factor) { v[k] *= factor; });
     if (g.bias) {
         usli_pack<float, 8> bias = load_wide<float, 8>(g.bias + col);
 #pragma unroll
-        for (int k = 0; k < 8; k++) v.v[k] += bias.v[k];
+        for (int k = 0; k < 8; k++) v[k] += bias.v[k];
     }
     if (g.add) {
         usli_pack<T, 8> before = load_pack<T, 8>(y);
 #pragma unroll
-        for (int k = 0; k < 8; k++) v.v[k] += to_f32(before.v[k]);
+        for (int k = 0; k < 8; k++) v[k] += to_f32(before.v[k]);
     }
     usli_pack<T, 8> out;
 #pragma unroll
-    for (int k = 0; k < 8; k += 2) store_two<T>(&out.v[k], v.v[k], v.v[k + 1]);
+    for (int k = 0; k < 8; k += 2) store_two<T>(&out.v[k], v[k], v[k + 1]);
     store_pack<T, 8>(y, out);
 }
 
-template <typename T, bool DROPS> __global__ void __launch_bounds__(UP_THREADS) expand(expand_args<T> g) {
+/* Lane t of four holds columns 2t, 2t + 1 of four tiles of 8; it gets all of tile t. */
+__device__ __forceinline__ void exchange(float (&v)[8]) {
+    int lane = (int)threadIdx.x;
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if (n & bit) continue;
+            bool upper = lane & bit;
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float got = __shfl_xor_sync(0xffffffffu, upper ? v[2 * n + e] : v[2 * (n | bit) + e], bit);
+                v[2 * n + e] = upper ? got : v[2 * n + e];
+                v[2 * (n | bit) + e] = upper ? v[2 * (n | bit) + e] : got;
+            }
+        }
+}
+
+template <typename T, bool DROPS> __global__ void __launch_bounds__(UP_THREADS, 3) expand(expand_args<T> g) {
     USLI_SHARED(T, shared);
     await_earlier();
     int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP, line = g.width + 8;
-    int row0 = warp / 2 * 32, half = warp % 2;
+    int row0 = warp / 2 * 32, first = warp % 2 * 64;
     int64_t t0 = (int64_t)blockIdx.y * UP_TILE, col0 = (int64_t)blockIdx.x * UP_TILE;
     T *p = shared, *b = shared + UP_TILE * line;
     expand_load(g, p, g.p, t0, g.tokens);
@@ -247,45 +264,32 @@ template <typename T, bool DROPS> __global__ void __launch_bounds__(UP_THREADS) 
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    float sum[2][8][4] = {};
-    for (int k = 0; k < g.width; k += 16) {
-        uint32_t fp[2][4];
+#pragma unroll 1
+    for (int m = 0; m < 2; m++) {
+        float sum[8][4] = {};
+        for (int k = 0; k < g.width; k += 16) {
+            uint32_t fp[4];
+            ldmatrix_x4(fp, p + (row0 + m * 16 + lane % 16) * line + k + lane / 16 * 8);
 #pragma unroll
-        for (int m = 0; m < 2; m++) ldmatrix_x4(fp[m], p + (row0 + m * 16 + lane % 16) * line + k + lane / 16 * 8);
-#pragma unroll
-        for (int n = 0; n < 8; n += 2) {
-            uint32_t f[4];
-            ldmatrix_x4(f, b + (half * 64 + n * 8 + lane / 16 * 8 + lane % 8) * line + k + lane / 8 % 2 * 8);
-            uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
-#pragma unroll
-            for (int m = 0; m < 2; m++) {
-                mma_16816<T>(sum[m][n], fp[m], low);
-                mma_16816<T>(sum[m][n + 1], fp[m], high);
+            for (int n = 0; n < 8; n += 2) {
+                uint32_t f[4];
+                ldmatrix_x4(f, b + (first + n * 8 + lane / 16 * 8 + lane % 8) * line + k + lane / 8 % 2 * 8);
+                uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+                mma_16816<T>(sum[n], fp, low);
+                mma_16816<T>(sum[n + 1], fp, high);
             }
         }
-    }
-    float *staged = reinterpret_cast<float *>(shared);
-    for (int pass = 0; pass < 2; pass++) {
-        __syncthreads();
-        if (half == pass) {
 #pragma unroll
-            for (int m = 0; m < 2; m++)
+        for (int half = 0; half < 2; half++)
 #pragma unroll
-                for (int n = 0; n < 8; n++)
+            for (int n = 0; n < 8; n += 4) {
+                float v[8];
 #pragma unroll
-                    for (int e = 0; e < 4; e += 2) {
-                        usli_pack<float, 2> v = { { sum[m][n][e], sum[m][n][e + 1] } };
-                        int row = row0 + m * 16 + lane / 4 + e / 2 * 8;
-                        store_pack<float, 2>(staged + row * UP_LINE + n * 8 + lane % 4 * 2, v);
-                    }
-        }
-        __syncthreads();
-#pragma unroll
-        for (int j = 0; j < UP_TILE * 8 / UP_THREADS; j++) {
-            int i = j * UP_THREADS + (int)threadIdx.x;
-            int64_t t = t0 + i / 8, col = col0 + pass * 64 + i % 8 * 8;
-            if (t < g.tokens && col < g.cols) expand_store<T, DROPS>(g, t, col, staged + i / 8 * UP_LINE + i % 8 * 8);
-        }
+                for (int i = 0; i < 8; i++) v[i] = sum[n + i / 2][2 * half + i % 2];
+                exchange(v);
+                int64_t t = t0 + row0 + m * 16 + half * 8 + lane / 4, col = col0 + first + (n + lane % 4) * 8;
+                if (t < g.tokens && col < g.cols) expand_store<T, DROPS>(g, t, col, v);
+            }
     }
 }
 
@@ -297,8 +301,7 @@ usl_status launch_expand(usli_exec *x, const usli_wide *y, const void *p, const 
     g.ldy = y->ld, g.tokens = y->tokens, g.cols = y->cols, g.ranks = ranks, g.width = (int)round_up(ranks, 16);
     g.add = add, g.wide = ranks % 8 == 0 && usli_aligned16(p) && usli_aligned16(b);
     if (y->dropout) g.d = *y->dropout;
-    size_t operands = (size_t)2 * UP_TILE * (g.width + 8) * sizeof(T), sums = (size_t)UP_TILE * UP_LINE * sizeof(float);
-    size_t bytes = operands > sums ? operands : sums;
+    size_t bytes = (size_t)2 * UP_TILE * (g.width + 8) * sizeof(T);
     dim3 grid((unsigned)usli_ceil_div(y->cols, UP_TILE), (unsigned)usli_ceil_div(y->tokens, UP_TILE));
     if (y->dropout)
         USLI_LAUNCH_EARLY(grid, UP_THREADS, bytes, x, expand<T, true>)(g);
@@ -318,9 +321,13 @@ template <typename T> struct gradient_args {
     int64_t ldx, tokens, cols, share;
     int64_t row_step, col_step; /* of a part */
     int ranks;
-    bool wide;
+    bool wide, drops;
     usli_dropout d;
+    int tiles, blocks; /* of columns; with all shares of the tokens */
 };
+
+/* dB's, then dA's: one launch, so that the one's end is the other's begin. */
+template <typename T> struct gradient_pair { gradient_args<T> side[2]; };
 
 template <typename T, int RT>
 __device__ __forceinline__ void gradient_load(const gradient_args<T> &g, T *stage, int64_t t, int64_t end,
@@ -347,12 +354,17 @@ __device__ __forceinline__ void gradient_load(const gradient_args<T> &g, T *stag
         }
 }
 
-template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(SUM_THREADS) gradient(gradient_args<T> g) {
+template <typename T, int RT, bool DROPS>
+__global__ void __launch_bounds__(SUM_THREADS) gradient(const __grid_constant__ gradient_pair<T> both) {
     constexpr int LINE = 16 * RT + 8, STAGE = SUM_STEP * (SUM_LINE + LINE);
     __shared__ __align__(16) T shared[STAGES * STAGE];
     await_earlier();
-    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
-    int64_t col0 = (int64_t)blockIdx.x * SUM_COLS, begin = blockIdx.y * g.share, end = begin + g.share;
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP, block = (int)blockIdx.x;
+    bool second = block >= both.side[0].blocks;
+    const gradient_args<T> &g = both.side[second];
+    if (second) block -= both.side[0].blocks;
+    int of = block / g.tiles;
+    int64_t col0 = (int64_t)(block - of * g.tiles) * SUM_COLS, begin = of * g.share, end = begin + g.share;
     if (end > g.tokens) end = g.tokens;
     int steps = (int)((end - begin + SUM_STEP - 1) / SUM_STEP);
     float sum[RT][4][4] = {};
@@ -365,7 +377,7 @@ template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(SUM_
         T *x = shared + s % STAGES * STAGE;
         const T *p = x + SUM_STEP * SUM_LINE;
         cp_async_wait<STAGES - 2>();
-        if (DROPS)
+        if (DROPS && g.drops)
             for (int i = (int)threadIdx.x; i < SUM_STEP * (SUM_COLS / 8); i += SUM_THREADS) {
                 int line = i / (SUM_COLS / 8), c = i % (SUM_COLS / 8) * 8;
                 int64_t t = begin + s * SUM_STEP + line;
@@ -396,7 +408,7 @@ template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(SUM_
             }
         }
     }
-    float *part = g.parts + blockIdx.y * (g.cols * g.ranks);
+    float *part = g.parts + of * (g.cols * g.ranks);
 #pragma unroll
     for (int m = 0; m < RT; m++)
 #pragma unroll
@@ -416,12 +428,12 @@ int64_t gradient_share(int64_t tokens, int64_t cols) {
     return round_up(usli_ceil_div(tokens, shares), SUM_STEP);
 }
 
-template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const usli_wide *w, const gradient_args<T> *g) {
-    dim3 grid((unsigned)usli_ceil_div(w->cols, SUM_COLS), (unsigned)usli_ceil_div(w->tokens, g->share));
-    if (w->dropout)
-        USLI_LAUNCH_EARLY(grid, SUM_THREADS, 0, x, gradient<T, RT, true>)(*g);
+template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const gradient_pair<T> *g) {
+    unsigned blocks = (unsigned)(g->side[0].blocks + g->side[1].blocks);
+    if (g->side[0].drops || g->side[1].drops)
+        USLI_LAUNCH_EARLY(blocks, SUM_THREADS, 0, x, gradient<T, RT, true>)(*g);
     else
-        USLI_LAUNCH_EARLY(grid, SUM_THREADS, 0, x, gradient<T, RT, false>)(*g);
+        USLI_LAUNCH_EARLY(blocks, SUM_THREADS, 0, x, gradient<T, RT, false>)(*g);
     return usli_launched(x, "linear");
 }
 
@@ -443,15 +455,25 @@ usl_status narrow_of(usli_exec *x, const usli_wide *w, const void *a, int ranks,
 }
 
 template <typename T>
-usl_status gradient_of(usli_exec *x, const usli_wide *w, const void *p, int ranks, bool turned, float *parts) {
+gradient_args<T> gradient_of(const usli_wide *w, const void *p, int ranks, bool turned, float *parts) {
     gradient_args<T> g = {};
     g.x = static_cast<const T *>(w->data), g.p = static_cast<const T *>(p), g.parts = parts;
     g.ldx = w->ld, g.tokens = w->tokens, g.cols = w->cols, g.ranks = ranks;
     g.share = gradient_share(w->tokens, w->cols);
     g.row_step = turned ? 1 : w->cols, g.col_step = turned ? ranks : 1;
     g.wide = ranks % 8 == 0 && usli_aligned16(p);
+    g.drops = w->dropout;
     if (w->dropout) g.d = *w->dropout;
-    return BY_RANKS(ranks, launch_gradient, T, x, w, &g);
+    g.tiles = (int)usli_ceil_div(w->cols, SUM_COLS);
+    g.blocks = g.tiles * (int)usli_ceil_div(w->tokens, g.share);
+    return g;
+}
+
+template <typename T>
+usl_status gradients_of(usli_exec *x, const usli_wide *in, const usli_wide *dy, const void *dyb, const void *xa,
+                        int ranks, float *da, float *db) {
+    gradient_pair<T> g = { { gradient_of<T>(dy, xa, ranks, true, db), gradient_of<T>(in, dyb, ranks, false, da) } };
+    return BY_RANKS(ranks, launch_gradient, T, x, &g);
 }
 
 } // namespace
@@ -477,8 +499,8 @@ int usli_gradient_parts(int64_t tokens, int64_t cols) {
     return (int)usli_ceil_div(tokens, gradient_share(tokens, cols));
 }
 
-usl_status usli_gradient(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *p, int ranks, bool turned,
-                         float *parts) {
-    return dtype == USL_BF16 ? gradient_of<usli_bf16>(x, w, p, ranks, turned, parts)
-                             : gradient_of<usli_f16>(x, w, p, ranks, turned, parts);
+usl_status usli_gradients(usli_exec *x, usl_dtype dtype, const usli_wide *in, const usli_wide *dy, const void *dyb,
+                          const void *xa, int ranks, float *da, float *db) {
+    return dtype == USL_BF16 ? gradients_of<usli_bf16>(x, in, dy, dyb, xa, ranks, da, db)
+                             : gradients_of<usli_f16>(x, in, dy, dyb, xa, ranks, da, db);
 }

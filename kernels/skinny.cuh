@@ -28,9 +28,10 @@ usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const 
 usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,
                        const float *bias, bool add);
 
-/* parts[i] (ranks, cols), or turned (cols, ranks), of p^T drop(x) over a share of the tokens each, i < *count. */
+/* da: parts (ranks, in) of dyb^T drop(x), db: parts (out, ranks) of dy^T xa, over a share of the tokens each, as many
+ * as usli_gradient_parts says of x's and of dy's columns. */
 int usli_gradient_parts(int64_t tokens, int64_t cols);
-usl_status usli_gradient(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *p, int ranks, bool turned,
-                         float *parts);
+usl_status usli_gradients(usli_exec *x, usl_dtype dtype, const usli_wide *in, const usli_wide *dy, const void *dyb,
+                          const void *xa, int ranks, float *da, float *db);
 
 #endif

@@ -9,11 +9,13 @@ class Gguf:
         self.fields = reader.fields
         self.tensors = {t.name: t for t in reader.tensors}
         self.types = {t.tensor_type.name for t in reader.tensors if t.name.endswith(".weight") and len(t.shape) > 1}
-        self.cache = {}
+        self.cache, self.values = {}, {}
 
     def value(self, key, default=None):
         field = self.fields.get(key)
-        return default if field is None else field.contents()
+        if field is not None and key not in self.values:
+            self.values[key] = field.contents()  # of a vocabulary, a second
+        return self.values.get(key, default)
 
     def weight(self, name):
         """Returns the tensor decoded, float32 (its values are exact in it); None when there is none."""
