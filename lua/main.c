@@ -73,6 +73,11 @@ static void stop_hook(lua_State *L, lua_Debug *ar) {
 /* What a script that catches its errors may take to be stopped once more, not to be ended. */
 enum { IMPATIENT = 2 /* seconds */ };
 
+static void stop(void) {
+    if (main_ctx) usl_ctx_cancel(main_ctx);
+    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
 /* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. A second
  * Ctrl-C before Lua has stopped, or soon after an error that the script has caught, ends the program, and so does one
  * while nothing runs. */
@@ -84,9 +89,7 @@ static void on_interrupt(int number) {
     bool again = program_interrupted || (program_raised && time(NULL) - raised_at <= IMPATIENT);
     if (!program_prompting && (!is_running || again)) _exit(EXIT_INTERRUPTED);
     program_interrupted = 1;
-    if (program_prompting) return;
-    if (main_ctx) usl_ctx_cancel(main_ctx);
-    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    if (!program_prompting) stop();
 }
 
 static void take_interrupts(void) {
@@ -163,11 +166,14 @@ static int message_handler(lua_State *L) {
 }
 
 int program_call(lua_State *L, int nargs, int nresults) {
-    int base = lua_gettop(L) - nargs;
+    int base = lua_gettop(L) - nargs, was_prompting = program_prompting;
     lua_pushcfunction(L, message_handler);
     lua_insert(L, base);
     is_running = 1;
+    program_prompting = 0;
+    if (program_interrupted) stop(); /* the prompt has noted it between the line and its call */
     int status = lua_pcall(L, nargs, nresults, base);
+    program_prompting = was_prompting;
     is_running = 0;
     forget_interrupt(L);
     lua_remove(L, base);

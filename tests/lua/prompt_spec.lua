@@ -65,6 +65,14 @@ describe("the prompt on a terminal", function()
       { "loading", "^C" }, { "interrupted", "6 * 7" }, { "42", "^D" } }
     assert.is_nil(out:find("traceback", 1, true), out)
   end)
+
+  -- The history becomes a pipe that nobody reads: the program waits between the line and its call, where nothing runs yet.
+  support.it_program("meets a Ctrl-C between the line and its call", function()
+    local out = talk { { "> ", "h = os.getenv 'HOME' .. '/.unsloth_lua_history' os.remove(h) os.execute('mkfifo ' .. h) print('fi' .. 'fo')" },
+      { "fifo", "print('one' .. 'two')" }, { "'two')", "^C" }, { "> ", "^D" } }
+    os.remove(dir .. "/.unsloth_lua_history")
+    assert.is_nil(out:find("onetwo", 1, true), out)
+  end)
 end)
 
 describe("values", function()
