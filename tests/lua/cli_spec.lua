@@ -370,8 +370,8 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("it failed", 1, true), err)
     out = pipe("-i " .. quote(support.write(dir .. "/first.lua", "y = 9")), { quote "y * y" })
     assert.is_truthy(out:find("81", 1, true), out)
-    _, err = pipe("-i", { quote "x =" }) -- the input ends before the statement does
-    assert.is_truthy(err:find("unexpected symbol near <eof>", 1, true) and err:find("1 | x =", 1, true), err)
+    local _, cut = pipe("-i", { quote "x =" }) -- the input ends before the statement does
+    assert.is_truthy(cut:find("unexpected symbol near <eof>", 1, true) and cut:find("1 | x =", 1, true), cut)
   end)
 
   local function converse(dialogue)
