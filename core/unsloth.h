@@ -556,7 +556,8 @@ USL_API usl_status usl_trainer_save(usl_trainer *trainer, const char *dir, const
 /* Continues bit for bit. *extra is new (usl_free), NULL when there was none. */
 USL_API usl_status usl_trainer_resume(usl_trainer *trainer, const char *dir, char **extra);
 
-/* The memory plan, item by item in print order. */
+/* The memory plan, item by item in print order. Of a model of plan_only whose smallest plan does not fit it is that
+ * one: total is above limit. */
 typedef struct usl_plan_item {
     const char *name;
     uint64_t bytes;

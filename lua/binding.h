@@ -9,6 +9,7 @@
 #include <lua.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include "lua/unsloth_lua.h"
 
@@ -110,6 +111,20 @@ bool ulua_flag(lua_State *L, int idx, const char *name, bool fallback);
 int32_t *ulua_ids(lua_State *L, int idx, size_t *count);
 /* Pushes an array of ids. */
 void ulua_push_ids(lua_State *L, const int32_t *ids, size_t count);
+
+/* ---- Text for a terminal (plain.c) ---- */
+
+typedef struct ulua_plain {
+    const char *text; /* in the text, or in buf */
+    size_t len;
+    char buf[12];
+} ulua_plain;
+/* The next character as it may be shown: controls as \x1B, also \n and \t when it is to be one line. Returns how many
+ * bytes of the text it is; len is above 0. */
+size_t ulua_plain_next(const char *text, size_t len, bool one_line, ulua_plain *out);
+void ulua_plain_write(FILE *f, const char *text);
+/* printable(text, one_line) -> the text as it may be shown */
+int ulua_printable(lua_State *L);
 
 /* ---- JSON (json.c): values through a tape, so that no Lua error can cross core's frames ---- */
 

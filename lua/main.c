@@ -27,27 +27,26 @@ static volatile sig_atomic_t is_running;
 static volatile time_t raised_at;
 volatile sig_atomic_t program_prompting, program_interrupted, program_raised;
 
-static const char USAGE[] = "usage: " PROGRAM " [options] [script [args]]\n"
-                            "  -e stat   execute string 'stat'\n"
-                            "  -l name   require library 'name' into global 'name'\n"
-                            "  -i        enter interactive mode after executing 'script'\n"
-                            "  -v        show version information\n"
-                            "  -E        ignore environment variables\n"
-                            "  -W        turn warnings on\n"
-                            "  -h        show this help\n"
-                            "  --        stop handling options\n"
-                            "  -         execute stdin and stop handling options\n"
-                            "A first word that is no file but a verb runs a built-in tool: info, download, chat, "
-                            "generate, export,\nbench, plan (each with --help).\n";
+static const char USAGE[] =
+    "usage: " PROGRAM " [options] [script [args]]\n"
+    "  -e stat   execute string 'stat'\n"
+    "  -l name   require library 'name' into global 'name'\n"
+    "  -i        enter interactive mode after executing 'script'\n"
+    "  -v        show version information\n"
+    "  -E        ignore environment variables\n"
+    "  -W        turn warnings on\n"
+    "  -h        show this help\n"
+    "  --        stop handling options\n"
+    "  -         execute stdin and stop handling options\n"
+    "A first word that is no file but a verb runs a built-in tool: info, download, chat, "
+    "generate, export,\nbench, plan (each with --help).\n"
+    "Threads: as many as processors that the process may run on (taskset, a container's set), or "
+    "as\nUNSLOTH_LUA_THREADS says. Results do not depend on the number.\n";
 
 /* What files say may stand in a sentence: it must not steer the terminal. */
 static void complain(const char *text) {
     fprintf(stderr, "%s: ", PROGRAM);
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
-        if ((*p < 32 && *p != '\n' && *p != '\t') || *p == 127)
-            fprintf(stderr, "\\x%02X", *p);
-        else
-            fputc(*p, stderr);
+    ulua_plain_write(stderr, text);
     fputc('\n', stderr);
     fflush(stderr);
 }
@@ -73,6 +72,11 @@ static void stop_hook(lua_State *L, lua_Debug *ar) {
 /* What a script that catches its errors may take to be stopped once more, not to be ended. */
 enum { IMPATIENT = 2 /* seconds */ };
 
+static void stop(void) {
+    if (main_ctx) usl_ctx_cancel(main_ctx);
+    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
 /* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. A second
  * Ctrl-C before Lua has stopped, or soon after an error that the script has caught, ends the program, and so does one
  * while nothing runs. */
@@ -84,9 +88,7 @@ static void on_interrupt(int number) {
     bool again = program_interrupted || (program_raised && time(NULL) - raised_at <= IMPATIENT);
     if (!program_prompting && (!is_running || again)) _exit(EXIT_INTERRUPTED);
     program_interrupted = 1;
-    if (program_prompting) return;
-    if (main_ctx) usl_ctx_cancel(main_ctx);
-    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    if (!program_prompting) stop();
 }
 
 static void take_interrupts(void) {
@@ -163,11 +165,14 @@ static int message_handler(lua_State *L) {
 }
 
 int program_call(lua_State *L, int nargs, int nresults) {
-    int base = lua_gettop(L) - nargs;
+    int base = lua_gettop(L) - nargs, was_prompting = program_prompting;
     lua_pushcfunction(L, message_handler);
     lua_insert(L, base);
     is_running = 1;
+    program_prompting = 0;
+    if (program_interrupted) stop(); /* the prompt has noted it between the line and its call */
     int status = lua_pcall(L, nargs, nresults, base);
+    program_prompting = was_prompting;
     is_running = 0;
     forget_interrupt(L);
     lua_remove(L, base);
@@ -247,10 +252,17 @@ static int run_script(lua_State *L, const char *name, bool is_stdin) {
         status = luaL_loadfile(L, lua_tostring(L, -1));
         lua_remove(L, -2);
     } else {
-        lua_pushfstring(L,
-                        "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, "
-                        "download, export, bench, plan)",
-                        name);
+        if (usl_path_look(name) == USL_PATH_DIR)
+            lua_pushfstring(L,
+                            "%s is a folder, and a script or a verb is wanted: unsloth-lua info %s tells what it holds",
+                            name, name);
+        else if (!*name)
+            lua_pushliteral(L, "the script's name is empty");
+        else
+            lua_pushfstring(L,
+                            "cannot open %s: there is no such file, and no verb of that name (info, chat, generate, "
+                            "download, export, bench, plan)",
+                            name);
         status = LUA_ERRFILE;
     }
     if (status == LUA_OK) status = program_call(L, push_arguments(L), LUA_MULTRET);

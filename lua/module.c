@@ -1,5 +1,5 @@
 /* The module: unsloth.core, the state's context, and how the Lua modules beside it are found. */
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <lualib.h>
@@ -8,6 +8,7 @@
 
 #define CORE_NAME "unsloth.core"
 static const char CTX_NAME[] = "unsloth.ctx";
+enum { MAX_THREADS = 256 };
 
 /* ---- The context ---- */
 
@@ -39,7 +40,10 @@ static int ctx_close(lua_State *L) {
 
 static void log_to_stderr(void *ud, usl_log_level level, const char *text) {
     (void)ud;
-    if (level >= USL_LOG_INFO) fprintf(stderr, "unsloth: %s\n", text);
+    if (level < USL_LOG_INFO) return;
+    fputs("unsloth: ", stderr);
+    ulua_plain_write(stderr, text);
+    fputc('\n', stderr);
 }
 
 /* ---- Progress: a function of Lua's, on a thread of its own, since any thread may be the one that calls ---- */
@@ -136,11 +140,26 @@ void ulua_set_ctx(lua_State *L, usl_ctx *ctx) {
     lua_setfield(L, LUA_REGISTRYINDEX, CTX_NAME);
 }
 
+static const char THREADS_VAR[] = "UNSLOTH_LUA_THREADS";
+
+/* 0, which stands for the processors that this process may run on, when the environment says nothing. */
+static int wanted_threads(lua_State *L) {
+    const char *text = getenv(THREADS_VAR);
+    char *end;
+    if (!text || !*text) return 0;
+    long n = strtol(text, &end, 10);
+    if (*end || n < 1 || n > MAX_THREADS)
+        luaL_error(L, "unsloth: %s is \"%s\"; a number of threads from 1 to %d is wanted", THREADS_VAR, text,
+                   (int)MAX_THREADS);
+    return (int)n;
+}
+
 usl_ctx *unsloth_lua_ctx(lua_State *L) {
     usl_ctx *ctx = find_ctx(L);
     if (ctx) return ctx;
     usl_ctx **slot = new_slot(L);
     usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+    opts.threads = wanted_threads(L);
     opts.log_fn = log_to_stderr;
     opts.progress_fn = call_progress;
     opts.progress_ud = push_progress(L);
@@ -154,11 +173,9 @@ usl_ctx *unsloth_lua_ctx(lua_State *L) {
 /* ---- The C part ---- */
 
 int luaopen_unsloth_core(lua_State *L) {
-    static const luaL_Reg FUNCTIONS[] = { { "nearest", ulua_nearest },
-                                          { "error", ulua_error_new },
-                                          { "call", ulua_callback },
-                                          { "set_progress", set_progress },
-                                          { NULL, NULL } };
+    static const luaL_Reg FUNCTIONS[] = { { "nearest", ulua_nearest },      { "error", ulua_error_new },
+                                          { "call", ulua_callback },        { "printable", ulua_printable },
+                                          { "set_progress", set_progress }, { NULL, NULL } };
     static void (*const OPEN[])(lua_State *) = { ulua_machine_open,     ulua_json_open,        ulua_tensor_open,
                                                  ulua_tensor_math_open, ulua_safetensors_open, ulua_tokenizer_open,
                                                  ulua_dataset_open,     ulua_model_open,       ulua_trainer_open,

@@ -11,7 +11,7 @@
 /* Beside LUA_OK and Lua's own statuses: Ctrl-C ended the call. */
 enum { PROGRAM_INTERRUPTED = 100 };
 
-/* A line is being read; Ctrl-C was pressed. */
+/* The prompt is there, or a script reads a line; Ctrl-C was pressed. */
 extern volatile sig_atomic_t program_prompting, program_interrupted;
 /* An interrupt became an error, and no prompt has come since. */
 extern volatile sig_atomic_t program_raised;

@@ -192,13 +192,27 @@ static void remember(lua_State *L, const char *text) {
 }
 #endif
 
-/* False at the end of input, and at Ctrl-C, when program_interrupted tells. */
+/* Ctrl-C is noted from here on (1), or stops what runs (0). Held back meanwhile, so that the one or the other meets it.
+ * Tells whether one was noted. */
+static bool set_prompting(int is) {
+    sigset_t interrupt, before;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+    bool noted = program_prompting && program_interrupted;
+    if (is && !program_prompting) program_interrupted = 0;
+    program_raised = 0;
+    program_prompting = is;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return noted;
+}
+
+/* False at the end of input, and at Ctrl-C, when program_interrupted tells: also when it came behind the Enter. */
 static bool read_prompted(lua_State *L, const char *prompt) {
-    program_interrupted = program_raised = 0;
-    program_prompting = 1;
-    bool ok = push_line(L, prompt);
-    program_prompting = 0;
-    return ok;
+    int was_prompting = program_prompting;
+    set_prompting(1);
+    bool ok = !program_interrupted && push_line(L, prompt);
+    return !set_prompting(was_prompting) && ok;
 }
 
 static bool read_line(lua_State *L, bool first) {
@@ -275,8 +289,10 @@ static int load_statement(lua_State *L) {
             return status;
         }
         lua_settop(L, 1);
-        if (!read_line(L, false))
+        if (!read_line(L, false)) {
+            lua_settop(L, 1);
             return program_interrupted ? PROGRAM_INTERRUPTED : luaL_loadbuffer(L, text, len, "=stdin");
+        }
         lua_pushfstring(L, "%s\n%s", text, lua_tostring(L, -1));
         lua_replace(L, 1);
         lua_settop(L, 1);
@@ -333,6 +349,7 @@ static void open_prompt(lua_State *L) {
 }
 
 void prompt_run(lua_State *L) {
+    set_prompting(1); /* until the end: between two calls nothing runs that Ctrl-C could end */
     open_prompt(L);
     for (int status; (status = load_line(L)) != -1;) {
         if (status == PROGRAM_INTERRUPTED) {
@@ -346,6 +363,7 @@ void prompt_run(lua_State *L) {
         else
             program_report(L, status);
     }
+    set_prompting(0);
     lua_settop(L, 0);
     puts("");
 }

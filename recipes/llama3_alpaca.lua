@@ -18,10 +18,12 @@ local o = args.parse(arg, {
     { "output", "DIR", "where the adapter and the GGUF go", "outputs/llama3_alpaca" },
     { "device", "NAME", "cpu (default: the best there is)" },
     { "seed", "N", "of the adapter and the row order", 3407, within = { 0 } },
-    { "learning-rate", "X", "the highest rate (default 2e-4; 5e-3 for examples/tiny-llama)", within = { 0 } },
+    { "learning-rate", "X", "the highest rate (default 2e-4; 5e-3 for examples/tiny-llama)", within = { 0, 1 } },
     { "batch", "N", "rows of a batch", 2, within = { 1 } },
     { "accumulation", "N", "batches of an update", 4, within = { 1 } },
     { "prompt", "TEXT", "the instruction to ask before and after", "Name three colors." },
+    { "save-steps", "N", "updates between checkpoints, of which the newest two are kept; 0: none", 0, within = { 0 } },
+    { "resume", nil, "go on from the newest checkpoint in --output" },
     { "no-gguf", nil, "leave the GGUF out" },
   },
 })
@@ -82,7 +84,7 @@ end)
 
 local function show_reply(when)
   local reply = model:generate(alpaca_prompt(o.prompt), { max_new_tokens = 48 })
-  print(("\n--- Reply %s training to: %s\n%s\n---\n"):format(when, o.prompt, reply))
+  print(("\n--- Reply %s training to: %s\n%s\n---\n"):format(when, o.prompt, unsloth.printable(reply)))
   return reply
 end
 
@@ -93,10 +95,10 @@ local trainer = unsloth.SFTTrainer {
   args = unsloth.TrainingArguments {
     per_device_train_batch_size = o.batch, gradient_accumulation_steps = o.accumulation, warmup_steps = 5, max_steps = o.max_steps,
     learning_rate = rate, logging_steps = 1, optim = "adamw_8bit", weight_decay = 0.01, lr_scheduler_type = "linear", seed = o.seed,
-    save_strategy = "no", output_dir = o.output,
+    save_strategy = o.save_steps > 0 and "steps" or "no", save_steps = math.max(1, o.save_steps), save_total_limit = 2, output_dir = o.output,
   },
 }
-local stats = trainer:train()
+local stats = trainer:train { resume_from_checkpoint = o.resume }
 local log = stats.log_history
 print(("loss %.4f -> %.4f, %.0f s, peak memory %s"):format(log[1].loss, log[#log].loss, stats.metrics.train_runtime,
   progress.bytes(stats.metrics.peak_memory)))

@@ -159,12 +159,6 @@ run_spec() {
     local out status
     out=$("$1" "$busted" -o plainTerminal "$2" 2>&1)
     status=$?
-    # Known: a Ctrl-C at a terminal is lost now and then (prompt_spec), and what waits for it waits for ever.
-    if ((status == 124)); then
-        echo "hung, tried once more"
-        out=$("$1" "$busted" -o plainTerminal "$2" 2>&1)
-        status=$?
-    fi
     printf '%s\n' "$out"
     if ((status == 0)) && grep -q '^0 successes' <<<"$out"; then return 77; fi
     return $status

@@ -30,18 +30,22 @@ static void observe(usli_exec *x, const usli_linear_args *a) {
     watch *w = x->observer;
     int64_t ldx = a->ldx ? a->ldx : a->in;
     size_t size = usli_dtype_bytes(a->dtype);
+    float *sums[USLI_MAX_SEGMENTS]; /* of the segments that are weights here: one input, read once */
+    int count = 0;
     for (int i = 0; i < a->segments && w->st == USL_OK; i++) {
         int64_t place = place_of(w->m, &a->segment[i].w);
         if (place < 0) continue;
-        float **sums = &w->im->features[place];
-        if (!*sums && !(*sums = usli_calloc(x->ctx, (size_t)a->in, sizeof **sums))) {
-            w->st = usli_nomem(x->ctx, (size_t)a->in * sizeof **sums);
+        float **kept = &w->im->features[place];
+        if (!*kept && !(*kept = usli_calloc(x->ctx, (size_t)a->in, sizeof **kept))) {
+            w->st = usli_nomem(x->ctx, (size_t)a->in * sizeof **kept);
             return;
         }
-        for (int64_t t = 0; t < a->tokens; t++) {
-            usli_to_f32((const char *)a->x + (size_t)(t * ldx) * size, a->dtype, w->row, a->in);
-            for (int64_t c = 0; c < a->in; c++) (*sums)[c] += w->row[c] * w->row[c];
-        }
+        sums[count++] = *kept;
+    }
+    for (int64_t t = 0; count && t < a->tokens; t++) {
+        usli_to_f32((const char *)a->x + (size_t)(t * ldx) * size, a->dtype, w->row, a->in);
+        for (int i = 0; i < count; i++)
+            for (int64_t c = 0; c < a->in; c++) sums[i][c] += w->row[c] * w->row[c];
     }
 }
 

@@ -2,8 +2,8 @@
  * In order of preference: one pass that keeps everything; one pass with as few recomputed blocks as fit, their inputs
  * and then the embedding table in host memory when that makes them fewer; recomputed MLPs piece by piece; weights of as
  * few layers as fit streamed from host memory; fewer tokens a pass. What is left holds decoded weights, then what
- * backward would make again. Refused only
- * when a single row does not fit with all of that.
+ * backward would make again. Refused only when a single row does not fit with all of that; of a model of shapes alone
+ * that smallest plan is given, to be looked at.
  */
 #include "core/train/trainer.h"
 
@@ -122,15 +122,33 @@ static usl_status choose_way(usl_trainer *t, usli_capacity *c, bool *fits) {
     return USL_OK;
 }
 
-static usl_status refuse(usl_trainer *t, size_t need, size_t room) {
+static usl_status refuse(usl_trainer *t) {
     double gib = 1.0 / (1 << 30);
+    const usli_capacity *c = &t->capacity;
+    bool host_embed = c->host_embed && usli_model_embed_bytes(t->model);
     return usli_fail(t->ctx, USL_ERR_NOMEM,
                      "the plan does not fit: a single row of %lld tokens needs %.4g GiB beside %.4g GiB of "
                      "weights and optimiser, and %.4g GiB are left of %.4g GiB; lower max_seq_length or r, or raise "
                      "the memory limit",
-                     (long long)t->capacity.longest, (double)need * gib,
-                     (double)(t->fixed_bytes + usli_model_device_bytes(t->model, 0, false)) * gib, (double)room * gib,
-                     (double)t->limit * gib);
+                     (long long)c->longest, (double)t->arena_bytes * gib,
+                     (double)(t->fixed_bytes + usli_model_device_bytes(t->model, c->streamed, host_embed)) * gib,
+                     (double)usli_plan_room(t, c) * gib, (double)t->limit * gib);
+}
+
+/* The trainer's plan becomes the smallest that c's tokens have, which does not fit either. */
+static usl_status smallest(usl_trainer *t, usli_capacity *c) {
+    size_t bytes;
+    if (c->piece >= c->tokens) c->piece = 0;
+    c->recomputed = is(t, "none") ? 0 : t->model->config.layers;
+    for (size_t i = 0; i < sizeof WAYS / sizeof *WAYS; i++) {
+        if (!allowed(t, i)) continue;
+        c->offloaded = WAYS[i].offloaded;
+        c->host_embed = WAYS[i].host_embed;
+    }
+    USLI_TRY(usli_plan_arena(t, c, &bytes));
+    t->capacity = *c;
+    t->arena_bytes = bytes;
+    return USL_OK;
 }
 
 /* What is left holds decoded weights. */
@@ -239,9 +257,9 @@ usl_status usli_plan_make(usl_trainer *t, int64_t tokens, int64_t rows, int64_t 
             return USL_OK;
         }
         if (c.tokens <= t->least_tokens) {
-            c.recomputed = is(t, "none") ? 0 : t->model->config.layers;
-            USLI_TRY(usli_plan_arena(t, &c, &bytes));
-            return refuse(t, bytes, usli_plan_room(t, &c));
+            /* Of shapes alone the smallest plan may be looked at: its total is above the limit. */
+            USLI_TRY(smallest(t, &c));
+            return t->model->plan_only ? USL_OK : refuse(t);
         }
         c.tokens = c.tokens / 2 > t->least_tokens ? c.tokens / 2 : t->least_tokens;
         if (c.rows > c.tokens) c.rows = c.tokens;

@@ -34,6 +34,14 @@ core.Tensor = Tensor
 ---@return unsloth.Tensor
 function core.tensor(values, dtype) end
 
+--- A text of strangers as a terminal may show it: controls, which would steer it, are written out.
+---
+---     print(unsloth.printable "red: \27[31m")
+---@param text string
+---@param one_line boolean|nil also the line's end and the tab
+---@return string
+function core.printable(text, one_line) end
+
 --- Bytes of a quantised type, as ggml lays them out.
 ---
 ---     print(#unsloth.quant.quantize(unsloth.ones(256), "q4_k"))

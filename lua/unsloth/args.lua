@@ -65,13 +65,18 @@ local function number_of(spec, option, text)
   return whole or number
 end
 
+-- What is never empty.
+local NAMES = { PATH = "a path", FILE = "a file's path", DIR = "a folder's path", NAME = "a name" }
+
 local function convert(spec, option, text)
   if option[2] == "N" or option[2] == "X" then return number_of(spec, option, text) end
+  if text == "" and NAMES[option[2]] then refuse(spec, option, text, NAMES[option[2]]) end
   if not option.one_of then return text end
   for _, word in ipairs(option.one_of) do
     if word == text then return text end
   end
-  refuse(spec, option, text, "one of " .. table.concat(option.one_of, ", "))
+  local near = core.nearest(text, option.one_of)
+  refuse(spec, option, text, (near and ('did you mean "%s"? One of '):format(near) or "one of ") .. table.concat(option.one_of, ", "))
 end
 
 local function key(name)
@@ -99,6 +104,7 @@ function M.parse(words, spec)
       io.write(usage(spec))
       os.exit(true, true)
     elseif not name then
+      if words[i] == "" then errors.invalid('%s: "" is no %s; --help shows what is wanted', spec.name, spec.words or "option") end
       out[#out + 1] = words[i]
     else
       local option = find(spec, name)

@@ -15,9 +15,9 @@ local SPEC = {
   -- the run
   output_dir = { "string", default = "trainer_output" },
   max_steps = { "integer", default = -1 },
-  num_train_epochs = { "number", default = 3.0, check = at_least(0) },
-  per_device_train_batch_size = { "integer", default = 4, check = at_least(1) },
-  gradient_accumulation_steps = { "integer", default = 2, check = at_least(1) },
+  num_train_epochs = { "number", default = 3.0, check = between(0, 1e9) },
+  per_device_train_batch_size = { "integer", default = 4, check = between(1, 1 << 20) },
+  gradient_accumulation_steps = { "integer", default = 2, check = between(1, 1 << 20) },
   per_device_eval_batch_size = { "integer", default = 4, note = "evaluation packs rows as the memory plan allows" },
   eval_accumulation_steps = { "integer", note = "evaluation keeps no logits" },
   seed = { "integer", default = 3407, check = at_least(0) },
@@ -28,12 +28,12 @@ local SPEC = {
   -- the optimiser
   optim = { "string", default = "adamw_8bit" },
   optim_args = { "string", refuse = "give adam_beta1, adam_beta2, adam_epsilon" },
-  learning_rate = { "number", default = 5e-5, check = at_least(0) },
-  embedding_learning_rate = { "number", check = at_least(0) },
-  weight_decay = { "number", default = 0.001, check = at_least(0) },
-  adam_beta1 = { "number", default = 0.9, check = between(0, 1) },
-  adam_beta2 = { "number", default = 0.999, check = between(0, 1) },
-  adam_epsilon = { "number", default = 1e-8, check = at_least(0) },
+  learning_rate = { "number", default = 5e-5, check = between(0, 1e6) },
+  embedding_learning_rate = { "number", check = between(0, 1e6) },
+  weight_decay = { "number", default = 0.001, check = between(0, 1000) },
+  adam_beta1 = { "number", default = 0.9, check = between(0, 0.9999999) },
+  adam_beta2 = { "number", default = 0.999, check = between(0, 0.9999999) },
+  adam_epsilon = { "number", default = 1e-8, check = between(0, 1) },
   max_grad_norm = { "number", default = 1.0, check = at_least(0) },
   lr_scheduler_type = { "string|function", default = "linear" },
   lr_scheduler_kwargs = { "table" },
@@ -197,6 +197,11 @@ end
 
 local IN_CORE = { linear = true, cosine = true, constant = true, constant_with_warmup = true }
 
+local SCHEDULES = {}
+for _, list in ipairs { IN_CORE, SCHEDULE } do
+  for name in pairs(list) do SCHEDULES[name] = true end
+end
+
 -- Schedules beyond the core's own four are functions of Lua: (step from 0, total) -> rate.
 local function rate_function(o)
   local kind, rate, kwargs = o.lr_scheduler_type, o.learning_rate, o.lr_scheduler_kwargs or {}
@@ -206,8 +211,7 @@ local function rate_function(o)
   local factor = SCHEDULE[kind]
   if not factor or kind == "cosine" and not kwargs.num_cycles then
     if IN_CORE[kind] then return nil end
-    errors.invalid('lr_scheduler_type "%s" is not known: linear, cosine, constant, constant_with_warmup, cosine_with_restarts, '
-      .. "cosine_with_min_lr, polynomial, inverse_sqrt, or a function(step, total, rate)", kind)
+    error(("no schedule %s"):format(kind)) -- M.new has refused it
   end
   return function(step, total)
     local warmup = o.warmup_steps > 0 and o.warmup_steps or math.ceil(total * o.warmup_ratio)
@@ -224,8 +228,8 @@ local function check_report(report)
   local names = type(report) == "table" and report or { report }
   for _, name in ipairs(names) do
     if not reporters.names[name] then
-      errors.unsupported('report_to "%s" is not built in: use "tensorboard", "jsonl" or "none", or write the numbers in '
-        .. "callbacks = { on_log = function(trainer, log) ... end }", tostring(name))
+      errors.unsupported('report_to "%s" is not built in%s; "tensorboard", "jsonl" and "none" are, and callbacks = { on_log = '
+        .. "function(trainer, log) ... end } gets the numbers", tostring(name), options.meant(name, reporters.names))
     end
   end
 end
@@ -239,11 +243,16 @@ function M.new(opts)
   if getmetatable(opts) == Arguments then return opts end
   local o = options.check("TrainingArguments", opts, SPEC)
   check_report(o.report_to)
+  if type(o.lr_scheduler_type) == "string" and not SCHEDULES[o.lr_scheduler_type] then
+    errors.invalid('lr_scheduler_type "%s" is not known%s; linear, cosine, constant, constant_with_warmup, cosine_with_restarts, '
+      .. "cosine_with_min_lr, polynomial, inverse_sqrt are, or a function(step, total, rate)", o.lr_scheduler_type,
+      options.meant(o.lr_scheduler_type, SCHEDULES))
+  end
   if o.lr_scheduler_kwargs then
     o.lr_scheduler_kwargs = options.check("lr_scheduler_kwargs", o.lr_scheduler_kwargs, KWARGS[o.lr_scheduler_type] or {})
   end
   if not OPTIM[o.optim] then
-    errors.unsupported('optim "%s" is not built in: use "adamw_8bit" or "adamw_torch"', o.optim)
+    errors.unsupported('optim "%s" is not built in%s; "adamw_8bit" and "adamw_torch" are', o.optim, options.meant(o.optim, OPTIM))
   end
   if o.warmup_steps > 0 and o.warmup_steps < 1 then -- transformers 5: a share
     o.warmup_steps, o.warmup_ratio = 0, o.warmup_steps

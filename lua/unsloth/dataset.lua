@@ -111,6 +111,22 @@ local function set_of(names)
   return set
 end
 
+-- For the functions of others that run on each row: an error of theirs, which stays what it is, says at which row.
+local At = {}
+
+function At.__close(at, err)
+  if err == nil or not at.row then return end
+  local where = at.dataset:where(at.row)
+  if type(err) == "string" then error(where .. ": " .. err, 0) end
+  if type(err) ~= "table" or type(err.message) ~= "string" or err.code == "USL_ERR_CANCELLED" then return end
+  if not err.message:find(where, 1, true) then err.message = where .. ": " .. err.message end
+end
+
+-- To be closed; its field `row` is the one that is looked at.
+function M.at(ds)
+  return setmetatable({ dataset = ds }, At)
+end
+
 --- A new data set whose rows are the old ones updated with what fn(row, i) returns, as in Hugging Face datasets: a column that the
 --- returned table names is replaced or added, the others stay. false in it removes a column. nil keeps the row.
 ---
@@ -121,8 +137,10 @@ end
 function Dataset:map(fn, opts)
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
+  local at <close> = M.at(self)
   for i in progress.count("mapping rows", #self) do
     local row = self[i]
+    at.row = i
     local result = core.call(fn, row, i)
     if result ~= nil and type(result) ~= "table" then
       errors.invalid("map: the function returned a %s for %s; a table of columns is wanted", type(result), self:where(i))
@@ -131,6 +149,7 @@ function Dataset:map(fn, opts)
     for name, value in pairs(result or {}) do row[name] = value end
     out:append(row)
   end
+  at.row = nil
   return out
 end
 
@@ -140,9 +159,12 @@ end
 function Dataset:filter(fn, opts)
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
+  local at <close> = M.at(self)
   for i = 1, #self do
+    at.row = i
     if core.call(fn, self[i], i) then index[#index + 1] = i end
   end
+  at.row = nil
   return self:pick(index)
 end
 

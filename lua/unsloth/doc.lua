@@ -279,6 +279,25 @@ local function add_options(lines, spec)
   end
 end
 
+-- The first sentence of a text, which may go on over several lines.
+local function summary(entry)
+  local text = table.concat(entry and entry.text or {}, " "):gsub("%s+", " ")
+  return (text:match "^(.-[^.]%.)%f[%s\0]" or text)
+end
+
+-- A name and a text beside it, which may take several lines.
+local function beside(width, name, text)
+  local lines, line = {}, ""
+  for word in text:gmatch "%S+" do
+    if line ~= "" and width + 3 + #line + #word >= 120 then
+      lines[#lines + 1], line = line, ""
+    end
+    line = line == "" and word or line .. " " .. word
+  end
+  lines[#lines + 1] = line
+  return ("  %-" .. width .. "s %s"):format(name, table.concat(lines, "\n" .. (" "):rep(width + 3)))
+end
+
 local function function_text(known)
   local lines, entry = { signature_of(known), "" }, known.entry
   for _, text in ipairs(entry and entry.text or {}) do lines[#lines + 1] = text end
@@ -300,7 +319,7 @@ local function module_text(name, entry)
   local inner = {}
   for _, known in ipairs(M.all()) do
     if known.entry and known.entry.file:match "([^/]+)%.lua$" == name then
-      inner[#inner + 1] = ("  %-44s %s"):format(signature_of(known), (known.entry.text[1] or ""):gsub("[.:].*$", ""))
+      inner[#inner + 1] = beside(44, signature_of(known), summary(known.entry))
     end
   end
   if #inner > 0 then
@@ -314,7 +333,7 @@ local function class_text(class)
   local lines = { class.name .. " has" }
   for _, known in ipairs(M.all()) do
     if known.name:find("^" .. class.name .. "%.") then
-      lines[#lines + 1] = ("  %-44s %s"):format(signature_of(known), known.entry and known.entry.text[1] or "")
+      lines[#lines + 1] = beside(44, signature_of(known), summary(known.entry))
     end
   end
   if #class.fields > 0 then lines[#lines + 1] = "  fields: " .. table.concat(class.fields, ", ") end
@@ -338,7 +357,7 @@ local function overview()
   local lines = { 'help(x) or help "name" tells of a function, a class, a module or an option. There are', "" }
   for _, name in ipairs(sorted(M.modules())) do
     local entry = M.modules()[name]
-    if name ~= "meta" then lines[#lines + 1] = ("  %-14s %s"):format(name, entry.text[1] or "") end
+    if name ~= "meta" then lines[#lines + 1] = beside(14, name, summary(entry)) end
   end
   lines[#lines + 1] = ""
   local classes = {}

@@ -24,7 +24,7 @@ function M.note(format, ...)
   local text = select("#", ...) > 0 and format:format(...) or format
   if noted[text] then return end
   noted[text] = true
-  io.stderr:write("unsloth: ", text, "\n")
+  io.stderr:write("unsloth: ", core.printable(text), "\n")
 end
 
 return M

@@ -44,6 +44,7 @@ M.zeros, M.ones, M.full, M.eye = tensor.zeros, tensor.ones, tensor.full, tensor.
 M.arange, M.rand, M.randn, M.cat = tensor.arange, tensor.rand, tensor.randn, tensor.cat
 M.gradcheck = gradcheck.gradcheck
 M.plot = plot.plot
+M.printable = core.printable
 M.json = core.json
 M.safetensors = { load = core.safetensors_load, save = core.safetensors_save }
 M.quant = { quantize = core.quantize, dequantize = core.dequantize }

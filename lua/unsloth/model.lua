@@ -99,7 +99,7 @@ function FastLanguageModel.from_pretrained(opts, more)
     opts.model_name = name
   end
   local o = options.check("from_pretrained", opts, OPEN)
-  if not o.model_name then errors.invalid "from_pretrained needs model_name, the path of a folder or of a .gguf, or a name of the hub" end
+  if not o.model_name or o.model_name == "" then errors.invalid "from_pretrained needs model_name, the path of a folder or of a .gguf, or a name of the hub" end
   if o.load_in_16bit and o.full_finetuning then errors.invalid "from_pretrained: give load_in_16bit or full_finetuning, not both" end
   if opts.load_in_4bit and (o.load_in_16bit or o.full_finetuning) then
     errors.invalid "from_pretrained: load_in_4bit, load_in_16bit and full_finetuning exclude each other"

@@ -28,13 +28,19 @@ local function show(value)
   return type(value) == "string" and ("%q"):format(value) or tostring(value)
 end
 
-local function unknown(what, name, spec)
+--- ': did you mean "x"?' for a word that is none of the keys of `known`; "" when none is near.
+function M.meant(word, known)
   local names = {}
-  for known in pairs(spec) do names[#names + 1] = known end
+  for name in pairs(known) do
+    if type(name) == "string" then names[#names + 1] = name end
+  end
   table.sort(names)
-  local nearest = core.nearest(tostring(name), names)
-  if nearest then errors.invalid('%s does not know the option "%s": did you mean "%s"?', what, name, nearest) end
-  errors.invalid('%s does not know the option "%s"', what, name)
+  local nearest = type(word) == "string" and core.nearest(word, names)
+  return nearest and (': did you mean "%s"?'):format(nearest) or ""
+end
+
+local function unknown(what, name, spec)
+  errors.invalid('%s does not know the option "%s"%s', what, name, M.meant(tostring(name), spec))
 end
 
 local function one(what, name, value, rule)
@@ -52,7 +58,8 @@ local function one(what, name, value, rule)
     local names = {}
     for known in pairs(rule.only) do names[#names + 1] = show(known) end
     table.sort(names)
-    errors.invalid("%s: %s is %s; one of %s is wanted", what, name, show(value), table.concat(names, ", "))
+    errors.invalid("%s: %s is %s%s; one of %s is wanted", what, name, show(value), M.meant(value, rule.only),
+      table.concat(names, ", "))
   end
   local complaint = rule.check and rule.check(value)
   if complaint then errors.invalid("%s: %s is %s; %s", what, name, show(value), complaint) end
@@ -89,13 +96,13 @@ end
 --- Rules for numbers in a range.
 function M.at_least(low)
   return function(value)
-    if value < low or value ~= value then return ("%s or more is wanted"):format(low) end
+    if not (value >= low and value < math.huge) then return ("%s or more is wanted"):format(low) end
   end
 end
 
 function M.between(low, high)
   return function(value)
-    if value < low or value > high or value ~= value then return ("%s to %s is wanted"):format(low, high) end
+    if not (value >= low and value <= high) then return ("%s to %s is wanted"):format(low, high) end
   end
 end
 

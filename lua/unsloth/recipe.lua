@@ -21,10 +21,12 @@ function M.options(words, name, about, defaults)
     { "output", "DIR", "where the adapter and the GGUF go", "outputs/" .. name },
     { "device", "NAME", "cpu, cuda, cuda:1 (default: the best there is)" },
     { "seed", "N", "of the adapter and the row order", 3407, within = { 0 } },
-    { "learning-rate", "X", "the highest rate", d.learning_rate or 2e-4, within = { 0 } },
+    { "learning-rate", "X", "the highest rate", d.learning_rate or 2e-4, within = { 0, 1 } },
     { "max-seq-length", "N", "the longest row in tokens (default: 2048, or the model's own when that is less)", 0, within = { 0 } },
     { "batch", "N", "rows of a batch", 2, within = { 1 } },
     { "accumulation", "N", "batches of an update", 4, within = { 1 } },
+    { "save-steps", "N", "updates between checkpoints, of which the newest two are kept; 0: none", 0, within = { 0 } },
+    { "resume", nil, "go on from the newest checkpoint in --output" },
     { "prompt", "TEXT", "what to ask in the end", d.prompt or "Name three colors." },
     { "gguf", "METHOD", "also save a GGUF: q4_k_m, q8_0, f16, bf16, f32" },
   } })
@@ -48,7 +50,8 @@ function M.arguments(o, more)
   local settings = {
     per_device_train_batch_size = o.batch, gradient_accumulation_steps = o.accumulation, warmup_steps = math.min(5, o.max_steps - 1),
     max_steps = o.max_steps, learning_rate = o.learning_rate, logging_steps = 1, optim = "adamw_8bit", weight_decay = 0.01,
-    lr_scheduler_type = "linear", seed = o.seed, save_strategy = "no", output_dir = o.output,
+    lr_scheduler_type = "linear", seed = o.seed, output_dir = o.output, resume_from_checkpoint = o.resume,
+    save_strategy = o.save_steps > 0 and "steps" or "no", save_steps = math.max(1, o.save_steps), save_total_limit = 2,
   }
   for key, value in pairs(more or {}) do settings[key] = value end
   return unsloth.TrainingArguments(settings)
@@ -65,7 +68,7 @@ end
 
 --- Asks the trained model `text`, the prompt of the recipe as its template writes it.
 function M.ask(o, model, text)
-  print(("\n--- Reply to: %s\n%s\n---\n"):format(o.prompt, model:generate(text, { max_new_tokens = 48 })))
+  print(("\n--- Reply to: %s\n%s\n---\n"):format(o.prompt, unsloth.printable(model:generate(text, { max_new_tokens = 48 }))))
 end
 
 --- The adapter with its tokenizer, for PEFT and for us; a GGUF when --gguf asks for one.

@@ -136,10 +136,11 @@ local MERGED = with_shared {
   max_shard_size = { "string", note = "files are cut at 5 GB" },
 }
 
+local MERGED_TYPES = { merged_16bit = "bf16", merged_32bit = "f32", float32 = "f32", merged_4bit = "nf4", merged_4bit_forced = "nf4" }
+
 local function merged_type(model, method)
-  local types = { merged_16bit = model:info().dtype == "f16" and "f16" or "bf16", merged_32bit = "f32", float32 = "f32",
-    merged_4bit = "nf4", merged_4bit_forced = "nf4" }
-  return types[method]
+  if method == "merged_16bit" and model:info().dtype == "f16" then return "f16" end
+  return MERGED_TYPES[method]
 end
 
 --- One folder of merged weights: save_method "merged_16bit" (the model's own 16-bit type, bfloat16 for a float32 one), "merged_32bit",
@@ -158,7 +159,8 @@ function Model:save_pretrained_merged(dir, tokenizer, opts)
   end
   local dtype = merged_type(self, o.save_method)
   if not dtype then
-    errors.unsupported('save_method "%s" is not built in: use "merged_16bit", "merged_4bit", "merged_32bit" or "lora"', o.save_method)
+    errors.unsupported('save_method "%s" is not built in%s; "merged_16bit", "merged_4bit", "merged_32bit" and "lora" are', o.save_method,
+      options.meant(o.save_method, MERGED_TYPES))
   end
   local report = run(o, function(how) return core.export_merged(self, tokenizer, dir, dtype, how) end)
   progress.say("%s", describe(dir, report, o.base))
@@ -174,13 +176,18 @@ local GGUF = with_shared {
   save_method = { "string", only = { merged_16bit = true, lora = true } },
 }
 
+local METHODS = {}
+for name in ("f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_l q3_k_m q3_k_s q2_k q2_k_l iq4_xs iq4_nl q4_0 q4_1 q5_0 q5_1"):gmatch "%S+" do
+  METHODS[name] = true
+end
+
 local function methods_of(wanted)
   local methods, seen = {}, {}
   for _, name in ipairs(type(wanted) == "table" and wanted or { wanted }) do
     local method = core.export_method(tostring(name))
     if not method then
-      errors.unsupported('quantization_method "%s" is not built in: use f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k, iq4_xs, '
-        .. "iq4_nl, q4_0, q4_1, q5_0, q5_1, q2_k_l, q3_k_s, q3_k_l, q4_k_s or q5_k_s", name)
+      errors.unsupported('quantization_method "%s" is not built in%s; f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k, iq4_xs, '
+        .. "iq4_nl, q4_0, q4_1, q5_0, q5_1, q2_k_l, q3_k_s, q3_k_l, q4_k_s and q5_k_s are", name, options.meant(name, METHODS))
     end
     if not seen[method] then methods[#methods + 1] = method end
     seen[method] = true

@@ -2,6 +2,7 @@
 local arguments = require "unsloth.arguments"
 local chat = require "unsloth.chat"
 local core = require "unsloth.core"
+local datasets = require "unsloth.dataset"
 local errors = require "unsloth.errors"
 local options = require "unsloth.options"
 local progress = require "unsloth.progress"
@@ -85,10 +86,13 @@ end
 local function tokenized(self, ds, formatting_func)
   local rows = core.rows_new(self.max_seq_length)
   local field = self.args.dataset_text_field
+  local at <close> = datasets.at(ds)
   for i in progress.count("tokenising", #ds) do
     local row = ds[i]
     if formatting_func then
+      at.row = i
       local text = core.call(formatting_func, row)
+      at.row = nil
       for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one) end
     elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
       add_completion(self, rows, ds, i, row)
@@ -516,15 +520,25 @@ local function introduce(self)
     progress.bytes(plan.total), progress.bytes(plan.limit), plan.recomputed_layers, plan.layers)
 end
 
-local function summary(self, losses, count, start, rows, tokens)
+-- The mean loss of the whole run's updates, also of those before it was resumed; one that was not finite was skipped.
+local function mean_loss(self)
+  local sum, count = 0, 0
+  for _, loss in ipairs(self.series.loss) do
+    if loss - loss == 0 then sum, count = sum + loss, count + 1 end
+  end
+  return count > 0 and sum / count or 0
+end
+
+local function summary(self, count, start, rows, tokens)
   local seconds = core.clock() - start
   local per = function(n) return seconds > 0 and n / seconds or 0 end
-  local metrics = { train_runtime = seconds, train_loss = count > 0 and losses / count or 0, train_samples_per_second = per(rows),
+  local metrics = { train_runtime = seconds, train_loss = mean_loss(self), train_samples_per_second = per(rows),
     train_steps_per_second = per(count), train_tokens_per_second = per(tokens), epoch = self.state.epoch, peak_memory = core.memory(self.model) }
   return { training_loss = metrics.train_loss, global_step = self.state.global_step, metrics = metrics, log_history = self.log_history }
 end
 
---- Runs all updates. Returns { training_loss, global_step, metrics, log_history }.
+--- Runs all updates. Returns { training_loss, global_step, metrics, log_history }; training_loss is the mean over all updates of the
+--- run, also over those before it was resumed, metrics tell of this call's.
 ---
 ---     local stats = trainer:train { resume_from_checkpoint = true }
 ---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
@@ -546,11 +560,9 @@ function Trainer:train(opts)
   self.bar = bar.bar
   call_back(self, "on_train_begin")
   if self.args.eval_on_start then self:evaluate() end
-  local start, losses, count, rows, tokens = core.clock(), 0, 0, 0, 0
-  for _, stats in self:steps() do
-    losses, count, rows, tokens = losses + stats.loss, count + 1, rows + stats.rows, tokens + stats.tokens
-  end
-  local result = summary(self, losses, count, start, rows, tokens)
+  local start, count, rows, tokens = core.clock(), 0, 0, 0
+  for _, stats in self:steps() do count, rows, tokens = count + 1, rows + stats.rows, tokens + stats.tokens end
+  local result = summary(self, count, start, rows, tokens)
   if self.report then
     self.report.metrics, self.report.failure = result.metrics, nil
     self.report:write()

@@ -18,7 +18,7 @@ local function pad(text, n, left)
 end
 
 local function clip(text, n)
-  text = text:gsub("%c", function(c) return c == "\n" and "\\n" or c == "\t" and "\\t" or ("\\x%02X"):format(c:byte()) end)
+  text = core.printable(text, true)
   if width(text) <= n then return text end
   local cut = utf8.offset(text, n) or n
   return text:sub(1, cut - 1) .. "…"
@@ -237,7 +237,9 @@ end
 
 -- The columns of some rows, in the order in which they come.
 local function record_rows(list, names)
-  local rows, right = { names }, {}
+  local head = {}
+  for k, name in ipairs(names) do head[k] = clip(name, 40) end
+  local rows, right = { head }, {}
   for i, record in ipairs(list) do
     local row = {}
     for k, name in ipairs(names) do
@@ -255,7 +257,7 @@ function M.dataset(ds)
   for i = 1, math.min(n, 5) do list[i] = ds[i] end
   local names = ds:column_names()
   local rows, right = record_rows(list, names)
-  return ("%s\n[data set: %d row%s, columns %s]"):format(M.columns(rows, right), n, n == 1 and "" or "s", table.concat(names, ", "))
+  return ("%s\n[data set: %d row%s, columns %s]"):format(M.columns(rows, right), n, n == 1 and "" or "s", table.concat(rows[1], ", "))
 end
 
 local BARS = { "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█" }
@@ -311,7 +313,7 @@ function M.trainer(trainer)
 end
 
 function M.tokenizer(tok)
-  return ("[tokenizer: %d tokens, bos %s, eos %s, %s]"):format(#tok, tostring(tok.bos_token), tostring(tok.eos_token),
+  return ("[tokenizer: %d tokens, bos %s, eos %s, %s]"):format(#tok, clip(tostring(tok.bos_token), 40), clip(tostring(tok.eos_token), 40),
     tok.chat_template and "with a chat template" or "no chat template")
 end
 
@@ -330,7 +332,7 @@ end
 
 local function key_text(key)
   if type(key) == "string" then
-    return key:find "^[%a_][%w_]*$" and key or ("[%q]"):format(key)
+    return key:find "^[%a_][%w_]*$" and key or core.printable(("[%q]"):format(key))
   end
   return "[" .. tostring(key) .. "]"
 end
@@ -352,7 +354,7 @@ local pretty
 local function scalar(value)
   if type(value) == "string" then
     local text = ("%q"):format(value):gsub("\\\n", "\\n")
-    return #text > 200 and clip(text, 200) or text
+    return core.printable(#text > 200 and clip(text, 200) or text)
   end
   if type(value) == "number" then return tostring(value) end
   if type(value) == "userdata" and has_text(value) then return (tostring(value):match "([^\n]*)$") end
@@ -389,7 +391,7 @@ end
 
 --- Any value as the prompt prints it.
 function M.value(value)
-  if type(value) == "string" then return value end
+  if type(value) == "string" then return core.printable(value) end
   if type(value) == "table" and not has_text(value) then
     if is_history(value) then return M.history(value) end
     return pretty(value, "", {})

@@ -120,6 +120,10 @@ describe("unsloth-lua", function()
     assert.equals("2\t" .. script .. "\tone\ttwo words\n", (run(script, "one", "two words")))
     fails({ "it failed", "script.lua:1" }, script, "fail")
     fails({ "/no/such/script.lua", "no such file" }, "/no/such/script.lua")
+    fails({ dir .. " is a folder", "unsloth-lua info " .. dir }, dir)
+    fails("name is empty", "")
+    for _, words in ipairs { { "info", "" }, { "generate", "", "--prompt", "x" }, { "plan", dir, "--shape", "" } } do fails('""', table.unpack(words)) end
+    fails({ '--model is ""', "a path is wanted" }, support.root .. "recipes/llama3_alpaca.lua", "--model", "")
     fails("unexpected symbol", "-e", "x = = 1")
     local _, err = fails("learning_rate", "-e", "require('unsloth').SFTConfig { learning_rte = 1 }")
     assert.is_nil(err:find("traceback", 1, true))
@@ -134,11 +138,24 @@ describe("unsloth-lua", function()
     fails("--promt", "generate", dir, "--promt", "x")
   end)
 
+  check("says how many threads there are, and takes another number", function()
+    local count = "-e 'print(require(\"unsloth.core\").threads())'"
+    assert.is_truthy(run("--help"):find("UNSLOTH_LUA_THREADS", 1, true))
+    assert.equals("3\n", (support.shell("UNSLOTH_LUA_THREADS=3 %s %s", PROGRAM, count)))
+    assert.equals("1\n", (support.shell("taskset -c 0 %s %s", PROGRAM, count)))
+    for _, wrong in ipairs { "0", "-1", "two", "1e3", "100000000000" } do
+      local _, err, code = support.shell("UNSLOTH_LUA_THREADS=%s %s %s", wrong, PROGRAM, count)
+      assert.equals(1, code)
+      assert.is_truthy(err:find(('UNSLOTH_LUA_THREADS is "%s"'):format(wrong), 1, true), err)
+    end
+  end)
+
   check("info describes a folder, and refuses what it cannot load", function()
     local out, _, code = run("info", dir)
     assert.equals(0, code)
     assert.is_truthy(out:find("2 layers, hidden 32", 1, true))
     assert.is_truthy(out:find("as stored, %S+ %S+ with load_in_4bit"), out)
+    assert.is_truthy(out:find "parameters +35168 %(35%.2k%)", out)
     -- What it says about training is what the planner says.
     local context = tonumber(out:match "context%s+(%d+) tokens")
     for name, words in pairs { ["LoRA, 4%-bit"] = "qlora", ["LoRA, 16%-bit"] = "lora", ["all weights"] = "full" } do
@@ -175,7 +192,15 @@ describe("unsloth-lua", function()
     assert.equals(0, code, err)
     assert.is_truthy(out:find("of 4096.00 GiB", 1, true), out)
     assert.is_truthy(out:find("0 of 80 layers", 1, true), out)
-    fails({ "the plan does not fit", "40 GiB" }, "plan", "--shape", "llama3-70b", "--method", "qlora", "--memory", "40GiB", "--device", "cpu", "--seq", "4096")
+    -- What does not fit is shown all the same.
+    out = fails({ "the plan does not fit", "of 40.00 GiB" }, "plan", "--shape", "llama3-70b", "--method", "qlora", "--memory", "40GiB",
+      "--device", "cpu", "--seq", "4096")
+    local sum = 0
+    for size, unit in out:gmatch "\n[%a, -]+ +([%d.]+) ([KMG]iB)%f[\n]" do
+      sum = sum + tonumber(size) * ({ KiB = 2 ^ -20, MiB = 2 ^ -10, GiB = 1 })[unit]
+    end
+    local total = tonumber(out:match "total +([%d.]+) GiB of 40%.00 GiB")
+    assert.is_true(total > 40 and math.abs(sum - total) < 0.1, out)
     local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir, plan_only = true }
     local ok, why = pcall(function() return model:logits { 1 } end)
     assert.is_false(ok)
@@ -370,6 +395,8 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("it failed", 1, true), err)
     out = pipe("-i " .. quote(support.write(dir .. "/first.lua", "y = 9")), { quote "y * y" })
     assert.is_truthy(out:find("81", 1, true), out)
+    local _, cut = pipe("-i", { quote "x =" }) -- the input ends before the statement does
+    assert.is_truthy(cut:find("unexpected symbol near <eof>", 1, true) and cut:find("1 | x =", 1, true), cut)
   end)
 
   local function converse(dialogue)

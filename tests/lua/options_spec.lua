@@ -58,8 +58,27 @@ describe("options", function()
     assert.is_truthy(arguments { push_to_hub = false, report_to = "none" })
   end)
 
+  it("of words name the word that was probably meant", function()
+    for name, pair in pairs { lr_scheduler_type = { "cosin", "cosine" }, optim = { "adamw_8bits", "adamw_8bit" }, report_to = { "tensorbord", "tensorboard" },
+      save_strategy = { "step", "steps" }, gradient_checkpointing = { "unslot", "unsloth" } } do
+      support.fails(nil, { name, pair[1], ('did you mean "%s"?'):format(pair[2]) }, arguments, { [name] = pair[1] })
+    end
+    local model <close> = unsloth.FastLanguageModel.from_config(support.config, { full_finetuning = false, plan_only = true })
+    support.fails(nil, { "bias", 'did you mean "lora_only"?' }, unsloth.FastLanguageModel.get_peft_model, model, { bias = "lora_onli" })
+    support.fails(nil, { "q4_k_n", 'did you mean "q4_k_m"?' }, model.save_pretrained_gguf, model, "out", nil, { quantization_method = "q4_k_n" })
+    support.fails(nil, { "merged_16bits", 'did you mean "merged_16bit"?' }, model.save_pretrained_merged, model, "out", nil,
+      { save_method = "merged_16bits" })
+  end)
+
   it("stay within their range", function()
     support.fails("USL_ERR_INVALID", { "learning_rate", "-1" }, arguments, { learning_rate = -1 })
+    for _, rate in ipairs { 1e30, math.huge, -math.huge, 0 / 0 } do
+      support.fails("USL_ERR_INVALID", "learning_rate", arguments, { learning_rate = rate })
+      support.fails("USL_ERR_INVALID", "weight_decay", arguments, { weight_decay = rate })
+    end
+    for _, name in ipairs { "warmup_steps", "max_grad_norm", "num_train_epochs", "adam_beta1", "adam_epsilon", "eval_delay", "memory_limit" } do
+      support.fails("USL_ERR_INVALID", name, arguments, { [name] = math.huge })
+    end
     support.fails("USL_ERR_INVALID", "per_device_train_batch_size", arguments, { per_device_train_batch_size = 0 })
     support.fails("USL_ERR_INVALID", "save_strategy", arguments, { save_strategy = "sometimes" })
   end)
@@ -116,6 +135,15 @@ describe("data sets", function()
   it("give back what a callback raises", function()
     local raised = {}
     assert.equals(raised, support.error_of(ds.map, ds, function() error(raised, 0) end))
+    -- What is no user's own object says at which row it was.
+    local function third(row) return row.b == 3 and row.missing.field or nil end
+    for _, name in ipairs { "map", "filter" } do
+      local err = support.error_of(ds[name], ds, third)
+      assert.is_truthy(err:find("^" .. dir .. "/ten%.jsonl: line 3: .*attempt to index"), err)
+      support.fails("USL_ERR_INVALID", { "line 3", "max_steps" }, ds[name], ds, function(row)
+        if row.b == 3 then unsloth.TrainingArguments { max_steps = 0 } end
+      end)
+    end
     assert.equals(raised, support.error_of(coroutine.wrap(function() ds:filter(function() error(raised, 0) end) end)))
   end)
 

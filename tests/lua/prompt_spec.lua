@@ -65,6 +65,14 @@ describe("the prompt on a terminal", function()
       { "loading", "^C" }, { "interrupted", "6 * 7" }, { "42", "^D" } }
     assert.is_nil(out:find("traceback", 1, true), out)
   end)
+
+  -- The history becomes a pipe that nobody reads: the program waits between the line and its call, where nothing runs yet.
+  support.it_program("meets a Ctrl-C between the line and its call", function()
+    local out = talk { { "> ", "h = os.getenv 'HOME' .. '/.unsloth_lua_history' os.remove(h) os.execute('mkfifo ' .. h) print('fi' .. 'fo')" },
+      { "fifo", "print('one' .. 'two')" }, { "'two')", "^C" }, { "> ", "^D" } }
+    os.remove(dir .. "/.unsloth_lua_history")
+    assert.is_nil(out:find("onetwo", 1, true), out)
+  end)
 end)
 
 describe("values", function()
@@ -122,6 +130,21 @@ describe("values", function()
     assert.is_truthy(tostring(tokenizer):find("259 tokens", 1, true))
   end)
 
+  it("of strangers steer no terminal", function()
+    local bad = "\27[31mred\r\u{9b}2J\x9b\127ü"
+    local valid = bad:gsub("\x9b\127", "\127")
+    local ds = unsloth.dataset_from_list { { [valid] = valid, n = { valid } } }
+    for _, text in ipairs { tostring(ds), show.results(bad), show.results { bad, [bad] = 1 }, show.results(bad, 2) } do
+      assert.is_nil(text:find "[%z\1-\8\11-\31\127]", text)
+      assert.is_nil(text:find("\u{9b}", 1, true) or text:find("\x9b", 1, true), text)
+      assert.is_truthy(text:find("31mred", 1, true) and text:find("ü", 1, true), text)
+    end
+    assert.equals([[a\x1B[0m\xC2\x9B€\xFF\n]], unsloth.printable("a\27[0m\u{9b}€\xff\n", true))
+    assert.equals("one\n\ttwo", unsloth.printable "one\n\ttwo")
+    local note = support.shell("%s -e %s 2>&1", support.program or "true", support.quote [[require("unsloth.errors").note("a\27[0m")]])
+    assert.is_nil(note:find("\27", 1, true), note)
+  end)
+
   it("complete without running anything of the user's", function()
     local ran = false
     local globals = complete.globals -- busted's own are others
@@ -145,6 +168,25 @@ describe("help", function()
       if not known.entry or #known.entry.text == 0 or #known.entry.example == 0 then bare[#bare + 1] = known.name end
     end
     assert.same({}, bare)
+  end)
+
+  it("cuts no sentence", function()
+    for _, topic in ipairs { "", "Tensor", "Model", "Dataset", "show", "sft", "doc" } do
+      local entry
+      for line in (doc.text(topic ~= "" and topic or nil) .. "\n"):gmatch "(.-)\n" do
+        local more = line:match "^ +(%S.*)$"
+        if line:find "^  %S+  +%S" or line:find "^  %S+%(.*%)  *%S" then
+          if entry then assert.is_truthy(entry:find "[.]$", entry) end
+          entry = not line:find "classes:" and line or nil
+        elseif entry and more and line:find "^          " then
+          entry = entry .. " " .. more
+        else
+          if entry then assert.is_truthy(entry:find "[.]$", entry) end
+          entry = nil
+        end
+      end
+    end
+    assert.is_truthy(doc.text("Tensor"):find("argmax%(dim, keepdim%).-or along a%s+dimension%."))
   end)
 
   it("finds functions, methods, options, modules, and what is near", function()

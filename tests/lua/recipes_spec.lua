@@ -206,6 +206,23 @@ describe("recipes", function()
     assert.is_nil(core.path_kind(dir .. "/out/gguf"))
   end)
 
+  it("llama3_alpaca goes on from its newest checkpoint", function()
+    local dir = temp_dir()
+    local words = { "--max-steps", "4", "--no-gguf", "--output", dir .. "/out", "--save-steps", "3" }
+    local _, err = run("recipes/llama3_alpaca.lua", table.unpack(words))
+    assert.is_nil(err)
+    local straight = read(dir .. "/out/adapter/adapter_model.safetensors")
+    core.remove_path(dir .. "/out/checkpoint-4")
+    words[#words + 1] = "--resume"
+    local said
+    said, err = run("recipes/llama3_alpaca.lua", table.unpack(words))
+    assert.is_nil(err)
+    assert.matches("going on from " .. dir .. "/out/checkpoint-3: step 3 of 4", said, 1, true)
+    assert.are.equal(straight, read(dir .. "/out/adapter/adapter_model.safetensors"))
+    _, err = run("recipes/llama3_alpaca.lua", "--max-steps", "4", "--output", dir .. "/none", "--resume")
+    assert.matches(dir .. "/none holds no checkpoint", err, 1, true)
+  end)
+
   it("an unknown option is a sentence", function()
     local _, err = run("recipes/llama3_alpaca.lua", "--max-step", "3")
     assert.matches("did you mean %-%-max%-steps", err)

@@ -146,9 +146,10 @@ describe("training", function()
       model:save_pretrained(out .. "/adapter")
       return support.read(out .. "/adapter/adapter_model.safetensors")
     end
+    local whole
     local straight = adapter_after(temp .. "/straight", function(model, out)
       core.make_dir(out)
-      new_trainer(model, { max_steps = 8, output_dir = out }):train()
+      whole = new_trainer(model, { max_steps = 8, output_dir = out }):train().training_loss
     end)
     local resumed = adapter_after(temp .. "/resumed", function(model, out)
       local args = { max_steps = 8, output_dir = out, save_strategy = "steps", save_steps = 3 }
@@ -160,6 +161,8 @@ describe("training", function()
       local stats = trainer:train { resume_from_checkpoint = true }
       assert.equals(8, stats.global_step)
       assert.equals(8, #stats.log_history)
+      assert.equals(whole, stats.training_loss) -- the whole run's, whatever part was done here: also when none was left
+      assert.equals(whole, new_trainer(second, args):train({ resume_from_checkpoint = true }).training_loss)
       second:save_pretrained(out .. "/adapter2")
     end)
     assert.are_not.equal(straight, resumed) -- the model left after four updates is not the one that went on

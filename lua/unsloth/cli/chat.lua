@@ -42,7 +42,8 @@ elseif not tokenizer.chat_template then
 end
 
 local has_prompt, prompt = pcall(require, "unsloth.prompt")
-local terminal = has_prompt and core.is_terminal(0) and core.is_terminal(1)
+local shows = core.is_terminal(1)
+local terminal = has_prompt and core.is_terminal(0) and shows
 
 local messages, system = {}, o.system
 local adapter_name = model:active_adapter()
@@ -54,7 +55,7 @@ end
 reset()
 
 local function say(format, ...)
-  io.stderr:write(select("#", ...) > 0 and format:format(...) or format, "\n")
+  io.stderr:write(core.printable(select("#", ...) > 0 and format:format(...) or format), "\n")
 end
 
 -- ---- Answers --------------------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ local function answer()
   local ok, err = xpcall(function()
     for piece in model:stream(messages, sampling()) do
       pieces[#pieces + 1] = piece
-      io.write(piece)
+      io.write(shows and core.printable(piece) or piece)
       io.flush()
     end
   end, function(e) return e end)

@@ -1,6 +1,7 @@
 --- unsloth-lua generate MODEL --prompt TEXT: one answer, shown as it comes.
 local adapters = require "unsloth.model"
 local args = require "unsloth.args"
+local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local unsloth = require "unsloth"
 
@@ -34,7 +35,7 @@ if o.adapter then model:load_adapter(o.adapter) end
 local prompt = o.chat and { { role = "user", content = o.prompt } } or o.prompt
 for piece in model:stream(prompt, { max_new_tokens = o.max_new_tokens, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
   min_p = o.min_p, repetition_penalty = o.repetition_penalty, seed = o.seed, stop = o.stop }) do
-  io.write(piece)
+  io.write(core.is_terminal(1) and core.printable(piece) or piece)
   io.flush()
 end
 print()

@@ -5,6 +5,7 @@ local errors = require "unsloth.errors"
 local hub = require "unsloth.hub"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
+local show = require "unsloth.show"
 local templates = require "unsloth.templates"
 
 local o = args.parse(arg, {
@@ -25,8 +26,9 @@ local function count(tensors)
   return total, bytes, types
 end
 
+-- What a file says may stand in it.
 local function say(name, format, ...)
-  print(("%-14s " .. format):format(name, ...))
+  print(core.printable(("%-14s " .. format):format(name, ...), true))
 end
 
 local function say_types(types)
@@ -133,7 +135,7 @@ if c then
     and (", %d of %d values of a head turn"):format(c.rotated, c.head_dim) or "")
 end
 if #found.tensors > 0 then
-  say("parameters", "%d (%.3g billion)", total, total / 1e9)
+  say("parameters", total < 1000 and "%d" or "%d (%s)", total, show.count(total))
   say_types(types)
 else
   say("weights", "none: a vocabulary alone")
@@ -141,5 +143,7 @@ end
 if found.format ~= "safetensors" then say_tokenizer(path, found.metadata) end
 if c then say_memory(path, c, bytes, types) end
 if o.tensors then
-  for _, t in ipairs(found.tensors) do print(("%-60s %-6s %s"):format(t.name, t.dtype, table.concat(t.shape, " x "))) end
+  for _, t in ipairs(found.tensors) do
+    print(core.printable(("%-60s %-6s %s"):format(t.name, t.dtype, table.concat(t.shape, " x ")), true))
+  end
 end

@@ -1,11 +1,13 @@
 --- unsloth-lua plan: the memory plan of a training run, made by a dry run of the very code that would run.
 local args = require "unsloth.args"
+local errors = require "unsloth.errors"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 
 local o = args.parse(arg, { name = "plan", words = "[MODEL]",
   about = "Prints where memory goes in a training run, and what the plan decides. Only shapes are needed: no weight is\n"
-    .. "made or read. --device cuda --memory 24GiB plans for such a card where there is none (with an H100's kernels).",
+    .. "made or read. --device cuda --memory 24GiB plans for such a card where there is none (with an H100's kernels).\n"
+    .. "What does not fit is shown at its smallest, and exits 1.",
   options = run.options })
 local model = run.model(o, true)
 local trainer = run.trainer(o, model, run.rows(o, model:info().vocab, 1), 1)
@@ -22,3 +24,8 @@ if plan.streamed_layers > 0 then
     plan.streamed_layers))
 end
 if plan.host_total > 0 then print(("host memory in use for that: %s"):format(progress.bytes(plan.host_total))) end
+if plan.total > plan.limit then
+  errors.raise("USL_ERR_NOMEM", "the plan does not fit: at its smallest, a row of %d tokens a pass, it takes %s of %s; lower --seq or --rank, %s",
+    plan.capacity_tokens, progress.bytes(plan.total), progress.bytes(plan.limit), o.memory and "or raise --memory"
+    or "take --method qlora, or say with --memory what another machine has")
+end
