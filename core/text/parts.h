@@ -375,6 +375,7 @@ struct usl_tokenizer {
     size_t template_count, template_cap;
     usli_renamed *renamed; /* tokens that the source spells otherwise, in the order of their renaming */
     size_t renamed_count, renamed_cap;
+    usli_ids extra; /* added since it was read */
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
@@ -390,6 +391,8 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok);
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok);
 /* Appends text with each `from` of the tokens renamed since it was read replaced. */
 usl_status usli_renamed_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, usli_buf *out);
+/* Appends tokenizer.json with the tokens added since it was read. */
+usl_status usli_extended_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *source, size_t len, usli_buf *out);
 /* Appends a named chat template; takes copies. */
 usl_status usli_tokenizer_add_template(usli_tokenizer *tok, const char *name, size_t name_len, const char *text,
                                        size_t len);
