@@ -187,6 +187,10 @@ uint64_t usli_hash_bytes(const char *text, size_t len);
 void usli_vocab_free(usl_ctx *ctx, usli_vocab *v);
 /* An id or a spelling that is there already is an error, unless last_wins: then the spelling finds the newer id. */
 usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins);
+/* Room for so many, found at once. */
+usl_status usli_vocab_reserve(usl_ctx *ctx, usli_vocab *v, size_t count);
+/* This one will be added soon: its place is brought near. */
+void usli_vocab_expect(const usli_vocab *v, const char *text, size_t len);
 int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len); /* -1: none */
 /* Another spelling, which no token has, for a token. What points into the blob must be renewed, also after a failure.
  */
@@ -398,6 +402,19 @@ usl_status usli_tokenizer_add_template(usli_tokenizer *tok, const char *name, si
                                        size_t len);
 /* Registers an added token whose id is in the vocabulary. */
 usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags);
+
+/* ---- The cache (cache.c)
+ * ----------------------------------------------------------------------------------------------- */
+
+/* A value in the source: the vocabulary's, the merges'; NULL: there is none. */
+typedef struct usli_cut {
+    const char *from, *to;
+} usli_cut;
+/* Whether vocabulary and merges of tok->source, read from path before, were taken from the cache; rest gets the JSON
+ * without them. */
+bool usli_cache_load(usl_ctx *ctx, usli_tokenizer *tok, const char *path, usli_buf *rest);
+/* Keeps them, where a cache can be written. */
+void usli_cache_store(usl_ctx *ctx, const usli_tokenizer *tok, const char *path, const usli_cut cuts[2]);
 
 /* A pre-tokeniser that llama.cpp has names for. parts: regular expressions that cut one after the other, and at last
  * USLI_BYTES, or USLI_WORDS where GPT-2's own pattern cuts too. */
