@@ -683,6 +683,11 @@ USL_API int usl_hub_is_name(const char *name);
  * network; else the files that a model needs (no .bin, no second format) are downloaded, several at a time: parts go on
  * where they were cut, sizes and checksums are proved. */
 USL_API usl_status usl_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);
+/* As usl_hub_get for usl_inspect alone: what there is to know, without the weights. dir is a folder that is there, and
+ * becomes the model's: small files are whole, files of weights have their size and their header (read by a request for
+ * a part of them) and take no room beyond that. *path is dir, or a .gguf in it. */
+USL_API usl_status usl_hub_outline(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts,
+                                   char **path);
 /* Uploads all files of a folder as one commit; makes the repository when there is none. A token is needed. */
 USL_API usl_status usl_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts);
 

@@ -122,7 +122,7 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     if (!w) return usli_nomem(ctx, sizeof *w);
     w->ctx = ctx;
     w->offset = w->used = 0;
-    w->committed = false;
+    w->committed = w->unsynced = false;
     w->fd = -1;
     w->path = usli_strdup(ctx, path);
     w->tmp = usli_temporary_path(ctx, path);
