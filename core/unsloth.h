@@ -246,6 +246,11 @@ USL_API const char *usl_tokenizer_chat_template(const usl_tokenizer *tok);
 USL_API usl_status usl_tokenizer_set_chat_template(usl_ctx *ctx, usl_tokenizer *tok, const char *text);
 /* Another token for "bos", "eos", "pad" or "unk"; the same holds. */
 USL_API usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const char *which, int32_t id);
+/* Spellings that become an id wherever they stand in a text, as transformers adds them: new ones get the ids behind the
+ * last, one that was added before is left alone; special ones are left out by skip_special. *added (may be NULL): how
+ * many were not there. The same holds; a model's rows follow by usl_model_resize_vocab. */
+USL_API usl_status usl_tokenizer_add_tokens(usl_ctx *ctx, usl_tokenizer *tok, const char *const *tokens,
+                                            const size_t *lens, size_t count, int special, size_t *added);
 /* Another spelling for a token, which no other token has; the same holds. */
 USL_API usl_status usl_tokenizer_rename(usl_ctx *ctx, usl_tokenizer *tok, int32_t id, const char *text, size_t len);
 
@@ -421,6 +426,13 @@ USL_API const char *usl_model_adapter(const usl_model *model);
 USL_API usl_status usl_model_save_adapter(usl_model *model, const char *dir, const char *base);
 /* What began with "pissa" as plain LoRA of twice the rank, for the base as it was before. */
 USL_API usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, const char *base);
+
+/* Another number of rows of the embedding table and the head: new ones are the mean of the first mean_of old ones (0:
+ * of all). Not while a trainer or other models use the weights. What is saved has the new size, an adapter's folder
+ * both tables, as PEFT writes them. */
+USL_API usl_status usl_model_resize_vocab(usl_model *model, int64_t rows, int64_t mean_of);
+/* Of a resized model, row := (1 - weight) row + weight (mean of the rows of ids), in both tables. */
+USL_API usl_status usl_model_blend_row(usl_model *model, int64_t row, const int32_t *ids, size_t count, double weight);
 
 /* Named parameters, as published: "model.layers.0.self_attn.q_proj.weight", and of the active adapter
  * "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". i from 0; NULL past the end. Borrowed
@@ -672,6 +684,11 @@ USL_API int usl_hub_is_name(const char *name);
  * network; else the files that a model needs (no .bin, no second format) are downloaded, several at a time: parts go on
  * where they were cut, sizes and checksums are proved. */
 USL_API usl_status usl_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);
+/* As usl_hub_get for usl_inspect alone: what there is to know, without the weights. dir is a folder that is there, and
+ * becomes the model's: small files are whole, files of weights have their size and their header (read by a request for
+ * a part of them) and take no room beyond that. *path is dir, or a .gguf in it. */
+USL_API usl_status usl_hub_outline(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts,
+                                   char **path);
 /* Uploads all files of a folder as one commit; makes the repository when there is none. A token is needed. */
 USL_API usl_status usl_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts);
 

@@ -33,6 +33,16 @@ static int hub_get(lua_State *L) {
     return 1;
 }
 
+/* hub_outline(name, dir, opts) -> path */
+static int hub_outline(lua_State *L) {
+    const char *name = luaL_checkstring(L, 1), *dir = luaL_checkstring(L, 2);
+    usl_hub_opts opts = read_options(L, 3, "hub_outline");
+    void **path = ulua_adopt(L);
+    ULUA_TRY(L, usl_hub_outline(unsloth_lua_ctx(L), name, dir, &opts, (char **)path));
+    lua_pushstring(L, *path);
+    return 1;
+}
+
 /* hub_push(name, dir, opts) */
 static int hub_push(lua_State *L) {
     const char *name = luaL_checkstring(L, 1), *dir = luaL_checkstring(L, 2);
@@ -42,8 +52,10 @@ static int hub_push(lua_State *L) {
 }
 
 void ulua_hub_open(lua_State *L) {
-    static const luaL_Reg FUNCTIONS[] = {
-        { "hub_is_name", hub_is_name }, { "hub_get", hub_get }, { "hub_push", hub_push }, { NULL, NULL }
-    };
+    static const luaL_Reg FUNCTIONS[] = { { "hub_is_name", hub_is_name },
+                                          { "hub_get", hub_get },
+                                          { "hub_outline", hub_outline },
+                                          { "hub_push", hub_push },
+                                          { NULL, NULL } };
     luaL_setfuncs(L, FUNCTIONS, 0);
 }

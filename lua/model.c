@@ -213,6 +213,26 @@ static int model_save_adapter(lua_State *L) {
     return 0;
 }
 
+/* resize_vocab(rows, mean_of) */
+static int model_resize_vocab(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    int64_t rows = ulua_integer(L, 2, "the number of tokens");
+    int64_t mean_of = lua_isnoneornil(L, 3) ? 0 : ulua_integer(L, 3, "mean_of");
+    ULUA_TRY(L, usl_model_resize_vocab(model, rows, mean_of));
+    return 0;
+}
+
+/* blend_row(id, ids, weight) */
+static int model_blend_row(lua_State *L) {
+    usl_model *model = check_model(L, 1);
+    int64_t row = ulua_integer(L, 2, "the token's id");
+    double weight = luaL_checknumber(L, 4);
+    size_t count;
+    const int32_t *ids = ulua_ids(L, 3, &count);
+    ULUA_TRY(L, usl_model_blend_row(model, row, ids, count, weight));
+    return 0;
+}
+
 /* ---- Parameters ---- */
 
 /* model:params() -> array of names, { name = trainable } */
@@ -368,6 +388,8 @@ static const luaL_Reg MODEL_METHODS[] = { { "info", model_info },
                                           { "param_list", model_param_list },
                                           { "get_param", model_get_param },
                                           { "set_param", model_set_param },
+                                          { "resize_vocab", model_resize_vocab },
+                                          { "blend_row", model_blend_row },
                                           { "logits", model_logits },
                                           { "hidden_states", model_hidden_states },
                                           { "attentions", model_attentions },

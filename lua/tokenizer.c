@@ -41,23 +41,41 @@ static int tokenizer_encode(lua_State *L) {
     return 1;
 }
 
+/* The array of texts at idx; pushes the buffers that hold their places. Texts stay where they are as long as the array
+ * holds them. */
+static const char **check_texts(lua_State *L, int idx, const char *what, size_t **lens, size_t *count) {
+    luaL_checktype(L, idx, LUA_TTABLE);
+    *count = (size_t)luaL_len(L, idx);
+    const char **texts = ulua_buffer(L, (*count + 1) * sizeof *texts);
+    *lens = ulua_buffer(L, (*count + 1) * sizeof **lens);
+    for (size_t i = 0; i < *count; i++) {
+        if (lua_rawgeti(L, idx, (lua_Integer)i + 1) != LUA_TSTRING)
+            ulua_fail(L, USL_ERR_INVALID, "%s: entry %I of the array is a %s; texts are wanted", what,
+                      (LUAI_UACINT)i + 1, luaL_typename(L, -1));
+        texts[i] = lua_tolstring(L, -1, *lens + i);
+        lua_pop(L, 1);
+    }
+    return texts;
+}
+
+/* add_tokens(texts, special) -> how many are new */
+static int tokenizer_extend(lua_State *L) {
+    usl_tokenizer *tok = check_tokenizer(L, 1);
+    size_t *lens, count, added;
+    bool special = lua_toboolean(L, 3);
+    const char **texts = check_texts(L, 2, "add_tokens", &lens, &count);
+    ULUA_TRY(L, usl_tokenizer_add_tokens(unsloth_lua_ctx(L), tok, texts, lens, count, special, &added));
+    lua_pushinteger(L, (lua_Integer)added);
+    return 1;
+}
+
 /* encode_batch(texts, opts) -> an array of arrays */
 static int tokenizer_encode_batch(lua_State *L) {
     usl_tokenizer *tok = check_tokenizer(L, 1);
-    luaL_checktype(L, 2, LUA_TTABLE);
+    size_t *lens, count;
     check_options(L, 3, "encode_batch", "add_special_tokens");
     bool special = ulua_flag(L, 3, "add_special_tokens", true);
-    size_t count = (size_t)luaL_len(L, 2);
-    const char **texts = ulua_buffer(L, (count + 1) * sizeof *texts);
-    size_t *lens = ulua_buffer(L, (count + 1) * sizeof *lens);
-    for (size_t i = 0; i < count; i++) {
-        /* Texts stay where they are as long as the array holds them. */
-        if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING)
-            return ulua_fail(L, USL_ERR_INVALID, "encode_batch: entry %I of the array is a %s; texts are wanted",
-                             (LUAI_UACINT)i + 1, luaL_typename(L, -1));
-        texts[i] = lua_tolstring(L, -1, &lens[i]);
-        lua_pop(L, 1);
-    }
+    const char **texts = check_texts(L, 2, "encode_batch", &lens, &count);
     void **ids = ulua_adopt(L), **offsets = ulua_adopt(L);
     ULUA_TRY(L, usl_tokenizer_encode_batch(unsloth_lua_ctx(L), tok, texts, lens, count, special, (int32_t **)ids,
                                            (size_t **)offsets));
@@ -261,6 +279,7 @@ static const luaL_Reg METHODS[] = { { "encode", tokenizer_encode },
                                     { "set_chat_template", tokenizer_set_chat_template },
                                     { "set_special", tokenizer_set_special },
                                     { "rename", tokenizer_rename },
+                                    { "extend", tokenizer_extend },
                                     { NULL, NULL } };
 static const luaL_Reg META[] = { { "__len", tokenizer_len }, { "__call", tokenizer_call }, { NULL, NULL } };
 const ulua_class ulua_tokenizer = { "unsloth.Tokenizer", release_tokenizer, METHODS, META, tokenizer_get };

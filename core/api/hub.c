@@ -13,6 +13,13 @@ usl_status usl_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts,
     return usli_hub_get(ctx, name, opts, path);
 }
 
+usl_status usl_hub_outline(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts, char **path) {
+    *path = NULL;
+    USLI_NEED(ctx, name);
+    USLI_NEED_PATH(ctx, dir, USL_ACCESS_WRITE);
+    return usli_hub_outline(ctx, name, dir, opts, path);
+}
+
 usl_status usl_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts) {
     USLI_NEED(ctx, name);
     USLI_NEED_PATH(ctx, dir, USL_ACCESS_READ);

@@ -87,6 +87,15 @@ usl_status usl_model_save_adapter_as_lora(usl_model *model, const char *dir, con
     return usli_model_save_adapter(model, dir, base, true);
 }
 
+usl_status usl_model_resize_vocab(usl_model *model, int64_t rows, int64_t mean_of) {
+    return usli_model_resize(model, rows, mean_of);
+}
+
+usl_status usl_model_blend_row(usl_model *model, int64_t row, const int32_t *ids, size_t count, double weight) {
+    if (count) USLI_NEED(model->ctx, ids);
+    return usli_model_blend_row(model, row, ids, count, weight);
+}
+
 const char *usl_model_param_name(usl_model *m, int64_t i, int *trainable) {
     usli_param_ref p;
     if (i < 0 || !usli_model_param(m, i, &p)) return NULL;

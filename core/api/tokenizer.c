@@ -73,6 +73,14 @@ usl_status usl_tokenizer_set_special(usl_ctx *ctx, usl_tokenizer *tok, const cha
     return usli_tokenizer_set_special(ctx, tok, s, id);
 }
 
+usl_status usl_tokenizer_add_tokens(usl_ctx *ctx, usl_tokenizer *tok, const char *const *tokens, const size_t *lens,
+                                    size_t count, int special, size_t *added) {
+    size_t n;
+    usl_status st = usli_tokenizer_add_tokens(ctx, tok, tokens, lens, count, special != 0, &n);
+    if (added) *added = n;
+    return st;
+}
+
 usl_status usl_tokenizer_rename(usl_ctx *ctx, usl_tokenizer *tok, int32_t id, const char *text, size_t len) {
     return usli_tokenizer_rename(ctx, tok, id, text, len);
 }

@@ -99,7 +99,7 @@ struct usli_writer {
     int fd;
     uint64_t offset;
     size_t used;
-    bool committed;
+    bool unsynced, committed;
     char buffer[WRITE_BUFFER];
 };
 
@@ -122,7 +122,7 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     if (!w) return usli_nomem(ctx, sizeof *w);
     w->ctx = ctx;
     w->offset = w->used = 0;
-    w->committed = false;
+    w->committed = w->unsynced = false;
     w->fd = -1;
     w->path = usli_strdup(ctx, path);
     w->tmp = usli_temporary_path(ctx, path);
@@ -202,10 +202,14 @@ static void sync_parent(const char *path) {
 usl_status usli_writer_finish(usli_writer *w) {
     if (w->fd < 0) return USL_OK;
     USLI_TRY(flush(w));
-    if (fsync(w->fd) != 0 && errno != EINVAL) return io_fail(w->ctx, w->path, "cannot be synced");
+    if (!w->unsynced && fsync(w->fd) != 0 && errno != EINVAL) return io_fail(w->ctx, w->path, "cannot be synced");
     int fd = w->fd;
     w->fd = -1;
     return close(fd) == 0 ? USL_OK : io_fail(w->ctx, w->path, "cannot be written");
+}
+
+void usli_writer_leave_unsynced(usli_writer *w) {
+    w->unsynced = true;
 }
 
 const char *usli_writer_temporary(const usli_writer *w) {
@@ -216,7 +220,7 @@ usl_status usli_writer_commit(usli_writer *w) {
     USLI_TRY(usli_writer_finish(w));
     if (rename(w->tmp, w->path) != 0) return io_fail(w->ctx, w->path, "cannot be renamed into place");
     w->committed = true;
-    sync_parent(w->path);
+    if (!w->unsynced) sync_parent(w->path);
     return USL_OK;
 }
 

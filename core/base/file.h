@@ -29,6 +29,8 @@ usl_status usli_writer_pad(usli_writer *w, size_t alignment);                /* 
 uint64_t usli_writer_offset(const usli_writer *w);
 /* The file is whole under its temporary name, for a look before commit; nothing more is written. */
 usl_status usli_writer_finish(usli_writer *w);
+/* For what can be made again: a crash of the machine may leave a torn file. */
+void usli_writer_leave_unsynced(usli_writer *w);
 const char *usli_writer_temporary(const usli_writer *w);
 usl_status usli_writer_commit(usli_writer *w); /* the handle still needs usli_writer_close */
 void usli_writer_close(usli_writer *w);        /* NULL is fine */

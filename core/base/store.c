@@ -137,3 +137,20 @@ bool usli_file_size(const char *path, uint64_t *size) {
     *size = (uint64_t)sb.st_size;
     return true;
 }
+
+usl_status usli_write_sparse(usl_ctx *ctx, const char *path, const void *data, size_t len, uint64_t size) {
+    USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    bool bad = fd < 0;
+    for (const char *at = data; len && !bad;) {
+        ssize_t n = write(fd, at, len);
+        if (n < 0 && errno == EINTR) continue;
+        bad = n < 0;
+        at += bad ? 0 : n;
+        len -= bad ? 0 : (size_t)n;
+    }
+    bad = bad || ftruncate(fd, (off_t)size) != 0;
+    int why = errno;
+    if (fd >= 0) bad = close(fd) != 0 || bad;
+    return bad ? usli_fail(ctx, USL_ERR_IO, "%s: cannot be written: %s", path, strerror(why)) : USL_OK;
+}

@@ -23,6 +23,8 @@ void usli_lock_release(usli_lock *lock); /* NULL is fine */
 /* Makes path a link to target, which is relative to path's folder; what lay there is replaced at once. Where the file
  * system has no such links USL_ERR_UNSUPPORTED. */
 usl_status usli_make_link(usl_ctx *ctx, const char *path, const char *target);
+/* A file of so many bytes, of which the first are given and the others take no room and read as zeros. */
+usl_status usli_write_sparse(usl_ctx *ctx, const char *path, const void *data, size_t len, uint64_t size);
 /* Of what a link leads to; false when there is no such file. */
 bool usli_file_size(const char *path, uint64_t *size);
 

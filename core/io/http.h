@@ -34,6 +34,7 @@ typedef struct usli_request {
     /* After a 200 or 206 that came whole, may be NULL. */
     usl_status (*finish)(void *ud, struct usli_request *r);
     uint64_t offset; /* > 0: asks for what comes from there on */
+    uint64_t limit;  /* > 0: asks for so many bytes of it; a server that knows no ranges sends more */
     /* Answered. */
     long status; /* 0: nothing came */
     char *text;  /* new, 0-terminated: usli_request_clear; NULL when there is none */

@@ -124,7 +124,7 @@ static usl_status read_revision(usli_hub *hub, const usli_request *r, char ***na
     return st;
 }
 
-static usl_status resolve(usli_hub *hub, usli_http *http, char ***names, size_t *count) {
+usl_status usli_hub_resolve(usli_hub *hub, usli_http *http, char ***names, size_t *count) {
     usl_ctx *ctx = hub->ctx;
     char *revision = usli_hub_escape(ctx, hub->revision, true);
     usli_request r = { .method = "GET", .token = hub->token, .follow = true };
@@ -415,27 +415,49 @@ static usl_status link_all(batch *b) {
     return USL_OK;
 }
 
-static usl_status fetch_all(usli_hub *hub, usli_http *http, char *const *names, size_t count) {
+/* Room for the files' requests; released also when it fails. */
+static usl_status open_batch(usli_hub *hub, char *const *names, size_t count, batch *b) {
+    usl_ctx *ctx = hub->ctx;
+    *b = (batch){ hub, usli_calloc(ctx, count, sizeof *b->files), usli_calloc(ctx, count, sizeof *b->requests), count };
+    for (size_t i = 0; i < count && b->files; i++) {
+        b->files[i].hub = hub;
+        b->files[i].name = names[i];
+    }
+    return b->files && b->requests ? USL_OK : usli_nomem(ctx, count * sizeof *b->requests);
+}
+
+static void close_batch(batch *b) {
+    usl_ctx *ctx = b->hub->ctx;
+    for (size_t i = 0; i < b->count && b->files; i++) download_free(&b->files[i]);
+    for (size_t i = 0; i < b->count && b->requests; i++) usli_request_clear(ctx, &b->requests[i]);
+    usli_free(ctx, b->files);
+    usli_free(ctx, b->requests);
+}
+
+usl_status usli_hub_sizes(usli_hub *hub, usli_http *http, char *const *names, size_t count, int64_t *sizes) {
+    batch b;
+    usl_status st = open_batch(hub, names, count, &b);
+    if (st == USL_OK) st = ask_about(&b, http);
+    for (size_t i = 0; i < count && st == USL_OK; i++) sizes[i] = b.files[i].size;
+    close_batch(&b);
+    return st;
+}
+
+usl_status usli_hub_fetch(usli_hub *hub, usli_http *http, char *const *names, size_t count) {
     usl_ctx *ctx = hub->ctx;
     if (!count) return USL_OK;
-    batch b = { hub, usli_calloc(ctx, count, sizeof *b.files), usli_calloc(ctx, count, sizeof *b.requests), count };
+    batch b;
+    usl_status st = open_batch(hub, names, count, &b);
     char *blobs = usli_path_join(ctx, hub->dir, "blobs");
-    usl_status st = b.files && b.requests && blobs ? USL_OK : usli_nomem(ctx, count * sizeof *b.requests);
-    for (size_t i = 0; i < count && b.files; i++) {
-        b.files[i].hub = hub;
-        b.files[i].name = names[i];
-    }
+    if (st == USL_OK && !blobs) st = usli_nomem(ctx, 0);
     if (st == USL_OK) st = ask_about(&b, http);
     if (st == USL_OK) st = check_disk(&b);
     if (st == USL_OK) st = usli_make_dirs(ctx, blobs);
     if (st == USL_OK) st = usli_make_dirs(ctx, hub->locks);
     if (st == USL_OK) st = fetch_bytes(&b, http);
     if (st == USL_OK) st = link_all(&b);
-    for (size_t i = 0; i < count && b.files; i++) download_free(&b.files[i]);
-    for (size_t i = 0; i < count && b.requests; i++) usli_request_clear(ctx, &b.requests[i]);
+    close_batch(&b);
     usli_free(ctx, blobs);
-    usli_free(ctx, b.files);
-    usli_free(ctx, b.requests);
     return st;
 }
 
@@ -454,11 +476,11 @@ static usl_status fetch_wanted(usli_hub *hub, usli_http *http, char *const *name
         if (flags[i] & USLI_HUB_GGUF) *gguf = names[i];
         sharded |= (flags[i] & USLI_HUB_INDEX) != 0;
     }
-    if (st == USL_OK) st = fetch_all(hub, http, wanted, n);
+    if (st == USL_OK) st = usli_hub_fetch(hub, http, wanted, n);
     if (st == USL_OK && sharded) {
         index = usli_hub_snapshot(hub, "model.safetensors.index.json");
         st = index ? usli_hub_shards(hub, index, &shards, &shard_count) : usli_nomem(ctx, 0);
-        if (st == USL_OK) st = fetch_all(hub, http, shards, shard_count);
+        if (st == USL_OK) st = usli_hub_fetch(hub, http, shards, shard_count);
     }
     usli_free_names(ctx, shards, shard_count);
     usli_free(ctx, index);
@@ -475,7 +497,7 @@ static usl_status download_all(usli_hub *hub, char **path) {
     size_t count = 0;
     USLI_TRY(usli_may(ctx, hub->dir, USL_ACCESS_WRITE));
     USLI_TRY(usli_http_new(ctx, &http));
-    usl_status st = resolve(hub, http, &names, &count);
+    usl_status st = usli_hub_resolve(hub, http, &names, &count);
     if (st == USL_OK) st = usli_hub_look(hub, path, missing);
     if (st == USL_OK && !*path) {
         st = fetch_wanted(hub, http, names, count, &gguf);

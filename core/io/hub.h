@@ -71,6 +71,18 @@ __attribute__((format(printf, 2, 3)))
 char *
 usli_hub_format(usl_ctx *ctx, const char *fmt, ...);
 
+struct usli_http;
+/* The commit of the revision, and the names of its files; *names is new: usli_free_names. */
+usl_status usli_hub_resolve(usli_hub *hub, struct usli_http *http, char ***names, size_t *count);
+/* Brings files into the cache and links them into the snapshot. */
+usl_status usli_hub_fetch(usli_hub *hub, struct usli_http *http, char *const *names, size_t count);
+/* sizes: (count) bytes as the hub says; -1: it does not. */
+usl_status usli_hub_sizes(usli_hub *hub, struct usli_http *http, char *const *names, size_t count, int64_t *sizes);
+
+/* hub_outline.c: a repository without its weights in a folder that is there already. Small files are whole (and in the
+ * cache); a file of weights has its size and begins as it does, as far as its header goes, and takes no more room than
+ * that. *path is new: dir, or a .gguf in it. */
+usl_status usli_hub_outline(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts, char **path);
 /* Finds the repository in the cache, or downloads what is wanted of it. *path is new: the snapshot, or a .gguf in it.
  */
 usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);

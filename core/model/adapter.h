@@ -3,6 +3,7 @@
 #ifndef USLI_MODEL_ADAPTER_H
 #define USLI_MODEL_ADAPTER_H
 
+#include "core/io/safetensors.h"
 #include "core/model/model.h"
 
 /* ---- Shapes and names ---- */
@@ -45,6 +46,13 @@ usl_status usli_adapter_check_free(usl_model *m, const char *what);
 /* Row of w in float32 with a's adapter merged; a NULL: as it is. */
 void usli_adapted_row(const usl_model *m, const usli_adapter *a, const usli_weight *w, usli_slot slot, int64_t layer,
                       int64_t row, float *dst);
+
+/* ---- The tables of a resized model (resize.c) ---- */
+
+/* Beside the adapter in its file: announced or written. */
+usl_status usli_resized_tensors(usl_model *m, const usli_adapter *a, usli_safetensors_writer *w, bool writing);
+/* The embedding's and the head's from such a file, NULL: not there; the model gets their size. */
+usl_status usli_model_put_tables(usl_model *m, const char *path, const usli_file_tensor *const tables[2]);
 
 /* ---- First values (start.c) ---- */
 

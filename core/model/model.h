@@ -185,6 +185,7 @@ struct usl_model {
     char device[16]; /* "cpu", "cuda:1" */
     char name[160];  /* of the parameter last asked for */
     int trainers;    /* handles that hold gradients: adapters may not change meanwhile */
+    int64_t resized; /* the vocabulary as it was opened, when it has another size now; 0: it has not */
 };
 
 /* path is recorded; opts as in unsloth.h (NULL: defaults). */
@@ -197,6 +198,11 @@ usl_status usli_model_share(usl_ctx *ctx, usl_model *base, usl_model **out);
 static inline int usli_model_sharers(const usl_model *m) {
     return atomic_load(m->base ? &m->base->sharers : &m->sharers);
 }
+/* resize.c: another number of rows of the embedding table and the head; new ones are the mean of the first mean_of (0:
+ * of all). Rows of a quantised table become floats of the model's type. */
+usl_status usli_model_resize(usl_model *m, int64_t rows, int64_t mean_of);
+/* Moves a row of both towards the mean of others: weight 1 makes it that mean. Of a resized model. */
+usl_status usli_model_blend_row(usl_model *m, int64_t row, const int32_t *ids, size_t count, double weight);
 usl_model *usli_model_retain(usl_model *m);
 void usli_model_release(usl_model *m);
 

@@ -11,7 +11,8 @@ typedef struct folder {
     char *config, *weights; /* paths */
     json_t *json;
     usli_safetensors *file;
-    size_t used; /* tensors that belong somewhere */
+    size_t used;                       /* tensors that belong somewhere */
+    const usli_file_tensor *tables[2]; /* the base's embedding and head, where it was resized; else NULL */
 } folder;
 
 /* Some tools keep the adapter's name in a tensor's, or leave PEFT's own words out. */
@@ -142,6 +143,79 @@ static usl_status find_singles(folder *f, int64_t module, int *rank) {
     return USL_OK;
 }
 
+static bool is_tying(const folder *f) {
+    return json_is_true(json_object_get(f->json, "ensure_weight_tying")) && f->m->config.tied;
+}
+
+/* ---- Tables ---------------------------------------------------------------------------------------------------------
+ */
+
+static const usli_slot TABLES[] = { USLI_EMBED, USLI_HEAD };
+
+static bool is_table(usli_slot slot) {
+    return slot == USLI_EMBED || slot == USLI_HEAD;
+}
+
+/* Whether modules_to_save names it. */
+static bool is_saved(const folder *f, usli_slot slot) {
+    const json_t *list = json_object_get(f->json, "modules_to_save");
+    const char *word = slot == USLI_EMBED ? "embed_tokens" : "lm_head";
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i)), *dot = name ? strrchr(name, '.') : NULL;
+        if (name && strcmp(dot ? dot + 1 : name, word) == 0) return true;
+    }
+    return slot == USLI_HEAD && is_tying(f) && is_saved(f, USLI_EMBED);
+}
+
+/* The tensor under the plain name is the base's table. */
+static bool is_base(const folder *f, usli_slot slot) {
+    return (f->tables[0] || f->tables[1]) && !is_saved(f, slot);
+}
+
+static const usli_file_tensor *look(folder *f, const char *module, const char *part) {
+    size_t used = f->used;
+    const usli_file_tensor *t = find(f, module, part);
+    f->used = used;
+    return t;
+}
+
+/* PEFT writes the base's tables beside the adapter where they were resized, and where the adapter changes them. */
+static usl_status find_tables(folder *f) {
+    static const char *const PARTS[] = { "base_layer.weight", "original_module.weight", "weight" };
+    const usli_config *c = &f->m->config;
+    const usli_file_tensor *found[2] = { NULL, NULL }, *shown = NULL;
+    char module[128];
+    for (int t = 0; t < 2; t++) {
+        usli_module_name(c, TABLES[t], 0, module, sizeof module);
+        for (int i = 0; i < (is_saved(f, TABLES[t]) ? 2 : 3) && !found[t]; i++) found[t] = look(f, module, PARTS[i]);
+        if (found[t]) shown = found[t];
+    }
+    if (!shown || (shown->shape[0] == c->vocab && !f->m->resized)) return USL_OK;
+    for (int t = 0; t < 2; t++) {
+        const usli_file_tensor *g = found[t];
+        bool is_float = g && (g->dtype == USL_F32 || g->dtype == USL_BF16 || g->dtype == USL_F16);
+        if (g && (!is_float || g->ndim != 2 || g->shape[1] != c->hidden || g->shape[0] != shown->shape[0]))
+            return usli_fail(f->m->ctx, USL_ERR_SHAPE, "%s: tensor \"%s\" is no embedding table of this model",
+                             f->weights, g->name);
+        f->tables[t] = g;
+    }
+    return USL_OK;
+}
+
+/* What stands in the file about tables and is no adapter and no copy. */
+static void pass_over(folder *f) {
+    char module[128];
+    for (int t = 0; t < 2; t++) {
+        usli_module_name(&f->m->config, TABLES[t], 0, module, sizeof module);
+        (void)find(f, module, "base_layer.weight");
+        (void)find(f, module, "original_module.weight");
+        if (is_base(f, TABLES[t]))
+            (void)find(f, module, "weight");
+        else if (look(f, module, "weight"))
+            (void)find(f, module, "modules_to_save.weight"); /* the same copy once more */
+    }
+}
+
 /* A trained copy of a weight; of a bias beside an adapter the name says so. */
 static usl_status find_copy(folder *f, usli_slot slot, int64_t layer, const usli_file_tensor **out) {
     static const char *const FORMS[] = { "", "base_layer.", "modules_to_save." };
@@ -151,6 +225,7 @@ static usl_status find_copy(folder *f, usli_slot slot, int64_t layer, const usli
     *out = NULL;
     bool there = usli_slot_shape(c, slot, layer, &rows, &cols);
     if (!there && slot != USLI_HEAD) return USL_OK;
+    if (is_table(slot) && is_base(f, slot)) return USL_OK;
     usli_slot_name(c, slot, layer, false, name, sizeof name);
     usli_module_name(c, slot, layer, module, sizeof module);
     for (size_t i = 0; i < sizeof FORMS / sizeof *FORMS && !*out; i++) {
@@ -163,18 +238,9 @@ static usl_status find_copy(folder *f, usli_slot slot, int64_t layer, const usli
     if (!t) return USL_OK;
     bool fits = cols ? t->ndim == 2 && t->shape[0] == rows && t->shape[1] == cols : t->ndim == 1 && t->shape[0] == rows;
     return fits ? USL_OK
-                : usli_fail(f->m->ctx, USL_ERR_SHAPE, "%s: \"%s\" has another shape than the model's %lldx%lld",
-                            f->weights, t->name, (long long)rows, (long long)(cols ? cols : 1));
-}
-
-/* PEFT writes the untouched tables beside adapters of embed_tokens and lm_head. */
-static void pass_over(folder *f) {
-    static const char *const MODULES[] = { "model.embed_tokens", "lm_head" };
-    for (int i = 0; i < 2; i++) (void)find(f, MODULES[i], "base_layer.weight");
-}
-
-static bool is_tying(const folder *f) {
-    return json_is_true(json_object_get(f->json, "ensure_weight_tying")) && f->m->config.tied;
+                : usli_fail(f->m->ctx, USL_ERR_SHAPE, "%s: \"%s\" has another shape than the model's %lldx%lld%s",
+                            f->weights, t->name, (long long)rows, (long long)(cols ? cols : 1),
+                            is_table(slot) ? "; model:resize_token_embeddings gives it as many rows" : "");
 }
 
 typedef struct slots {
@@ -219,6 +285,16 @@ static usl_status read_shape(folder *f, slots *s) {
         return usli_fail(f->m->ctx, USL_ERR_UNSUPPORTED, "%s: %zu of its %zu tensors belong to no module of this model",
                          f->weights, f->file->count - f->used, f->file->count);
     return USL_OK;
+}
+
+/* The model gets another size only once all of it fits. */
+static usl_status read_shape_resized(folder *f, slots *s) {
+    int64_t *vocab = &f->m->config.vocab, now = *vocab;
+    for (int t = 0; t < 2; t++)
+        if (f->tables[t]) *vocab = f->tables[t]->shape[0];
+    usl_status st = read_shape(f, s);
+    *vocab = now;
+    return st;
 }
 
 static const char *text_of(const json_t *j, const char *key) {
@@ -396,8 +472,10 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
     USLI_TRYGO(usli_json_load(ctx, f.config, &f.json));
     USLI_TRYGO(usli_safetensors_open(ctx, f.weights, &f.file));
     USLI_TRYGO(refuse_settings(&f));
-    USLI_TRYGO(read_shape(&f, &s));
+    USLI_TRYGO(find_tables(&f));
+    USLI_TRYGO(read_shape_resized(&f, &s));
     USLI_TRYGO(read_alpha(&f, &s, &rank, &alpha));
+    USLI_TRYGO(usli_model_put_tables(m, f.weights, f.tables));
     USLI_TRYGO(usli_adapter_new(m, name ? name : "default", &s.shape, &a));
     a->rank = rank;
     a->alpha = alpha;

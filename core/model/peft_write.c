@@ -235,6 +235,7 @@ static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
                 USLI_TRYGO(write_values(m, &p, w));
         }
         USLI_TRYGO(write_tied(m, w, writing));
+        USLI_TRYGO(usli_resized_tensors(m, m->active, w, writing));
     }
     st = usli_safetensors_commit(w);
 done:

@@ -11,6 +11,8 @@ typedef struct loader {
     const char *name; /* of the file, for errors */
     usli_buf key;     /* an entry's name, while its value is read */
     const char *merges, *merges_end;
+    usli_cut cuts[2]; /* for the cache; whatever stands there twice is not kept */
+    bool twice;
     json_t *parts[6];
     char unk[256];
     size_t unk_len;
@@ -183,14 +185,25 @@ static usl_status model_type(loader *l, const usli_json_reader *r) {
                      (int)(r->len < 50 ? r->len : 50), r->str);
 }
 
+static void note_cut(loader *l, int i, const char *from, const char *to) {
+    l->twice |= l->cuts[i].from != NULL;
+    l->cuts[i] = (usli_cut){ from, to };
+}
+
 static usl_status model_field(loader *l, const char *key, usli_json_reader *r) {
     usli_tokenizer *t = l->tok;
-    if (strcmp(key, "vocab") == 0) return read_vocab(l, r);
+    if (strcmp(key, "vocab") == 0) {
+        const char *from = r->pos - 1;
+        USLI_TRY(read_vocab(l, r));
+        note_cut(l, 0, from, r->pos);
+        return USL_OK;
+    }
     if (strcmp(key, "merges") == 0) {
         if (r->kind != USLI_JSON_ARRAY) return usli_fail(l->ctx, USL_ERR_FORMAT, "the model's merges must be an array");
         l->merges = r->pos - 1;
         USLI_TRY(usli_json_skip(r));
         l->merges_end = r->pos;
+        note_cut(l, 1, l->merges, r->pos);
         return USL_OK;
     }
     if (strcmp(key, "type") == 0) return model_type(l, r);
@@ -364,11 +377,16 @@ static usl_status put_together(loader *l) {
 static usl_status load_json(usl_ctx *ctx, usli_tokenizer *tok, const char *path) {
     loader l = { .ctx = ctx, .tok = tok, .name = path };
     usli_json_reader r;
+    usli_buf rest = { 0 };
     USLI_TRY(usli_map_open(ctx, path, &tok->source));
-    usli_json_init(&r, ctx, path, (const char *)tok->source->data, tok->source->size);
+    bool kept = usli_cache_load(ctx, tok, path, &rest);
+    const char *text = kept ? rest.data : (const char *)tok->source->data;
+    usli_json_init(&r, ctx, path, text, kept ? rest.len : tok->source->size);
     usl_status st = read_top(&l, &r);
     if (st == USL_OK) st = put_together(&l);
+    if (st == USL_OK && !kept && !l.scored && !l.twice) usli_cache_store(ctx, tok, path, l.cuts);
     usli_json_done(&r);
+    usli_free(ctx, rest.data);
     usli_free(ctx, l.key.data);
     for (int i = 0; i < PART_COUNT; i++) json_decref(l.parts[i]);
     /* The reader's own errors name the file already. */

@@ -187,6 +187,10 @@ uint64_t usli_hash_bytes(const char *text, size_t len);
 void usli_vocab_free(usl_ctx *ctx, usli_vocab *v);
 /* An id or a spelling that is there already is an error, unless last_wins: then the spelling finds the newer id. */
 usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins);
+/* Room for so many, found at once. */
+usl_status usli_vocab_reserve(usl_ctx *ctx, usli_vocab *v, size_t count);
+/* This one will be added soon: its place is brought near. */
+void usli_vocab_expect(const usli_vocab *v, const char *text, size_t len);
 int32_t usli_vocab_find(const usli_vocab *v, const char *text, size_t len); /* -1: none */
 /* Another spelling, which no token has, for a token. What points into the blob must be renewed, also after a failure.
  */
@@ -375,6 +379,7 @@ struct usl_tokenizer {
     size_t template_count, template_cap;
     usli_renamed *renamed; /* tokens that the source spells otherwise, in the order of their renaming */
     size_t renamed_count, renamed_cap;
+    usli_ids extra; /* added since it was read */
     usli_map *source;
     char *config; /* tokenizer_config.json's bytes; NULL when there was none */
     size_t config_len;
@@ -390,11 +395,26 @@ usl_status usli_tokenizer_finish(usli_tokenizer *tok);
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok);
 /* Appends text with each `from` of the tokens renamed since it was read replaced. */
 usl_status usli_renamed_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *text, size_t len, usli_buf *out);
+/* Appends tokenizer.json with the tokens added since it was read. */
+usl_status usli_extended_text(usl_ctx *ctx, const usli_tokenizer *tok, const char *source, size_t len, usli_buf *out);
 /* Appends a named chat template; takes copies. */
 usl_status usli_tokenizer_add_template(usli_tokenizer *tok, const char *name, size_t name_len, const char *text,
                                        size_t len);
 /* Registers an added token whose id is in the vocabulary. */
 usl_status usli_tokenizer_add_token(usli_tokenizer *tok, const usli_added *flags);
+
+/* ---- The cache (cache.c)
+ * ----------------------------------------------------------------------------------------------- */
+
+/* A value in the source: the vocabulary's, the merges'; NULL: there is none. */
+typedef struct usli_cut {
+    const char *from, *to;
+} usli_cut;
+/* Whether vocabulary and merges of tok->source, read from path before, were taken from the cache; rest gets the JSON
+ * without them. */
+bool usli_cache_load(usl_ctx *ctx, usli_tokenizer *tok, const char *path, usli_buf *rest);
+/* Keeps them, where a cache can be written. */
+void usli_cache_store(usl_ctx *ctx, const usli_tokenizer *tok, const char *path, const usli_cut cuts[2]);
 
 /* A pre-tokeniser that llama.cpp has names for. parts: regular expressions that cut one after the other, and at last
  * USLI_BYTES, or USLI_WORDS where GPT-2's own pattern cuts too. */

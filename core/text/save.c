@@ -248,10 +248,16 @@ static usl_status write_made(saver *s, const char *dir, const char *name, usl_st
 usl_status usli_tokenizer_save(usl_ctx *ctx, const usli_tokenizer *tok, const char *dir) {
     static const char TOKENIZER[] = "tokenizer.json", CONFIG[] = "tokenizer_config.json";
     saver s = { .ctx = ctx, .tok = tok };
+    usli_buf extended = { 0 };
     size_t len;
     const char *source = usli_tokenizer_source(tok, &len);
     usl_status st;
     USLI_TRYGO(usli_make_dirs(ctx, dir));
+    if (source && tok->extra.count) {
+        USLI_TRYGO(usli_extended_text(ctx, tok, source, len, &extended));
+        source = extended.data;
+        len = extended.len;
+    }
     if (source && tok->renamed_count) {
         USLI_TRYGO(usli_renamed_text(ctx, tok, source, len, &s.out));
         source = s.out.data;
@@ -263,6 +269,7 @@ usl_status usli_tokenizer_save(usl_ctx *ctx, const usli_tokenizer *tok, const ch
     if (tok->template_file)
         USLI_TRYGO(write_in(ctx, dir, "chat_template.jinja", tok->chat_template, strlen(tok->chat_template)));
 done:
+    usli_free(ctx, extended.data);
     usli_free(ctx, s.out.data);
     return st;
 }

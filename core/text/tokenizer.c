@@ -37,6 +37,7 @@ void usli_tokenizer_release(usli_tokenizer *tok) {
     usli_steps_free(ctx, &tok->normalizer);
     usli_steps_free(ctx, &tok->pre_tokenizer);
     usli_steps_free(ctx, &tok->decoder);
+    usli_free(ctx, tok->extra.items);
     usli_free(ctx, tok->template_before.items);
     usli_free(ctx, tok->template_after.items);
     usli_free(ctx, tok->chat_template);

@@ -81,6 +81,10 @@ const char *usli_tokenizer_template(const usli_tokenizer *tok, const char *name)
  */
 usl_status usli_tokenizer_set_chat_template(usl_ctx *ctx, usli_tokenizer *tok, const char *text);
 usl_status usli_tokenizer_set_special(usl_ctx *ctx, usli_tokenizer *tok, usli_special which, int32_t id);
+/* Added tokens: spellings that become their id wherever they stand in a text. Those that no token has get the ids
+ * behind the last one; one that was added before is left alone. *added: how many were not. */
+usl_status usli_tokenizer_add_tokens(usl_ctx *ctx, usli_tokenizer *tok, const char *const *texts, const size_t *lens,
+                                     size_t count, bool special, size_t *added);
 /* Another spelling for a token, which no other token has. */
 usl_status usli_tokenizer_rename(usl_ctx *ctx, usli_tokenizer *tok, int32_t id, const char *text, size_t len);
 /* What GGUF metadata says about the ends: add_bos_token of tokenizer_config.json, else what the post-processor does. */

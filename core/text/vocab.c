@@ -57,8 +57,9 @@ static void vocab_put(usli_vocab *v, size_t slot, const char *text, size_t len, 
     v->slots[2 * slot + 1] = (uint32_t)(usli_hash_bytes(text, len) >> 32);
 }
 
-static usl_status vocab_widen(usl_ctx *ctx, usli_vocab *v) {
+static usl_status vocab_widen(usl_ctx *ctx, usli_vocab *v, size_t least) {
     size_t old_count = v->slot_count, count = old_count ? old_count * 2 : 1024;
+    while (count < least) count *= 2;
     uint32_t *old = v->slots, *slots = usli_calloc(ctx, count, 2 * sizeof *slots);
     if (!slots) return usli_nomem(ctx, count * 2 * sizeof *slots);
     v->slots = slots;
@@ -73,13 +74,23 @@ static usl_status vocab_widen(usl_ctx *ctx, usli_vocab *v) {
     return USL_OK;
 }
 
+usl_status usli_vocab_reserve(usl_ctx *ctx, usli_vocab *v, size_t count) {
+    if (count > SIZE_MAX / 64) return usli_nomem(ctx, SIZE_MAX);
+    USLI_TRY(usli_grow(ctx, &v->entries, &v->cap, count, sizeof *v->entries));
+    return 2 * count < v->slot_count ? USL_OK : vocab_widen(ctx, v, 2 * count + 1);
+}
+
+void usli_vocab_expect(const usli_vocab *v, const char *text, size_t len) {
+    __builtin_prefetch(&v->slots[2 * (usli_hash_bytes(text, len) & (v->slot_count - 1))], 1);
+}
+
 usl_status usli_vocab_add(usl_ctx *ctx, usli_vocab *v, const char *text, size_t len, int64_t id, bool last_wins) {
     int shown = (int)(len < 100 ? len : 100);
     /* Ids may leave holes, yet a small file must not ask for a large table. */
     if (id < 0 || (uint64_t)id > 16 * (uint64_t)v->used + 65536)
         return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" has the id %lld, which is out of range", shown, text,
                          (long long)id);
-    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
+    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v, 0));
     size_t slot = vocab_slot(v, text, len);
     if (v->slots[2 * slot] && !last_wins)
         return usli_fail(ctx, USL_ERR_FORMAT, "token \"%.*s\" stands in the vocabulary twice", shown, text);
@@ -108,7 +119,7 @@ usl_status usli_vocab_rename(usl_ctx *ctx, usli_vocab *v, int32_t id, const char
     usli_entry *e = &v->entries[id];
     USLI_TRY(usli_grow(ctx, &v->blob.data, &v->blob.cap, v->blob.len + len + 1, 1));
     /* The old spelling's slot stays: its entry no longer reads so. The new one's counts, or the table could fill up. */
-    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v));
+    if (v->used * 2 >= v->slot_count) USLI_TRY(vocab_widen(ctx, v, 0));
     size_t slot = vocab_slot(v, text, len);
     memcpy(v->blob.data + v->blob.len, text, len);
     v->blob.data[v->blob.len + len] = 0;
@@ -149,6 +160,9 @@ static unsigned bits_for(size_t count) {
     return bits;
 }
 
+/* The table is larger than the processor's caches: places are asked for before they are needed. */
+enum { AHEAD = 12 };
+
 usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m) {
     unsigned bits = bits_for(m->count + m->count / 2), maybe_bits = bits_for(8 * m->count);
     size_t count = (size_t)1 << bits, words = ((size_t)1 << maybe_bits) / 32;
@@ -159,7 +173,8 @@ usl_status usli_merges_index(usl_ctx *ctx, usli_merges *m) {
     m->slot_shift = 64 - bits;
     m->maybe_shift = 64 - maybe_bits;
     for (size_t i = 0; i < m->count; i++) {
-        const int32_t *p = m->pairs + 3 * i;
+        const int32_t *p = m->pairs + 3 * i, *later = m->pairs + 3 * (i + AHEAD < m->count ? i + AHEAD : i);
+        __builtin_prefetch(&m->slots[usli_merge_hash(later[0], later[1]) >> m->slot_shift], 1);
         uint64_t hash = usli_merge_hash(p[0], p[1]);
         size_t bit = hash >> m->maybe_shift, at = hash >> m->slot_shift;
         m->maybe[bit / 32] |= (uint32_t)1 << (bit & 31);

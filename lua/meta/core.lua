@@ -549,6 +549,14 @@ function Tokenizer:set_special(which, id) end
 ---@param token string
 function Tokenizer:rename(id, token) end
 
+--- Adds tokens: what add_tokens is made of.
+---
+---     print(tokenizer:extend({ "<|one|>" }, true))
+---@param tokens string[]
+---@param special boolean|nil
+---@return integer how many are new
+function Tokenizer:extend(tokens, special) end
+
 --- Renders a chat template over JSON texts: what apply_chat_template is made of.
 ---
 ---     print(tokenizer:render_chat(unsloth.json.encode { { role = "user", content = "Hi" } }))
@@ -726,6 +734,22 @@ function Model:get_param(name) end
 ---@param name string
 ---@param value unsloth.Tensor
 function Model:set_param(name, value) end
+
+--- Gives the embeddings and the head rows for another number of tokens: what resize_token_embeddings is made of.
+---
+---     model:resize_vocab(model:info().vocab + 8)
+---@param rows integer
+---@param mean_of integer|nil new rows are the mean of so many of the first; nil: of all
+function Model:resize_vocab(rows, mean_of) end
+
+--- Moves a token's rows towards the mean of other tokens' by a weight from 0 to 1; of a model whose vocabulary was resized.
+---
+---     model:resize_vocab(model:info().vocab + 1)
+---     model:blend_row(model:info().vocab - 1, { 5, 6 }, 0.5)
+---@param id integer
+---@param ids integer[]
+---@param weight number
+function Model:blend_row(id, ids, weight) end
 
 --- The logits of a row of ids: a tensor of (tokens, vocabulary).
 ---

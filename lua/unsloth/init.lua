@@ -23,6 +23,7 @@ M.FastLanguageModel = model.FastLanguageModel
 M.FastModel = model.FastLanguageModel
 
 M.AutoTokenizer = tokenizer.AutoTokenizer
+M.add_new_tokens = model.add_new_tokens
 M.get_chat_template = chat.get_chat_template
 M.chat_template = chat.chat_template
 

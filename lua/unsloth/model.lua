@@ -354,6 +354,66 @@ function Model:disable_adapter()
   return name
 end
 
+local RESIZE = {
+  pad_to_multiple_of = { "integer" },
+  mean_resizing = { "boolean", default = true, refuse = "new rows are the mean of the old ones" },
+}
+
+--- Gives the embeddings and the head rows for this many tokens; new ones are the mean of the old. Returns the number. What
+--- is saved has them, an adapter's folder too.
+---
+---     tokenizer:add_tokens { "<think>" }
+---     model:resize_token_embeddings(math.max(#tokenizer, model:info().vocab))
+---@param n integer|nil nil: as many as there are
+---@param opts { pad_to_multiple_of: integer }|nil
+---@return integer
+function Model:resize_token_embeddings(n, opts)
+  local o = options.check("resize_token_embeddings", opts, RESIZE)
+  n = n or self:info().vocab
+  if o.pad_to_multiple_of then n = (n + o.pad_to_multiple_of - 1) // o.pad_to_multiple_of * o.pad_to_multiple_of end
+  self:release_trainer()
+  self:resize_vocab(n)
+  return n
+end
+
+local NEW_TOKENS = {
+  new_tokens = { "table", default = {} },
+  method = { "string", default = "mean" },
+  interpolation = { "number", default = 0.5 },
+}
+
+--- Adds tokens to a tokenizer and rows for them to a model, before get_peft_model. With "mean" the rows are the mean of all
+--- tokens', with "interpolation" they lie between that and the mean of the tokens that spelled the word before.
+---
+---     unsloth.add_new_tokens(model, tokenizer, { new_tokens = { "<think>", "</think>" }, method = "mean" })
+---@param model unsloth.Model
+---@param tokenizer unsloth.Tokenizer
+---@param opts { new_tokens: string[], method: string, interpolation: number }
+function M.add_new_tokens(model, tokenizer, opts)
+  local o = options.check("add_new_tokens", opts, NEW_TOKENS)
+  if o.method ~= "mean" and o.method ~= "interpolation" then
+    errors.invalid('add_new_tokens: method is "%s"; "mean" and "interpolation" are known', o.method)
+  end
+  if o.interpolation < 0 or o.interpolation > 1 then errors.invalid "add_new_tokens: interpolation lies between 0 and 1" end
+  if #o.new_tokens == 0 then errors.invalid "add_new_tokens: new_tokens names none" end
+  local before, parts = #tokenizer, {}
+  for i, token in ipairs(o.new_tokens) do
+    if tokenizer:token_to_id(token) then errors.invalid('add_new_tokens: "%s" is a token already', token) end
+    parts[i] = tokenizer:encode(token, { add_special_tokens = false })
+  end
+  model:release_trainer()
+  local vocab = model:info().vocab
+  local known = math.min(before, vocab)
+  -- Before the tokenizer changes: what refuses leaves both as they were. Padding rows of the old size give way.
+  model:resize_vocab(known, known)
+  tokenizer:add_tokens(o.new_tokens)
+  model:resize_vocab(math.max(#tokenizer, vocab), known)
+  if o.method ~= "interpolation" then return end
+  for i, token in ipairs(o.new_tokens) do
+    if #parts[i] > 0 then model:blend_row(tokenizer:token_to_id(token), parts[i], o.interpolation) end
+  end
+end
+
 --- Prints how many parameters are trained, in PEFT's words.
 ---
 ---     model:print_trainable_parameters()

@@ -53,6 +53,43 @@ function Tokenizer:convert_ids_to_tokens(ids)
   return tokens
 end
 
+--- Adds tokens, which become their id wherever they stand in a text; returns how many are new. Rows of a model follow by
+--- model:resize_token_embeddings(#tokenizer).
+---
+---     print(tokenizer:add_tokens { "<think>", "</think>" })
+---@param tokens string|string[]
+---@param special_tokens boolean|{ special_tokens: boolean }|nil true: decode leaves them out with skip_special_tokens
+---@return integer
+function Tokenizer:add_tokens(tokens, special_tokens)
+  if type(special_tokens) == "table" then
+    special_tokens = options.check("add_tokens", special_tokens, { special_tokens = { "boolean", default = false } }).special_tokens
+  end
+  return self:extend(type(tokens) == "string" and { tokens } or tokens, special_tokens)
+end
+
+local SPECIALS = { bos_token = "bos", eos_token = "eos", pad_token = "pad", unk_token = "unk" }
+local SPECIAL_SPEC = { additional_special_tokens = { "table" } }
+for name in pairs(SPECIALS) do SPECIAL_SPEC[name] = { "string" } end
+
+--- Adds special tokens by what they are for; returns how many are new.
+---
+---     print(tokenizer:add_special_tokens { pad_token = "<|pad|>", additional_special_tokens = { "<|tool|>" } })
+---@param tokens table bos_token, eos_token, pad_token, unk_token, additional_special_tokens
+---@return integer
+function Tokenizer:add_special_tokens(tokens)
+  local o = options.check("add_special_tokens", tokens, SPECIAL_SPEC)
+  local list = {}
+  for _, name in ipairs { "bos_token", "eos_token", "unk_token", "pad_token" } do
+    if o[name] then list[#list + 1] = o[name] end
+  end
+  for _, token in ipairs(o.additional_special_tokens or {}) do list[#list + 1] = token end
+  local added = self:extend(list, true)
+  for name, which in pairs(SPECIALS) do
+    if o[name] then self:set_special(which, self:token_to_id(o[name])) end
+  end
+  return added
+end
+
 -- What the post-processor puts in front and behind.
 local function around(self)
   local bare, whole = self:encode("a", { add_special_tokens = false }), self:encode "a"

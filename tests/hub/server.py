@@ -153,13 +153,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def send(self, name, data, headers):
         start, status = 0, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        end = len(data)
         if wanted and not faults().get("no_range"):
             start, status = int(wanted[1]), 206
-            headers = headers + [("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")]
+            end = min(end, int(wanted[2]) + 1) if wanted[2] else end
+            headers = headers + [("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")]
         if name in faults().get("corrupt", []):
             data = data[:50] + bytes([data[50] ^ 1]) + data[51:]
-        data = data[start:]
+        data = data[start:end]
         cut = next_of("cut", name)
         self.send_response(status)
         for key, value in headers + [("Content-Length", str(len(data)))]:

@@ -27,6 +27,12 @@ local KINDS = {
   pissa = { r = 4, lora_alpha = 8, init_lora_weights = "pissa" },
   pissa_niter = { r = 4, lora_alpha = 8, init_lora_weights = "pissa_niter_16" },
   loftq = { r = 4, lora_alpha = 4, init_lora_weights = "loftq", loftq_config = { loftq_bits = 4, loftq_iter = 2 } },
+  -- extra: the vocabulary grows by so many rows first.
+  resized = { r = 4, lora_alpha = 8, target_modules = { "q_proj" }, extra = 5 },
+  resized_saved = { r = 4, lora_alpha = 8, modules_to_save = { "embed_tokens", "lm_head" }, extra = 5 },
+  resized_saved_embed = { r = 4, lora_alpha = 8, modules_to_save = { "embed_tokens" }, extra = 5 },
+  resized_saved_tied = { r = 4, lora_alpha = 8, modules_to_save = { "embed_tokens" }, ensure_weight_tying = true, extra = 5 },
+  resized_embeddings = { r = 4, lora_alpha = 8, target_modules = { "q_proj", "lm_head", "embed_tokens" }, lora_embeddings = true, extra = 5 },
   loftq_8 = { r = 4, lora_alpha = 4, init_lora_weights = "loftq", loftq_config = { loftq_bits = 8 } },
 }
 
@@ -55,20 +61,29 @@ for kind, options in pairs(KINDS) do
   local model <close>, tokenizer = open(source)
   local dir = out .. "/" .. kind
   core.make_dir(dir)
-  local result = { base = model:logits(ids) }
+  local prompt = { table.unpack(ids) }
+  local result = { base = model:logits(prompt) }
   if options.init_lora_weights == nil then options.init_lora_weights = false end
   options.random_state = 1
+  if options.extra then
+    local first = model:info().vocab
+    model:resize_token_embeddings(first + options.extra)
+    for id = first, first + options.extra - 1 do model:blend_row(id, { id - first, 2 * (id - first) + 1 }, 0.7) end
+    prompt[#prompt] = first + options.extra - 1
+    result.base = model:logits(prompt)
+    options.extra = nil
+  end
   FastLanguageModel.get_peft_model(model, options)
-  result.start = model:logits(ids)
+  result.start = model:logits(prompt)
   disturb(model)
-  result.logits = model:logits(ids)
+  result.logits = model:logits(prompt)
   model:save_pretrained(dir .. "/adapter")
   if kind:match "^pissa" then model:save_pretrained(dir .. "/as_lora", { path_initial_model_for_weight_conversion = true }) end
   model:save_pretrained_merged(dir .. "/merged", tokenizer, { save_method = "merged_32bit" })
   if tokenizer then
     local paths = model:save_pretrained_gguf(dir, tokenizer, { quantization_method = "f32" })
     local again <close> = open(paths[1])
-    result.gguf = again:logits(ids)
+    result.gguf = again:logits(prompt)
   end
   unsloth.safetensors.save(dir .. "/logits.safetensors", result)
 end

@@ -22,17 +22,22 @@ IDS = [1, 40, 17, 26, 37, 43, 38, 28, 26, 37, 29, 31, 42]
 LIMIT = 1e-5  # relative, float32 on both sides
 try:
     import bitsandbytes  # noqa: F401, what LoftQ quantises with
+    import scipy  # noqa: F401, what PEFT asks for then
 except ImportError:
     bitsandbytes = None
 
 
-def torch_logits(model):
+def torch_logits(model, ids=IDS):
     with torch.no_grad():
-        return model.eval()(torch.tensor([IDS])).logits[0].numpy()
+        return model.eval()(torch.tensor([ids])).logits[0].numpy()
 
 
-def load(path):
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+def load(path, extra=0):
+    """With a vocabulary larger by `extra`: rows of random numbers, which the adapter's folder brings its own for."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    if extra:
+        model.resize_token_embeddings(model.config.vocab_size + extra)
+    return model
 
 
 def loftq_on_cpu():
@@ -54,6 +59,11 @@ THEIRS = {
     "embed_tokens and lm_head": dict(target_modules=["v_proj", "embed_tokens", "lm_head"]),
     "bias all": dict(target_modules=["o_proj", "up_proj"], bias="all"),
     "bias lora_only": dict(target_modules=["o_proj", "up_proj"], bias="lora_only"),
+    "resized": dict(target_modules=["q_proj"], extra=3),
+    "resized, modules_to_save": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], extra=3),
+    "resized, modules_to_save, tied": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True, extra=3),
+    "resized, embed_tokens saved": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens"], extra=3),
+    "resized, embed_tokens and lm_head": dict(target_modules=["v_proj", "embed_tokens", "lm_head"], extra=3),
     "pissa": dict(target_modules=SEVEN, init_lora_weights="pissa"),
     "loftq": dict(target_modules=SEVEN, init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 3}),
 }
@@ -61,9 +71,14 @@ THEIRS = {
 
 def check_ours(checks, model, out):
     common.lua("export_kinds.lua", model, out, *IDS)
-    base = torch_logits(load(model))
+    plain = torch_logits(load(model))
     for folder in sorted(out.iterdir()):
         kind, tensors = folder.name, load_file(folder / "logits.safetensors")
+        extra, ids, base = 0, IDS, plain
+        if kind.startswith("resized"):
+            extra = tensors["base"].shape[1] - plain.shape[1]
+            ids = [*IDS[:-1], tensors["base"].shape[1] - 1]
+            base = tensors["base"]
 
         def agree(what, ours, theirs):
             error = reference.distance(ours, theirs)
@@ -77,11 +92,11 @@ def check_ours(checks, model, out):
             agree("as plain LoRA in PEFT", tensors["logits"], torch_logits(PeftModel.from_pretrained(load(model), str(folder / "as_lora"))))
         # PEFT takes another random part of the base each time it loads such an adapter: only plain LoRA carries it.
         if kind != "pissa_niter" and (not kind.startswith("loftq") or bitsandbytes):
-            agree("in PEFT", tensors["logits"], torch_logits(PeftModel.from_pretrained(load(model), str(folder / "adapter"))))
-        agree("merged in transformers", tensors["logits"], torch_logits(load(folder / "merged")))
+            agree("in PEFT", tensors["logits"], torch_logits(PeftModel.from_pretrained(load(model, extra), str(folder / "adapter")), ids))
+        agree("merged in transformers", tensors["logits"], torch_logits(load(folder / "merged"), ids))
         if "gguf" in tensors:
             agree("as GGUF", tensors["logits"], tensors["gguf"])
-        ours, _ = common.answer(model, IDS, 1, adapter=folder / "adapter")
+        ours, _ = common.answer(model, ids, 1, adapter=folder / "adapter")
         agree("loaded again", ours, tensors["logits"])
 
 
@@ -90,15 +105,18 @@ def check_theirs(checks, model, out):
         if "loftq" in kind and not bitsandbytes:
             continue
         torch.manual_seed(1)
-        theirs = get_peft_model(load(model), LoraConfig(**{"r": 4, "lora_alpha": 4 if kind == "loftq" else 8, "init_lora_weights": False, **options}))
+        options = dict(options)
+        start = load(model, options.pop("extra", 0))
+        ids = [*IDS[:-1], start.config.vocab_size - 1]
+        theirs = get_peft_model(start, LoraConfig(**{"r": 4, "lora_alpha": 4 if kind == "loftq" else 8, "init_lora_weights": False, **options}))
         with torch.no_grad():
             for p in theirs.parameters():
                 if p.requires_grad:
                     p.add_(0.05 * torch.randn_like(p) * p.std() if p.numel() > 1 else 0)
         folder = out / "theirs" / kind.replace(" ", "_")
         theirs.save_pretrained(str(folder))
-        ours, _ = common.answer(model, IDS, 1, adapter=folder)
-        error = reference.distance(ours, torch_logits(theirs))
+        ours, _ = common.answer(model, ids, 1, adapter=folder)
+        error = reference.distance(ours, torch_logits(theirs, ids))
         checks.check(error < LIMIT, f"PEFT's {kind} in ours: {error:.1e}")
 
 

@@ -136,6 +136,59 @@ describe("the hub", function()
     assert.equals(0, count "GET /cdn/org/one")
   end)
 
+  -- Requests for bytes of weights name the part that they want; what comes is the header.
+  it("is described without its weights", function()
+    if not support.program then
+      pending "the verbs are the program's"
+      return
+    end
+    local function info(name, more)
+      local out, err, code = support.shell("env -u HF_HUB_CACHE HF_HUB_OFFLINE= HF_TOKEN= no_proxy='*' HF_ENDPOINT=http://127.0.0.1:%s HF_HOME=%s %s %s "
+        .. "info --tensors %s", port, quote(top .. "/home"), more or "", support.program, quote(name))
+      return out:gsub("^path[^\n]*\n", ""), err, code
+    end
+    local models = top .. "/models/org/"
+    if not core.path_kind(models .. "gguf") then
+      local model <close>, tokenizer = support.open(models .. "one", { device = "cpu" })
+      os.rename(model:save_pretrained_gguf(top, tokenizer, { quantization_method = "f32" })[1], top .. "/made.gguf")
+      core.make_dir(models .. "gguf")
+      os.rename(top .. "/made.gguf", models .. "gguf/made.gguf")
+      -- A header longer than the first request: many tensors.
+      core.make_dir(models .. "long")
+      local tensors = {}
+      for i = 1, 2000 do tensors[("a tensor whose name is as long as names can be, number %d"):format(i)] = unsloth.tensor { i } end
+      unsloth.safetensors.save(models .. "long/adapter_model.safetensors", tensors)
+      support.write(models .. "long/adapter_config.json", '{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    end
+    for name, path in pairs { ["org/one"] = "one", ["org/two"] = "two", ["org/gguf"] = "gguf/made.gguf" } do
+      support.remove(top .. "/log")
+      local out, err, code = info(name)
+      assert.equals(0, code, err)
+      assert.equals((info(models .. path)), out)
+      assert.is_true(count "GET /cdn" >= 1)
+      assert.equals(count "GET /cdn", count "GET /cdn[^\n]* range=bytes=0%-%d")
+      assert.equals(0, count "GET [^\n]*%.safetensors range= ", log())
+      assert.is_true(select(3, info(name, "HF_HUB_OFFLINE=1")) ~= 0) -- nothing of it counts as a model
+      faults { no_range = true }
+      support.remove(top .. "/home")
+      assert.equals(out, (info(name)))
+      faults {}
+    end
+    local path = core.hub_outline and top .. "/outline"
+    core.make_dir(path)
+    local out, err, code = child(("print(require('unsloth.core').hub_outline('org/long', %q))"):format(path))
+    assert.equals(0, code, out .. err)
+    assert.equals(2000, #core.inspect(path .. "/adapter_model.safetensors").tensors)
+    faults { status = { ["adapter_model.safetensors"] = { 404 } } }
+    out, err, code = child(("print(require('unsloth.core').hub_outline('org/long', %q))"):format(path))
+    assert.is_true(code ~= 0, out)
+    has(err, "adapter_model.safetensors", "404")
+    get "org/one" -- held whole, it is not asked about
+    support.remove(top .. "/log")
+    assert.equals(0, select(3, info "org/one"))
+    assert.equals("", log())
+  end)
+
   it("goes on where it was cut, and tries again what fails for a moment", function()
     faults { cut = { ["model.safetensors"] = { 30000, 20000 }, ["tokenizer.json"] = { 100 } }, status = { api = { 503 }, ["config.json"] = { 500, 429 } },
       retry_after = "0" }

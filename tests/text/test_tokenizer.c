@@ -141,9 +141,11 @@ static void test_shared_tokenizer(usl_ctx *ctx, const char *name) {
         CHECK(fetch(from, to), "%s cannot be read", from);
     }
     usli_tokenizer *tok;
-    CHECK_OK(ctx, usli_tokenizer_load(ctx, scratch, &tok));
-    if (tok) check_cases(ctx, tok, cases);
-    usli_tokenizer_release(tok);
+    for (int i = 0; i < 2; i++) { /* the second time from the cache, where it is large */
+        CHECK_OK(ctx, usli_tokenizer_load(ctx, scratch, &tok));
+        if (tok) check_cases(ctx, tok, cases);
+        usli_tokenizer_release(tok);
+    }
 }
 
 /* ---- Small tokenizers of our own
@@ -673,6 +675,7 @@ int main(int argc, char **argv) {
                                          "qwen3",       "deepseek_v3", "gemma3" };
     usl_ctx *ctx;
     if (usl_ctx_new(NULL, &ctx) != USL_OK || !mkdtemp(scratch)) return 1;
+    setenv("UNSLOTH_LUA_CACHE", scratch, 1);
     if (argc == 3) {
         /* test_tokenizer TOKENIZER CASES.jsonl: by hand. */
         usli_tokenizer *tok;

@@ -2,7 +2,6 @@
 local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
-local hub = require "unsloth.hub"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 local show = require "unsloth.show"
@@ -10,7 +9,8 @@ local templates = require "unsloth.templates"
 
 local o = args.parse(arg, {
   name = "info", words = "PATH",
-  about = "Describes a model folder, a .gguf, a .safetensors file or a model of the hub, and checks its whole structure without reading weights.",
+  about = "Describes a model folder, a .gguf, a .safetensors file or a model of the hub, and checks its whole structure without reading weights.\n"
+    .. "Of a name of the hub that the cache does not hold, the small files and the headers of the others are downloaded.",
   options = { { "tensors", nil, "list every tensor" } },
 })
 if #o ~= 1 then errors.invalid "info wants one path, of a folder, a .gguf or a .safetensors file" end
@@ -113,13 +113,29 @@ local function say_memory(path, config, bytes, types)
 end
 
 local path = o[1]:gsub("(.)/+$", "%1")
-if not core.path_kind(path) and core.hub_is_name(path) then path = hub.find(path) end
+local shown, outline = nil, nil
+
+-- A name of the hub that the cache does not hold whole: its headers come, and no weights.
+local function find(name)
+  local ok, found = pcall(core.hub_get, name, { local_files_only = true })
+  if ok then return found end
+  outline = os.tmpname()
+  os.remove(outline)
+  core.make_dir(outline)
+  shown = name .. ", whose weights are not here"
+  return core.hub_outline(name, outline)
+end
+
+local removal <close> = setmetatable({}, { __close = function()
+  if outline then core.remove_path(outline) end
+end })
+if not core.path_kind(path) and core.hub_is_name(path) then path = find(path) end
 if core.path_kind(path .. "/adapter_config.json") and not core.path_kind(path .. "/config.json") then
   errors.invalid("%s is an adapter: info takes its adapter_model.safetensors, or the model in its base_model_name_or_path", path)
 end
 local found = core.inspect(path)
 local total, bytes, types = count(found.tensors)
-say("path", "%s", path)
+say("path", "%s", shown or path)
 say("format", "%s, %d tensors in %d file%s", found.format, #found.tensors, found.files, found.files == 1 and "" or "s")
 local c = found.config
 if c then
