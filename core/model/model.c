@@ -51,6 +51,12 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
     const char *device = opts->device ? opts->device : usli_cuda_count() ? "cuda" : "cpu";
     usl_status st = open_device(ctx, device, m->plan_only, &m->exec);
     snprintf(m->device, sizeof m->device, "%s", device);
+    if (st == USL_OK && opts->dtype == USL_BF16 && !m->exec.backend->host &&
+        m->exec.backend->fast_dtype(&m->exec) == USL_F16)
+        st = usli_fail(ctx, USL_ERR_UNSUPPORTED,
+                       "%s: this GPU multiplies no bfloat16 (compute capability 8.0 and newer do); use dtype = "
+                       "\"float16\", or leave dtype out",
+                       device);
     if (st == USL_OK && m->plan_only) st = usli_plan_only(&m->exec);
     if (st != USL_OK) {
         usli_model_release(m);

@@ -1,10 +1,12 @@
 """LoRA training of the Llama-3-8B shape on one GPU, ours beside Hugging Face + PEFT, one after the other on the same card.
 
-    examples/bench/peer_hf.py [--batch 2] [--seq 2048] [--steps 20] [--checkpointed] [--eager] [-- MORE OPTIONS OF OURS]
+    examples/bench/peer_hf.py [--batch 2] [--seq 2048] [--steps 20] [--checkpointed] [--eager] [--four-bit] [--liger]
+                              [-- MORE OPTIONS OF OURS]
 
 needs torch, transformers and peft, and a program built with CUDA. Random weights in bfloat16, LoRA r = 16 on the seven modules
 of a block, adapters in bfloat16, each decoder layer compiled by torch.compile (the quickest of the peers that were tried),
-every label counted, AdamW (fused), gradients clipped to norm 1. Ours: 4-bit weights (--method qlora; --method lora to
+every label counted, AdamW (fused), gradients clipped to norm 1. --four-bit: bitsandbytes' NF4 with double quantisation (its
+products are not compiled). --liger: Liger's kernels and its fused head and loss. Ours: 4-bit weights (--method qlora; --method lora to
 compare like with like). Prints the median rate, the driver's memory, the seconds from launch to the first update, the ratio.
 """
 import argparse
@@ -33,12 +35,36 @@ def run_ours(args):
     return figures["tokens_per_second"], figures["peak_memory"], figures["first_update_seconds"]
 
 
+def quantise(model):
+    """Every product of the layers becomes bitsandbytes', as its loader makes them."""
+    import bitsandbytes as bnb
+
+    for layer in model.model.layers:
+        for parent in [layer.self_attn, layer.mlp]:
+            for name, linear in list(parent.named_children()):
+                if linear.__class__.__name__ != "Linear":
+                    continue
+                four = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype,
+                                         compress_statistics=True, quant_type="nf4", device="meta")
+                weight = bnb.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+                four.weight = weight.to(linear.weight.device)
+                setattr(parent, name, four)
+    model.is_loaded_in_4bit = True
+    import torch
+
+    torch.cuda.empty_cache()
+
+
 def run_peer(args):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3407)
+    if args.liger:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama()
     config = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
         vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0, use_cache=False, attn_implementation="sdpa",
@@ -48,13 +74,15 @@ def run_peer(args):
     with torch.device("cuda"):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
+    if args.four_bit:
+        quantise(model)
     model.train()
     if args.checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     lora = LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=MODULES, task_type="CAUSAL_LM")
     model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    if not args.eager:
+    if not args.eager and not args.four_bit:
         for layer in model.base_model.model.model.layers:
             layer.compile()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -88,6 +116,8 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--checkpointed", action="store_true")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--four-bit", action="store_true")
+    parser.add_argument("--liger", action="store_true")
     parser.add_argument("more", nargs="*")
     args = parser.parse_args()
 

@@ -52,7 +52,7 @@ if wants golden; then
     for case in tests/golden/*/ "${USL_SHARED:-../shared}"/golden/*/; do
         [[ -f $case/meta.json ]] || continue
         echo "${case%/} float32"
-        [[ -f $case/bf16_error.json ]] && echo "${case%/} bfloat16"
+        [[ -f $case/bf16_error.json ]] && echo "${case%/} ${USL_GPU_DTYPE:-bfloat16}"
     done | xargs -P 6 -L 1 bash -c 'bounded 100 "golden_$(basename $0)_$1" bash -c "golden $0 $1"'
     rm -f "$logs"/more/golden_*.safetensors
 fi

@@ -114,6 +114,17 @@ static inline void *rig_random(usli_rng *rng, usl_dtype dtype, int64_t n, float 
     return data;
 }
 
+/* GPUs before compute capability 8.0 multiply no bfloat16. */
+static inline bool rig_multiplies(const rig *r, usl_dtype dtype) {
+#ifdef USLI_RIG_CUDA
+    return dtype != USL_BF16 || r->x.backend->fast_dtype(&r->x) == USL_BF16;
+#else
+    (void)r;
+    (void)dtype;
+    return true;
+#endif
+}
+
 /* Half a unit in the last place, relative: what one rounding may change. */
 static inline double rig_epsilon(usl_dtype dtype) {
     return dtype == USL_BF16 ? 1.0 / 256 : dtype == USL_F16 ? 1.0 / 2048 : 1.0 / (1 << 24);

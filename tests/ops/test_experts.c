@@ -284,6 +284,10 @@ int main(void) {
     for (int i = 0; i < 2; i++) rig_open(&rigs[i], 1 + 2 * i);
     for (size_t i = 0; i < sizeof SPECS / sizeof *SPECS; i++) {
         data d;
+        if (!rig_multiplies(&rigs[0], SPECS[i].dtype)) {
+            SKIP("%s: this GPU multiplies no bfloat16", SPECS[i].name);
+            continue;
+        }
         make_data(&SPECS[i], &d);
         size_t bytes = (size_t)(SPECS[i].tokens * d.out) * usli_dtype_bytes(SPECS[i].dtype);
         run(&rigs[1], &d);
