@@ -180,7 +180,8 @@ local function methods_of(wanted)
     local method = core.export_method(tostring(name))
     if not method then
       errors.unsupported('quantization_method "%s" is not built in: use f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k, iq4_xs, '
-        .. "iq4_nl, q4_0, q4_1, q5_0, q5_1, q2_k_l, q3_k_s, q3_k_l, q4_k_s or q5_k_s", name)
+        .. "iq4_nl, q4_0, q4_1, q5_0, q5_1, q2_k_l, q2_k_s, q3_k_s, q3_k_l, q4_k_s, q5_k_s, or with imatrix_file iq3_m, iq3_s, iq3_xs, iq3_xxs, "
+        .. "iq2_m, iq2_s, iq2_xs, iq2_xxs, iq1_m or iq1_s", name)
     end
     if not seen[method] then methods[#methods + 1] = method end
     seen[method] = true
