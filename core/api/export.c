@@ -48,7 +48,7 @@ usl_status usl_export_ggufs(usl_model *model, const usl_tokenizer *tok, int coun
         if ((st = usli_may(ctx, paths[i], USL_ACCESS_WRITE)) != USL_OK) continue;
         targets[i] = (usli_gguf_target){ paths[i], usli_method_find(methods[i]) };
         if (targets[i].method) continue;
-        char known[512];
+        char known[1024];
         usli_method_list(known, sizeof known);
         st = usli_fail(ctx, USL_ERR_UNSUPPORTED, "quantization_method \"%s\" is not supported; use one of %s",
                        methods[i], known);

@@ -51,6 +51,11 @@ static usl_status describe(const usli_export_source *s, const usli_method *metho
         for (int64_t k = 0; k < usli_slot_pieces(&m->config, slot, USLI_FORM_GGUF); k++) {
             usli_slot_piece(&m->config, slot, layer, USLI_FORM_GGUF, k, &p);
             usl_dtype t = type_of(s, method, &p, layer);
+            if (!s->importance && usli_mix_wants_importance(method, p.name, t))
+                return usli_fail(m->ctx, USL_ERR_INVALID,
+                                 "%s wants an importance matrix (%s becomes %s): give a calibration text, imatrix_file "
+                                 "= \"FILE\" or --imatrix FILE",
+                                 method->name, p.name, usl_dtype_name(t));
             int64_t values = 1;
             for (int d = 0; d < p.ndim; d++) values *= p.shape[d];
             *bytes += usli_row_bytes(t, values);

@@ -10,7 +10,8 @@ typedef struct usli_method {
     usl_dtype matrix;   /* of most matrices */
     uint32_t file_type; /* general.file_type */
     const char *mix;    /* the method whose rules count; itself where NULL */
-    usl_dtype output;   /* of head and embeddings, where the method says so itself; else USL_DTYPE_AUTO */
+    /* Of the head (and tied embeddings) and of embeddings, where the method says so itself; else USL_DTYPE_AUTO. */
+    usl_dtype head, embeddings;
 } usli_method;
 
 /* What the rules ask of a model. */
@@ -27,5 +28,7 @@ void usli_method_list(char *buf, size_t size);
  * of a row, 0 for a vector. */
 usl_dtype usli_mix_type(const usli_method *method, const usli_mix_model *model, const char *tensor, int64_t layer,
                         int64_t cols);
+/* As llama.cpp has it: a tensor of so few bits must not be quantised blindly. */
+bool usli_mix_wants_importance(const usli_method *method, const char *tensor, usl_dtype type);
 
 #endif

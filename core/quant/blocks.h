@@ -148,4 +148,65 @@ typedef struct usli_block_mxfp4 {
 } usli_block_mxfp4;
 USLI_BLOCK_SIZE(usli_block_mxfp4, 17);
 
+/* ---- Types below four bits: points of lattices (core/quant/grids.h), 256 values ------------------------------------
+ * x = d * (2 scale + 1) * level, with a sign. "Even" signs of eight values are seven bits, low first; the eighth makes
+ * the number of minuses even. */
+
+/* | d f16 | qs 64 |                  per 32 values 8 bytes: 4 points, then 32 bits: 4 x 7 even signs, the scale above
+ * x = d * (scale + 0.5) / 4 * level, levels 8 25 43 */
+typedef struct usli_block_iq2_xxs {
+    uint16_t d;
+    uint8_t qs[64];
+} usli_block_iq2_xxs;
+USLI_BLOCK_SIZE(usli_block_iq2_xxs, 66);
+
+/* | d f16 | qs 32 x u16 | scales 8 |     qs: nine bits of point, seven of even signs; a scale for 16 values, low half
+ * first
+ */
+typedef struct usli_block_iq2_xs {
+    uint16_t d, qs[32];
+    uint8_t scales[8];
+} usli_block_iq2_xs;
+USLI_BLOCK_SIZE(usli_block_iq2_xs, 74);
+
+/* | d f16 | qs 32 | signs 32 | qh 8 | scales 8 |     qh: bits 8 and 9 of point k at bits 2 (k % 4) of byte k / 4 */
+typedef struct usli_block_iq2_s {
+    uint16_t d;
+    uint8_t qs[32], signs[32], qh[8], scales[8];
+} usli_block_iq2_s;
+USLI_BLOCK_SIZE(usli_block_iq2_s, 82);
+
+/* | d f16 | qs 64 | gas 32 |             points of 4 values; gas: per 32 values 4 x 7 even signs, the scale above
+ * x = d * (scale + 0.5) / 2 * level, levels 4 12 20 28 36 44 52 62 */
+typedef struct usli_block_iq3_xxs {
+    uint16_t d;
+    uint8_t qs[64], gas[32];
+} usli_block_iq3_xxs;
+USLI_BLOCK_SIZE(usli_block_iq3_xxs, 98);
+
+/* | d f16 | qs 64 | qh 8 | signs 32 | scales 4 |     points of 4 values, bit 8 of point k is bit k % 8 of qh[k / 8];
+ * a scale for 32 values; levels 1 3 .. 15 */
+typedef struct usli_block_iq3_s {
+    uint16_t d;
+    uint8_t qs[64], qh[8], signs[32], scales[4];
+} usli_block_iq3_s;
+USLI_BLOCK_SIZE(usli_block_iq3_s, 110);
+
+/* | d f16 | qs 32 | qh 8 x u16 |         qh, per 32 values: 4 x bits 8 to 10 of the points, the scale, the shift's sign
+ * x = d * (2 scale + 1) * (level +- 1/8), levels -1 0 1 */
+typedef struct usli_block_iq1_s {
+    uint16_t d;
+    uint8_t qs[32];
+    uint16_t qh[8];
+} usli_block_iq1_s;
+USLI_BLOCK_SIZE(usli_block_iq1_s, 50);
+
+/* | qs 32 | qh 16 | scales 4 x u16 |     qh, per 16 values: twice bits 8 to 10 of the point and the shift's sign
+ * scales: 4 x 3 bits of scales for 16 values, above them a quarter of d's bits, the lowest first */
+typedef struct usli_block_iq1_m {
+    uint8_t qs[32], qh[16];
+    uint16_t scales[4];
+} usli_block_iq1_m;
+USLI_BLOCK_SIZE(usli_block_iq1_m, 56);
+
 #endif

@@ -39,6 +39,14 @@ USLI_CODEC(q6_k);
 USLI_CODEC(iq4_nl);
 USLI_CODEC(iq4_xs);
 USLI_CODEC(mxfp4);
+/* iquants.c */
+USLI_CODEC(iq2_xxs);
+USLI_CODEC(iq2_xs);
+USLI_CODEC(iq2_s);
+USLI_CODEC(iq3_xxs);
+USLI_CODEC(iq3_s);
+USLI_CODEC(iq1_s);
+USLI_CODEC(iq1_m);
 /* nf4.c */
 USLI_CODEC(nf4);
 USLI_CODEC(fp4);

@@ -557,4 +557,5 @@ static void q8_0(const float *x, void *dst, int64_t n) {
     }
 }
 
-const usli_lanes JOIN(usli_lanes_, USLI_LANES_ISA) = { affine, symmetric, q4_0, q4_1, q5_0, q5_1, q8_0 };
+const usli_lanes JOIN(usli_lanes_, USLI_LANES_ISA) = { affine, symmetric, q4_0, q4_1,
+                                                       q5_0,   q5_1,      q8_0, JOIN(usli_points_, USLI_LANES_ISA) };

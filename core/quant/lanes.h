@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "core/quant/points.h"
+
 /* A super-block of 256 values before packing: sub-block s of `size` values holds codes q[size * s ..] with the
  * quantised scale ls[s] (and min lm[s]). d and dmin are halves. */
 typedef struct usli_super {
@@ -25,7 +27,15 @@ typedef struct usli_lanes {
     void (*q5_0)(const float *x, void *dst, int64_t n);
     void (*q5_1)(const float *x, void *dst, int64_t n);
     void (*q8_0)(const float *x, void *dst, int64_t n);
+    /* 256 values as points of a lattice (points.c); w: weights (256) or NULL. */
+    void (*points)(const usli_lattice *kind, const usli_runs *runs, const float *x, const float *w, usli_points *out);
 } usli_lanes;
+
+/* points.c */
+void usli_points_generic(const usli_lattice *kind, const usli_runs *runs, const float *x, const float *w,
+                         usli_points *out);
+void usli_points_avx2(const usli_lattice *kind, const usli_runs *runs, const float *x, const float *w,
+                      usli_points *out);
 
 /* The best this processor runs. */
 const usli_lanes *usli_lanes_best(void);

@@ -176,18 +176,18 @@ local GGUF = with_shared {
   save_method = { "string", only = { merged_16bit = true, lora = true } },
 }
 
+local PLAIN = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q2_k_l, q2_k_s, iq4_xs, iq4_nl, q4_0, q4_1, q5_0, q5_1"
+local WEIGHED = "iq3_m, iq3_s, iq3_xs, iq3_xxs, iq2_m, iq2_s, iq2_xs, iq2_xxs, iq1_m, iq1_s" -- by an importance matrix
 local METHODS = {}
-for name in ("f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q4_k_m q4_k_s q3_k_l q3_k_m q3_k_s q2_k q2_k_l iq4_xs iq4_nl q4_0 q4_1 q5_0 q5_1"):gmatch "%S+" do
-  METHODS[name] = true
-end
+for name in (PLAIN .. " " .. WEIGHED):gmatch "[%w_]+" do METHODS[name] = true end
 
 local function methods_of(wanted)
   local methods, seen = {}, {}
   for _, name in ipairs(type(wanted) == "table" and wanted or { wanted }) do
     local method = core.export_method(tostring(name))
     if not method then
-      errors.unsupported('quantization_method "%s" is not built in%s; f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k, iq4_xs, '
-        .. "iq4_nl, q4_0, q4_1, q5_0, q5_1, q2_k_l, q3_k_s, q3_k_l, q4_k_s and q5_k_s are", name, options.meant(name, METHODS))
+      errors.unsupported('quantization_method "%s" is not built in%s; there are %s, and with imatrix_file %s', name,
+        options.meant(name, METHODS), PLAIN, WEIGHED)
     end
     if not seen[method] then methods[#methods + 1] = method end
     seen[method] = true

@@ -120,6 +120,19 @@ static void test_mix(void) {
         { "q4_k_m", &EXPERTS, "blk.20.attn_k.weight", 20, 4096, USL_Q8_0 },
         { "q4_k_m", &EXPERTS, "blk.20.attn_output.weight", 20, 4096, USL_Q5_K },
         { "q4_k_m", &EXPERTS, "blk.20.ffn_gate_inp.weight", 20, 4096, USL_F32 },
+        { "iq2_xs", &GUIDED, "blk.9.attn_v.weight", 9, 4096, USL_Q4_K },
+        { "iq2_xs", &LARGE, "blk.20.attn_v.weight", 20, 8192, USL_Q4_K },
+        { "iq2_m", &SMALL, "blk.3.ffn_down.weight", 3, 4096, USL_IQ3_S },
+        { "iq1_s", &SMALL, "blk.4.attn_output.weight", 4, 4096, USL_IQ2_XXS },
+        { "iq2_s", &SMALL, "output.weight", 0, 4096, USL_Q5_K },
+        { "iq2_s", &TIED, "token_embd.weight", 0, 2048, USL_Q5_K },
+        { "iq2_xxs", &SMALL, "token_embd.weight", 0, 4096, USL_Q2_K },
+        { "q3_k_xs", &SMALL, "blk.4.ffn_up.weight", 4, 4096, USL_IQ3_XXS },
+        { "iq3_xs", &SMALL, "blk.3.ffn_up.weight", 3, 4096, USL_IQ3_S },
+        { "iq3_xxs", &SMALL, "blk.4.attn_k.weight", 4, 4096, USL_IQ2_S },
+        { "iq3_m", &EXPERTS, "blk.30.ffn_down_exps.weight", 30, 4096, USL_Q4_K },
+        { "iq1_m", &EXPERTS, "blk.20.attn_k.weight", 20, 4096, USL_Q4_K },
+        { "iq2_xs", &SMALL, "blk.4.ffn_up.weight", 4, 576, USL_IQ4_NL },
         { "quantized", &SMALL, "blk.4.ffn_up.weight", 4, 576, USL_Q5_0 },
         { "q2_k", &SMALL, "blk.4.ffn_up.weight", 4, 576, USL_Q4_0 },
         { "q5_k_m", &SMALL, "blk.4.ffn_up.weight", 4, 576, USL_Q5_1 },
@@ -286,6 +299,12 @@ static void test_refusals(rig *r) {
     CHECK(usl_export_gguf(r->m, r->tok, path, "q9_z") == USL_ERR_UNSUPPORTED &&
               strstr(usl_ctx_errmsg(r->ctx), "iq4_xs"),
           "a method that is none: %s", usl_ctx_errmsg(r->ctx));
+    for (int i = 0; i < 2; i++) {
+        const char *blind = i ? "q2_k_s" : "iq2_xs";
+        CHECK(usl_export_gguf(r->m, r->tok, path, blind) == USL_ERR_INVALID &&
+                  strstr(usl_ctx_errmsg(r->ctx), "importance matrix"),
+              "%s without an importance matrix: %s", blind, usl_ctx_errmsg(r->ctx));
+    }
     CHECK(usl_export_gguf(r->m, NULL, path, "q8_0") == USL_ERR_INVALID, "no tokenizer: %s", usl_ctx_errmsg(r->ctx));
     CHECK(usl_export_folder(r->m, r->tok, path, USL_Q8_0, NULL, NULL) == USL_ERR_INVALID, "a folder of q8_0");
     CHECK(usli_export_check_disk(r->ctx, r->dir, UINT64_MAX) == USL_ERR_IO &&

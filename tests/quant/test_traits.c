@@ -140,6 +140,51 @@ static void test_weights(usl_dtype type) {
           error[1], error[0]);
 }
 
+/* The types below four bits with an importance matrix, against ggml's blocks (iquants_reference.bin, by
+ * make_iquants_reference.py): they decode to the same bits, and ours are no further from the source, by the error
+ * weighted with the importance and by the plain one over all rows. */
+static void test_lattices(void) {
+    enum { SIX = 6, WIDE = 512 };
+    static const usl_dtype LATTICES[] = { USL_IQ2_XXS, USL_IQ2_XS, USL_IQ2_S, USL_IQ3_XXS,
+                                          USL_IQ3_S,   USL_IQ1_S,  USL_IQ1_M };
+    static float importance[WIDE], theirs[SIX * WIDE];
+    FILE *f = fopen("tests/quant/iquants_reference.bin", "rb");
+    if (!f) {
+        SKIP("tests/quant/iquants_reference.bin: run from the root of the repository");
+        return;
+    }
+    bool whole = fread(importance, sizeof importance, 1, f) == 1 && fread(source, sizeof theirs, 1, f) == 1;
+    for (size_t k = 0; whole && k < sizeof LATTICES / sizeof *LATTICES; k++) {
+        const usli_traits *t = usli_traits_of(LATTICES[k]);
+        const char *name = usl_dtype_name(t->dtype);
+        uint64_t wanted, digest = 0xcbf29ce484222325u;
+        whole = fread(blocks, usli_row_bytes(t->dtype, SIX * WIDE), 1, f) == 1 && fread(&wanted, 8, 1, f) == 1;
+        t->decode(blocks, theirs, SIX * WIDE);
+        for (size_t i = 0; i < sizeof theirs; i++) digest = (digest ^ ((unsigned char *)theirs)[i]) * 0x100000001b3u;
+        CHECK(digest == wanted, "%s decodes to other values than ggml's", name);
+        printf("%-7s error against ggml's, weighted (plain), by row:", name);
+        for (int r = 0; r < SIX; r++) {
+            double sums[4] = { 0, 0, 0, 0 };
+            t->encode(source + r * WIDE, importance, blocks, WIDE);
+            t->decode(blocks, decoded, WIDE);
+            for (int c = 0; c < WIDE; c++) {
+                double ours = pow((double)decoded[c] - (double)source[r * WIDE + c], 2);
+                double ggml = pow((double)theirs[r * WIDE + c] - (double)source[r * WIDE + c], 2);
+                sums[0] += ours * (double)importance[c];
+                sums[1] += ggml * (double)importance[c];
+                sums[2] += ours;
+                sums[3] += ggml;
+            }
+            double weighted = sqrt(sums[0] / sums[1]), plain = sqrt(sums[2] / sums[3]);
+            printf(" %.3f (%.3f)", weighted, plain);
+            CHECK(weighted <= 1.05, "%s row %d: error %g of ggml's", name, r, weighted);
+        }
+        printf("\n");
+    }
+    CHECK(whole, "tests/quant/iquants_reference.bin is cut off");
+    fclose(f);
+}
+
 /* Every instruction set gives the same bytes, for values of any kind. */
 static void test_builds(void) {
 #if defined(__x86_64__)
@@ -150,6 +195,12 @@ static void test_builds(void) {
     const usli_lanes *a = &usli_lanes_generic, *b = &usli_lanes_avx2;
     static const float ODD[] = { NAN, INFINITY, -INFINITY, 3e38f, 1e-42f, 0, -0.0f, 7 };
     static unsigned char again[COUNT * 4];
+    static const usli_lattice KINDS[] = {
+        { &usli_grid_iq2_xxs, 32, 15, USLI_SIGNS_EVEN }, { &usli_grid_iq2_xs, 16, 15, USLI_SIGNS_EVEN },
+        { &usli_grid_iq2_s, 16, 15, USLI_SIGNS_FREE },   { &usli_grid_iq3_xxs, 32, 15, USLI_SIGNS_EVEN },
+        { &usli_grid_iq3_s, 32, 15, USLI_SIGNS_FREE },   { &usli_grid_iq1, 32, 7, USLI_SIGNS_SHIFT },
+        { &usli_grid_iq1, 16, 7, USLI_SIGNS_SHIFTS },
+    };
     float *weights = expected;
     for (int round = 0; round < 4; round++) {
         uint32_t seed = 11 + (uint32_t)round;
@@ -193,6 +244,16 @@ static void test_builds(void) {
                 }
                 differ += memcmp(&one, &two, sizeof one) != 0;
             }
+        for (size_t k = 0; k < sizeof KINDS / sizeof *KINDS; k++) {
+            usli_runs runs;
+            usli_points one, two;
+            usli_runs_of(KINDS[k].grid, &runs);
+            for (int i = 0; i < COUNT; i += 1024) {
+                a->points(&KINDS[k], &runs, source + i, k % 2 ? weights + i : NULL, &one);
+                b->points(&KINDS[k], &runs, source + i, k % 2 ? weights + i : NULL, &two);
+                differ += memcmp(&one, &two, sizeof one) != 0;
+            }
+        }
         CHECK(differ == 0, "round %d: %d super-blocks differ between the builds", round, differ);
     }
 #endif
@@ -208,6 +269,12 @@ int main(void) {
         /* 16 bits and Q8_0 leave weights nothing to choose. */
         if (TYPES[i] != USL_F16 && TYPES[i] != USL_BF16 && TYPES[i] != USL_Q8_0) test_weights(TYPES[i]);
     }
+    test_lattices();
+    for (int i = USL_IQ2_XXS; i <= USL_IQ1_M; i++)
+        if (usli_traits_of((usl_dtype)i) && usli_traits_of((usl_dtype)i)->block == 256 && i != USL_IQ4_XS) {
+            test_hostile((usl_dtype)i);
+            test_weights((usl_dtype)i);
+        }
     test_hostile(USL_NF4);
     test_hostile(USL_FP4);
     return test_end("traits");

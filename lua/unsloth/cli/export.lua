@@ -15,7 +15,7 @@ local o = args.parse(arg, {
     { "output", "DIR", "where to" },
     { "adapter", "DIR", "a PEFT folder to merge" },
     { "base", "DIR", "merge onto the 16-bit weights there instead of the model's own" },
-    { "imatrix", "FILE", "a text to measure on which weights matter" },
+    { "imatrix", "FILE", "a text to measure on which weights matter; iq1 and iq2 types, iq3_xs, iq3_xxs and q2_k_s want one" },
     { "no-verify", nil, "do not read back what was written" },
     { "load-in-4bit", nil, "quantise 16-bit weights to 4 bits first, as training did" },
     { "dtype", "NAME", "float32, bfloat16 or float16 (default: the best for this machine)", one_of = args.dtypes },
@@ -28,7 +28,8 @@ if o[2] then errors.invalid('export wants one model, and "%s" stands behind it',
 local MERGED = { merged_16bit = "merged_16bit", merged_4bit = "merged_4bit", merged_32bit = "merged_32bit", float32 = "merged_32bit" }
 local LORA = { lora = true, ["gguf-lora"] = true }
 local known = { "merged_16bit", "merged_4bit", "float32", "lora", "gguf-lora", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m",
-  "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_l", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs" }
+  "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_l", "q2_k_s", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "iq3_m", "iq3_s", "iq3_xs",
+  "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s" }
 
 local ggufs, others = {}, {}
 for word in o.to:gmatch "[^,%s]+" do
