@@ -189,6 +189,11 @@ static usl_status look_at_logits(const look *k, const usli_tokenizer *tok, usl_e
     report->logits = size > 0 ? sqrt(error / size) : sqrt(error);
     report->expected = expected_of(k);
     if (report->logits <= report->expected) return USL_OK;
+    if (!isfinite(size))
+        return usli_fail(
+            m->ctx, USL_ERR_NUMERIC,
+            "the logits of the live model are not numbers, so there is nothing to compare with: its weights "
+            "are damaged or overflow (verify = false skips this check)");
     return usli_fail(m->ctx, USL_ERR_NUMERIC,
                      "its logits differ by %.2g from the model's, and at most %.2g is what this format costs; please "
                      "report it (verify = false skips this check)",

@@ -4,6 +4,7 @@
 #include "core/model/load.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
@@ -321,8 +322,9 @@ enum { CHUNK = 1 << 20 /* values quantised at a time: whole blocks */ };
 typedef struct quantize_job {
     usli_weight **list;
     int64_t count;
-    float **absmax;  /* of each of the list */
-    float **scratch; /* a worker's: CHUNK values */
+    float **absmax;      /* of each of the list */
+    float **scratch;     /* a worker's: CHUNK values */
+    atomic_int *damaged; /* 1 + the number of one that holds what is no number; 0: none does */
 } quantize_job;
 
 static int64_t values_of(const usli_weight *w) {
@@ -344,8 +346,11 @@ static void quantize_chunk(void *arg, int64_t task, int worker) {
     for (; task >= chunks_of(job->list[i]); i++) task -= chunks_of(job->list[i]);
     const usli_weight *w = job->list[i];
     int64_t first = task * CHUNK, left = values_of(w) - first, n = left < CHUNK ? left : CHUNK;
-    decode_values(w, first, n, job->scratch[worker]);
-    usli_nf4_quantize_plain(w->nf4.table, job->scratch[worker], n, (uint8_t *)(uintptr_t)w->nf4.codes + first / 2,
+    float *values = job->scratch[worker], wrong = 0;
+    decode_values(w, first, n, values);
+    for (int64_t k = 0; k < n; k++) wrong += values[k] * 0.0f; /* NaN when one is not finite */
+    if (isnan(wrong)) atomic_store(job->damaged, (int)i + 1);
+    usli_nf4_quantize_plain(w->nf4.table, values, n, (uint8_t *)(uintptr_t)w->nf4.codes + first / 2,
                             job->absmax[i] + first / USLI_NF4_BLOCK);
 }
 
@@ -380,7 +385,10 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
     usli_weight *list[USLI_LINEARS];
     usli_storage *made[USLI_LINEARS] = { NULL };
     float *absmax[USLI_LINEARS] = { NULL };
-    quantize_job job = { list, 0, absmax, scratch };
+    atomic_int damaged;
+    atomic_init(&damaged, 0);
+    usli_slot slots[USLI_LINEARS];
+    quantize_job job = { list, 0, absmax, scratch, &damaged };
     int64_t chunks = 0;
     usl_status st = USL_OK;
     for (int s = 0; st == USL_OK && s < USLI_LINEARS; s++) {
@@ -389,11 +397,20 @@ static usl_status quantize_layer(usl_model *m, int64_t layer, float **scratch) {
         st = begin_weight(m, w, &made[job.count], &absmax[job.count]);
         if (st != USL_OK) break;
         chunks += chunks_of(w);
+        slots[job.count] = (usli_slot)s;
         list[job.count++] = w;
     }
     if (st == USL_OK && !m->plan_only) {
         usli_pool_run(m->ctx->pool, chunks, quantize_chunk, &job);
         usli_pool_run(m->ctx->pool, job.count, nest_weight, &job);
+    }
+    if (st == USL_OK && atomic_load(&damaged)) {
+        char name[160];
+        usli_slot_name(&m->config, slots[atomic_load(&damaged) - 1], layer, false, name, sizeof name);
+        st = usli_fail(m->ctx, USL_ERR_FORMAT,
+                       "%s: %s holds a number that is not finite, which 4 bits cannot hold; the file is damaged "
+                       "(load_in_4bit = false takes it as it is)",
+                       m->path, name);
     }
     for (int64_t i = 0; i < job.count; i++) {
         usli_free(m->ctx, absmax[i]);

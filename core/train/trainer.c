@@ -476,6 +476,11 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
         }
     }
     if (t->update.finite && isfinite(s->loss)) return USL_OK;
+    if (t->step == 0 && !isfinite(s->loss))
+        return usli_fail(
+            t->ctx, USL_ERR_NUMERIC,
+            "update 1: the loss is not a finite number, and nothing has been changed yet: the model's weights "
+            "are damaged, or overflow in its type (dtype = \"float32\" may help)");
     return usli_fail(t->ctx, USL_ERR_NUMERIC,
                      "update %lld: the %s is not a finite number; the update was not made and the weights are "
                      "as before; lower learning_rate, or use dtype = \"float32\"",

@@ -1,5 +1,6 @@
 -- The program as a child: options, scripts, verbs, exit codes, Ctrl-C. A stock lua5.4 has no program of its own: pending there.
 local support = assert(loadfile((debug.getinfo(1, "S").source:match "^@(.*/)" or "./") .. "support.lua", "t", _ENV))()
+local core = require "unsloth.core"
 local unsloth = require "unsloth"
 
 local PROGRAM = support.program
@@ -113,6 +114,42 @@ describe("unsloth-lua", function()
     assert.equals(1, code, err)
     assert.is_truthy(err:find("large.safetensors: cannot be written", 1, true), err)
     assert.is_nil(io.open(path))
+  end)
+
+  -- A limit of a file's size is met as a full disk is: in the midst of a write.
+  check("loses nothing that was saved when a checkpoint or an export does not fit the disk", function()
+    local script = support.write(dir .. "/disk.lua", ([[
+      local unsloth, dir = require "unsloth", %q
+      local model = unsloth.FastLanguageModel.from_pretrained { model_name = dir, dtype = "float32", load_in_4bit = false }
+      unsloth.FastLanguageModel.get_peft_model(model, { r = 2 })
+      local trainer = unsloth.SFTTrainer { model = model, train_dataset = unsloth.dataset_from_list { { text = "one row of text</s>" } },
+        args = { max_steps = tonumber(arg[1]), output_dir = dir .. "/disk", save_steps = 1, warmup_steps = 0, lr_scheduler_type = "constant",
+          learning_rate = 1e-3, logging_strategy = "no" } }
+      trainer:train { resume_from_checkpoint = arg[2] == "resume" }
+      model:save_pretrained_gguf(dir .. "/disk/gguf", model.tokenizer, { quantization_method = "f32" })
+      print "all is saved"
+    ]]):format(dir))
+    local function job(limit, ...)
+      return support.shell("ulimit -f %s; %s %s %s", limit, PROGRAM, script, table.concat({ ... }, " "))
+    end
+    local _, err, code = job("unlimited", "2")
+    assert.equals(0, code, err)
+    local file = dir .. "/disk/gguf/" .. core.list_dir(dir .. "/disk/gguf")[1]
+    local exported = support.read(file)
+    for _, case in ipairs { { 16, "checkpoint-3" }, { 200, file } } do
+      local out
+      out, err, code = job(case[1], "3", "resume")
+      assert.equals(1, code, out .. err)
+      assert.is_truthy(err:find(case[2], 1, true) and err:find("cannot be written", 1, true), err)
+      assert.is_nil(err:find("traceback", 1, true) or out:find("all is saved", 1, true), err)
+      assert.equals(exported, support.read(file))
+      for _, name in ipairs(core.list_dir(dir .. "/disk/gguf")) do assert.is_nil(name:find("tmp", 1, true), name) end
+      support.remove(dir .. "/disk/checkpoint-3")
+    end
+    local out
+    out, err, code = job("unlimited", "3", "resume")
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find("disk/checkpoint-2: step 2 of 3", 1, true), out)
   end)
 
   check("runs scripts with their words", function()

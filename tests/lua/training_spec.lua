@@ -124,6 +124,30 @@ describe("training", function()
     support.fails("USL_ERR_INVALID", "learning_rate", function() new_trainer(new_model(), { learning_rate = 1e30 }):train() end)
   end)
 
+  -- A number of a weight is none: a damaged file.
+  it("says that a model's weights are damaged", function()
+    local damaged = support.tiny_folder()
+    finally(function() support.remove(damaged) end)
+    local weights, name = unsloth.safetensors.load(damaged .. "/model.safetensors"), "model.layers.1.mlp.down_proj.weight"
+    local values = weights[name]:totable()
+    for _, wrong in ipairs { 0 / 0, math.huge, -math.huge } do
+      values[3][5] = wrong
+      weights[name] = unsloth.tensor(values)
+      unsloth.safetensors.save(damaged .. "/model.safetensors", weights)
+      support.fails("USL_ERR_FORMAT", { damaged, name, "not finite", "load_in_4bit" }, support.open, damaged, { load_in_4bit = true })
+      local model <close> = support.open(damaged)
+      FastLanguageModel.get_peft_model(model, { r = 4 })
+      local trainer = new_trainer(model)
+      support.fails("USL_ERR_NUMERIC", { "update 1", "loss is not a finite number", "weights are damaged" }, trainer.train, trainer)
+      assert.equals(0, trainer.state.global_step)
+      trainer:close()
+      support.fails("USL_ERR_NUMERIC", "weights are damaged", model.generate, model, "Hello", { max_new_tokens = 2 })
+      support.fails("USL_ERR_NUMERIC", { "live model", "damaged" }, model.save_pretrained_gguf, model, damaged .. "/gguf", model.tokenizer,
+        { quantization_method = "q8_0" })
+      assert.same({}, core.list_dir(damaged .. "/gguf"))
+    end
+  end)
+
   it("gives back what a callback raises, and stops when asked", function()
     local model <close>, raised = new_model(), { "mine" }
     assert.equals(raised, support.error_of(function() new_trainer(model, {}, { callbacks = { on_step = function() error(raised, 0) end } }):train() end))
