@@ -221,8 +221,7 @@ static usl_status begin_attempt(usli_http *http, usli_request *r) {
     }
     char range[48]; /* and not libcurl's own resuming, which takes a server's whole file for a failure */
     int n = snprintf(range, sizeof range, "%llu-", (unsigned long long)r->offset);
-    if (r->limit)
-        snprintf(range + n, sizeof range - (size_t)n, "%llu", (unsigned long long)(r->offset + r->limit - 1));
+    if (r->limit) snprintf(range + n, sizeof range - (size_t)n, "%llu", (unsigned long long)(r->offset + r->limit - 1));
     if (r->offset || r->limit) curl_easy_setopt(e, CURLOPT_RANGE, range);
     if (rc != CURLE_OK || curl_multi_add_handle(http->multi, e) != CURLM_OK) return usli_nomem(http->ctx, 0);
     r->state = RUNNING;

@@ -322,6 +322,8 @@ static usl_status read_mixture(fields *f, usli_config *c) {
             shared ? shared * c->expert_inter : get_int(f, "shared_expert_intermediate_size", m->shared_inter);
     c->normalised = m->always_normalised || get_bool(f, "norm_topk_prob", m->normalised);
     c->routed_scale = m->scale > 0 ? get_real(f, "routed_scaling_factor", m->scale) : 1;
+    if (m->balanced && get_bool(f, "output_router_logits", false))
+        c->balance = get_real(f, "router_aux_loss_coef", 0.001);
     read_sparse(f, c);
     USLI_TRY(f->st);
     USLI_TRY(read_groups(f, c));

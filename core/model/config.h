@@ -97,6 +97,7 @@ typedef struct usli_config {
     int64_t v_dim;                        /* values of a head: head_dim, apart from it with latent attention */
     int64_t q_lora, kv_lora;              /* widths of the latent vectors; q_lora 0: queries have none */
     uint8_t sparse[USLI_MOST_LAYERS / 8]; /* a bit a layer: its MLP is a mixture of experts */
+    double balance; /* times the load-balancing loss in training, where the config asks for it (output_router_logits) */
     int64_t experts, top_k, groups, best_groups;
     int64_t expert_inter, shared_inter; /* of one expert; of the one that sees all tokens, 0: there is none */
     bool normalised;                    /* the chosen scores add up to one */

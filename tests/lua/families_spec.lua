@@ -66,6 +66,24 @@ describe("rope that depends on a row's length", function()
   end)
 end)
 
+describe("the load-balancing loss", function()
+  it("is the config's where no coefficient is given", function()
+    local model <close> = open "qwen3_moe_experts" -- output_router_logits, router_aux_loss_coef = 0.5
+    local rows = core.rows_new(0)
+    rows:add(row_of(1, 20))
+    local function loss(coefficient)
+      local trainer <close> = core.trainer_new(model, rows, nil, { batch = 1, accumulation = 1, max_steps = 1, learning_rate = 1e-3,
+        shuffle = false, router_aux_loss_coef = coefficient })
+      return trainer:gradients(1, 1).loss
+    end
+    assert.equals(loss(0.5), loss(nil))
+    assert.is_true(loss(nil) > loss(0) + 0.4)
+    local plain <close> = open "mixtral_window"
+    local trainer <close> = core.trainer_new(plain, rows, nil, { batch = 1, accumulation = 1, max_steps = 1 })
+    assert.is_near(select(1, loss_of(plain, row_of(1, 20))) / 19, trainer:gradients(1, 1).loss, 2e-6)
+  end)
+end)
+
 describe("a configuration", function()
   local CONFIG = { architectures = { "Phi3ForCausalLM" }, vocab_size = 67, hidden_size = 24, intermediate_size = 26, num_hidden_layers = 2,
     num_attention_heads = 2, num_key_value_heads = 1, max_position_embeddings = 128, original_max_position_embeddings = 16 }

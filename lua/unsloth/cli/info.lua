@@ -124,6 +124,7 @@ local function find(name)
   return core.hub_outline(name, outline)
 end
 
+-- luacheck: ignore 211
 local removal <close> = setmetatable({}, { __close = function()
   if outline then core.remove_path(outline) end
 end })
