@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/model/bnb.h"
+#include "core/model/fp8.h"
 
 /* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error -------------------
  */
@@ -422,8 +423,12 @@ static double soft_cap(fields *f, const char *key, double fallback) {
 static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                               usli_config *c) {
     fields f = { ctx, name, json, USL_OK };
-    if (get(&f, "quantization_config")) {
-        USLI_TRY(usli_bnb_check_config(ctx, name, get(&f, "quantization_config")));
+    const json_t *quantization = get(&f, "quantization_config");
+    const char *method = json_string_value(json_object_get(quantization, "quant_method"));
+    if (method && strcmp(method, "fp8") == 0) {
+        USLI_TRY(usli_fp8_config(ctx, name, quantization, c));
+    } else if (quantization) {
+        USLI_TRY(usli_bnb_check_config(ctx, name, quantization));
         c->quantised = true;
     }
     USLI_TRY(find_arch(&f, c));

@@ -111,9 +111,10 @@ typedef struct usli_config {
     int32_t bos, pad;
     int32_t eos[8];
     int eos_count;
-    usl_dtype dtype; /* as published, USL_DTYPE_AUTO when it does not say */
-    bool quantised;  /* the checkpoint is; what is not quantised in it stays so */
-    json_t *source;  /* the config.json, made from the metadata for a GGUF; owned */
+    usl_dtype dtype;      /* as published, USL_DTYPE_AUTO when it does not say */
+    int64_t fp8_block[2]; /* rows and columns that share a scale; 0: no weights are 8-bit floats */
+    bool quantised;       /* the checkpoint is; what is not quantised in it stays so */
+    json_t *source;       /* the config.json, made from the metadata for a GGUF; owned */
 } usli_config;
 
 const usli_arch *usli_arch_by_name(const char *name);
