@@ -521,13 +521,13 @@ typedef struct usl_train_opts {
     uint64_t memory_limit; /* bytes; 0: what is free */
     int deterministic;     /* 0: attention's gradients on a GPU may differ in the last bits from run to run */
     /* Times the load-balancing loss of each micro-batch, which is added to the loss, as transformers does with
-     * output_router_logits; 0: none. Mixtral, Qwen2-MoE, Qwen3-MoE. */
+     * output_router_logits; 0: none; negative: what the model's config says. Mixtral, Qwen2-MoE, Qwen3-MoE. */
     double router_aux_loss_coef;
 } usl_train_opts;
 #define USL_TRAIN_OPTS_INIT                                                                                        \
     {                                                                                                              \
         sizeof(usl_train_opts), 2, 4, 3.0, 0, 2e-4, 0.0, "linear", 0, 0.0, NULL, NULL, 0.0, 0.9, 0.999, 1e-8, 1.0, \
-            "adamw_8bit", 3407, 1, "auto", 0, 1, 0.0                                                               \
+            "adamw_8bit", 3407, 1, "auto", 0, 1, -1.0                                                              \
     }
 
 /* Everything is sized here: the plan is made, memory taken; a plan that cannot fit is refused with the numbers. eval

@@ -105,7 +105,7 @@ local function train_options(lr, steps)
   return { batch = #(batches[2] or evaluation), accumulation = 1, max_steps = steps, learning_rate = lr, weight_decay = hp.weight_decay,
     beta1 = hp.betas[1], beta2 = hp.betas[2], epsilon = hp.eps, max_grad_norm = hp.max_grad_norm, optimizer = "adamw",
     shuffle = false, recompute = "none", embedding_learning_rate = hp.embedding_lr,
-    router_aux_loss_coef = meta.router_aux_loss_coef }
+    router_aux_loss_coef = meta.router_aux_loss_coef or 0 }
 end
 
 local function rate_function(lr, steps)

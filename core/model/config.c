@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/model/bnb.h"
+#include "core/model/fp8.h"
 
 /* ---- Reading fields: an absent or null one gives the fallback, one of the wrong kind is an error -------------------
  */
@@ -322,6 +323,8 @@ static usl_status read_mixture(fields *f, usli_config *c) {
             shared ? shared * c->expert_inter : get_int(f, "shared_expert_intermediate_size", m->shared_inter);
     c->normalised = m->always_normalised || get_bool(f, "norm_topk_prob", m->normalised);
     c->routed_scale = m->scale > 0 ? get_real(f, "routed_scaling_factor", m->scale) : 1;
+    if (m->balanced && get_bool(f, "output_router_logits", false))
+        c->balance = get_real(f, "router_aux_loss_coef", 0.001);
     read_sparse(f, c);
     USLI_TRY(f->st);
     USLI_TRY(read_groups(f, c));
@@ -420,8 +423,12 @@ static double soft_cap(fields *f, const char *key, double fallback) {
 static usl_status read_config(usl_ctx *ctx, const char *name, const json_t *json, const json_t *generation,
                               usli_config *c) {
     fields f = { ctx, name, json, USL_OK };
-    if (get(&f, "quantization_config")) {
-        USLI_TRY(usli_bnb_check_config(ctx, name, get(&f, "quantization_config")));
+    const json_t *quantization = get(&f, "quantization_config");
+    const char *method = json_string_value(json_object_get(quantization, "quant_method"));
+    if (method && strcmp(method, "fp8") == 0) {
+        USLI_TRY(usli_fp8_config(ctx, name, quantization, c));
+    } else if (quantization) {
+        USLI_TRY(usli_bnb_check_config(ctx, name, quantization));
         c->quantised = true;
     }
     USLI_TRY(find_arch(&f, c));

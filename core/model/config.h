@@ -97,6 +97,7 @@ typedef struct usli_config {
     int64_t v_dim;                        /* values of a head: head_dim, apart from it with latent attention */
     int64_t q_lora, kv_lora;              /* widths of the latent vectors; q_lora 0: queries have none */
     uint8_t sparse[USLI_MOST_LAYERS / 8]; /* a bit a layer: its MLP is a mixture of experts */
+    double balance; /* times the load-balancing loss in training, where the config asks for it (output_router_logits) */
     int64_t experts, top_k, groups, best_groups;
     int64_t expert_inter, shared_inter; /* of one expert; of the one that sees all tokens, 0: there is none */
     bool normalised;                    /* the chosen scores add up to one */
@@ -110,9 +111,10 @@ typedef struct usli_config {
     int32_t bos, pad;
     int32_t eos[8];
     int eos_count;
-    usl_dtype dtype; /* as published, USL_DTYPE_AUTO when it does not say */
-    bool quantised;  /* the checkpoint is; what is not quantised in it stays so */
-    json_t *source;  /* the config.json, made from the metadata for a GGUF; owned */
+    usl_dtype dtype;      /* as published, USL_DTYPE_AUTO when it does not say */
+    int64_t fp8_block[2]; /* rows and columns that share a scale; 0: no weights are 8-bit floats */
+    bool quantised;       /* the checkpoint is; what is not quantised in it stays so */
+    json_t *source;       /* the config.json, made from the metadata for a GGUF; owned */
 } usli_config;
 
 const usli_arch *usli_arch_by_name(const char *name);

@@ -12,6 +12,7 @@
 #include "core/base/rng.h"
 #include "core/io/json.h"
 #include "core/model/bnb.h"
+#include "core/model/fp8.h"
 #include "core/quant/traits.h"
 
 /* ---- Sources
@@ -146,7 +147,9 @@ static usl_status find_piece(const usl_model *m, const usli_source *src, usli_sl
                          wanted);
     }
     const usli_traits *traits = usli_traits_of(t->dtype);
-    if (!traits || !traits->decode)
+    if (usli_fp8_is(src, t)) {
+        USLI_TRY(usli_fp8_check(m, src, t));
+    } else if (!traits || !traits->decode)
         return usli_fail(m->ctx, USL_ERR_UNSUPPORTED, "%s: tensor \"%s\" has type %s, which cannot be decoded here",
                          m->path, p->name, usl_dtype_name(t->dtype));
     *out = t;
@@ -242,9 +245,14 @@ static usl_status load_stack(usl_model *m, const usli_source *src, usli_slot slo
                 "supported",
                 m->path, p.name, usl_dtype_name(t->dtype), usl_dtype_name(dtype));
         dtype = t->dtype;
-        kept = m->full || dtype == USL_F64 ? USL_F32 : dtype;
-        size_t from = usli_row_bytes(dtype, cols), to = usli_row_bytes(kept, cols);
+        bool fp8 = usli_fp8_is(src, t);
+        kept = m->full || dtype == USL_F64 ? USL_F32 : fp8 ? USL_BF16 : dtype;
+        size_t from = fp8 ? 0 : usli_row_bytes(dtype, cols), to = usli_row_bytes(kept, cols);
         if (!i) USLI_TRY(new_storage(m, (size_t)rows * to, &w->storage));
+        if (fp8) {
+            USLI_TRY(usli_fp8_read(m, src, t, &p, kept, w->storage->data));
+            continue;
+        }
         for (int64_t r = 0; r < p.rows && !m->plan_only; r++) {
             const char *row = (const char *)t->data + (size_t)r * from;
             char *dst = (char *)w->storage->data + (size_t)usli_piece_row(&p, r) * to;
@@ -284,6 +292,14 @@ static usl_status load_split(usl_model *m, const split_keys *s, usli_weight *w) 
     return USL_OK;
 }
 
+static usl_status load_fp8(usl_model *m, const usli_source *src, const usli_file_tensor *t, usli_weight *w) {
+    int64_t rows = t->shape[0], cols = t->shape[1];
+    usl_dtype dtype = m->full ? USL_F32 : USL_BF16;
+    USLI_TRY(new_storage(m, (size_t)(rows * cols) * usli_dtype_bytes(dtype), &w->storage));
+    set_plain(w, dtype, rows, cols);
+    return usli_fp8_read(m, src, t, NULL, dtype, w->storage->data);
+}
+
 static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot, int64_t layer) {
     int64_t rows, cols;
     if (!usli_slot_shape(&m->config, slot, layer, &rows, &cols)) return USL_OK;
@@ -296,6 +312,7 @@ static usl_status load_one(usl_model *m, const usli_source *src, usli_slot slot,
         return load_stack(m, src, slot, layer, w);
     USLI_TRY(find_piece(m, src, slot, layer, 0, &p, &t));
     if (cols && usli_bnb_is(src, t)) return usli_bnb_load(m, src, t, w);
+    if (cols && usli_fp8_is(src, t)) return load_fp8(m, src, t, w);
     if (!cols)
         USLI_TRY(load_float(m, t, w, 1, rows));
     else if (m->full || t->dtype == USL_F64)

@@ -28,6 +28,7 @@ static usl_status check_opts(usl_trainer *t) {
     USLI_TRY(check_number(ctx, "adam_beta2", o->beta2, 0, 0.9999999));
     USLI_TRY(check_number(ctx, "adam_epsilon", o->epsilon, 0, 1));
     USLI_TRY(check_number(ctx, "max_grad_norm", o->max_grad_norm, 0, 1e30));
+    if (o->router_aux_loss_coef < 0) t->opts.router_aux_loss_coef = t->model->config.balance;
     USLI_TRY(check_number(ctx, "router_aux_loss_coef", o->router_aux_loss_coef, 0, 1e6));
     const usli_arch *arch = t->model->config.arch;
     if (o->router_aux_loss_coef > 0 && !(arch->mixture && arch->mixture->balanced))

@@ -66,6 +66,67 @@ describe("rope that depends on a row's length", function()
   end)
 end)
 
+describe("the load-balancing loss", function()
+  it("is the config's where no coefficient is given", function()
+    local model <close> = open "qwen3_moe_experts" -- output_router_logits, router_aux_loss_coef = 0.5
+    local rows = core.rows_new(0)
+    rows:add(row_of(1, 20))
+    local function loss(coefficient)
+      local trainer <close> = core.trainer_new(model, rows, nil, { batch = 1, accumulation = 1, max_steps = 1, learning_rate = 1e-3,
+        shuffle = false, router_aux_loss_coef = coefficient })
+      return trainer:gradients(1, 1).loss
+    end
+    assert.equals(loss(0.5), loss(nil))
+    assert.is_true(loss(nil) > loss(0) + 0.4)
+    local plain <close> = open "mixtral_window"
+    local trainer <close> = core.trainer_new(plain, rows, nil, { batch = 1, accumulation = 1, max_steps = 1 })
+    assert.is_near(select(1, loss_of(plain, row_of(1, 20))) / 19, trainer:gradients(1, 1).loss, 2e-6)
+  end)
+end)
+
+-- What DeepSeek's numbers are is checked by the golden case of that name.
+describe("8-bit floats in blocks", function()
+  local FOLDER = CASES .. "deepseek_v3_fp8/model"
+
+  local function with(dir, change)
+    core.make_dir(dir)
+    local config = unsloth.json.decode(support.read(FOLDER .. "/config.json"))
+    change(config.quantization_config)
+    support.write(dir .. "/config.json", unsloth.json.encode(config))
+    support.write(dir .. "/model.safetensors", support.read(FOLDER .. "/model.safetensors"))
+    return dir
+  end
+
+  it("become bfloat16, trained or not, or NF4", function()
+    local ids, dir = row_of(1, 12), support.temp_dir()
+    finally(function() support.remove(dir) end)
+    local full <close> = open "deepseek_v3_fp8"
+    local frozen <close> = support.open(FOLDER, { device = "cpu" })
+    local four <close> = support.open(FOLDER, { device = "cpu", load_in_4bit = true })
+    local want = full:logits(ids)
+    assert.is_true((frozen:logits(ids) - want):abs():max() < 1e-5)
+    assert.is_true((four:logits(ids) - want):abs():max() > 1e-3)
+    four:save_pretrained_merged(dir .. "/four", nil, { save_method = "merged_16bit" })
+    frozen:save_pretrained_merged(dir .. "/merged", nil, { save_method = "merged_16bit" })
+    local merged <close> = support.open(dir .. "/merged", { device = "cpu" })
+    assert.is_true((merged:logits(ids) - want):abs():max() < 0.02)
+    assert.is_nil(support.read(dir .. "/merged/config.json"):find "quantization_config")
+  end)
+
+  it("with other scales are refused", function()
+    local dir = support.temp_dir()
+    finally(function() support.remove(dir) end)
+    local function refused(texts, change)
+      support.fails(nil, texts, support.open, with(dir, change), { device = "cpu" })
+    end
+    refused({ "fp8", "weight_block_size", "16-bit" }, function(q) q.weight_block_size = nil end)
+    refused({ "e4m3" }, function(q) q.fmt = "e5m2" end)
+    refused({ "scale_inv", "128x128" }, function(q) q.weight_block_size = { 128, 128 } end)
+    refused({ "scale_inv" }, function(q) q.weight_block_size = { 16, 11 } end)
+    refused({ "gptq" }, function(q) q.quant_method = "gptq" end)
+  end)
+end)
+
 describe("a configuration", function()
   local CONFIG = { architectures = { "Phi3ForCausalLM" }, vocab_size = 67, hidden_size = 24, intermediate_size = 26, num_hidden_layers = 2,
     num_attention_heads = 2, num_key_value_heads = 1, max_position_embeddings = 128, original_max_position_embeddings = 16 }

@@ -107,8 +107,14 @@ local FAMILIES = {
   qwen3_chat = { "Qwen3ForCausalLM" },
   gemma3_chat = { "Gemma3ForCausalLM", sliding_window = 64, query_pre_attn_scalar = 16 },
   phi4_chat = { "Phi3ForCausalLM", partial_rotary_factor = 0.5 },
+  mixtral_chat = { "MixtralForCausalLM", num_local_experts = 4, num_experts_per_tok = 2, intermediate_size = 32 },
+  deepseek_chat = { "DeepseekV2ForCausalLM", num_key_value_heads = 2, q_lora_rank = unsloth.json.null, kv_lora_rank = 32, qk_nope_head_dim = 16,
+    qk_rope_head_dim = 8, v_head_dim = 16, n_routed_experts = 4, num_experts_per_tok = 2, n_shared_experts = 1, moe_intermediate_size = 32,
+    first_k_dense_replace = 1 },
 }
 local FUSED = { "down_proj", "gate_up_proj", "o_proj", "qkv_proj" }
+local LATENT = { "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_proj" }
+local ATTENTION = { "k_proj", "o_proj", "q_proj", "v_proj" } -- beside the experts', which PEFT calls parameters
 local SEVEN = { "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj" }
 
 local function family_folder(dir, family)
@@ -150,7 +156,8 @@ describe("recipes of families", function()
       assert.matches("loss [%d.]+ %-> [%d.]+", said)
       assert.matches("Reply to: Name three colors.", said, 1, true)
       assert.is_truthy(core.path_kind(dir .. "/out/gguf/unsloth.Q8_0.gguf"))
-      assert.are.same(name == "phi4_chat" and FUSED or SEVEN, modules_of(dir .. "/out/adapter"))
+      local modules = { phi4_chat = FUSED, mixtral_chat = ATTENTION, deepseek_chat = LATENT }
+      assert.are.same(modules[name] or SEVEN, modules_of(dir .. "/out/adapter"))
       local model <close> = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/out/adapter", load_in_4bit = false, dtype = "float32" }
       assert.is_true(#model:generate_ids({ 1, 2, 3 }, { max_new_tokens = 2 }) > 0)
       local _, why = run(script)

@@ -62,7 +62,7 @@ local function say_tokenizer(path, meta)
   end
 end
 
-local PLAIN = { f64 = true, f32 = true, bf16 = true, f16 = true }
+local PLAIN = { f64 = true, f32 = true, bf16 = true, f16 = true, f8_e4m3 = true }
 
 local function is_quantised(types)
   for name in pairs(types) do
@@ -93,18 +93,20 @@ local function say_training(path, config, name, method)
   say(name, "%s on %s when every layer is recomputed, %s when none is", progress.bytes(least.total), device, progress.bytes(most.total))
 end
 
-local function say_loading(path, config, bytes, quantised)
+local function say_loading(path, config, bytes, quantised, fp8)
   if quantised then
     say("to load", "%s as stored: quantised weights stay in their own blocks, also in training", progress.bytes(bytes))
     return
   end
   local ok, four = pcall(plan, path, config, "qlora", "full")
-  say("to load", "%s as stored%s", progress.bytes(bytes), ok and (", %s with load_in_4bit"):format(progress.bytes(four.items[1].bytes)) or "")
+  -- 8-bit floats are decoded to bfloat16 as they are loaded.
+  local four_bits = ok and (", %s with load_in_4bit"):format(progress.bytes(four.items[1].bytes)) or ""
+  say("to load", "%s%s%s", progress.bytes(bytes + fp8), fp8 > 0 and " decoded to bfloat16" or " as stored", four_bits)
 end
 
 local function say_memory(path, config, bytes, types)
   local quantised = is_quantised(types)
-  say_loading(path, config, bytes, quantised)
+  say_loading(path, config, bytes, quantised, types.f8_e4m3 or 0)
   say("to train", "%d rows of %d tokens a pass, LoRA r = %d, 8-bit AdamW; see unsloth-lua plan for other settings", ROWS,
     math.min(TOKENS, config.context), RANK)
   if not quantised then say_training(path, config, "  LoRA, 4-bit", "qlora") end
@@ -126,6 +128,7 @@ local function find(name)
   return core.hub_outline(name, outline)
 end
 
+-- luacheck: ignore 211
 local removal <close> = setmetatable({}, { __close = function()
   if outline then core.remove_path(outline) end
 end })
