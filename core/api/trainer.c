@@ -43,8 +43,11 @@ usl_status usl_trainer_get_grad(usl_trainer *t, const char *name, usl_tensor **o
     if (st != USL_OK) {
         usl_tensor_free(*out);
         *out = NULL;
+        return st;
     }
-    return st;
+    float scale = t->update.loss_scale, *g = usl_tensor_data(*out);
+    for (int64_t i = 0; scale != 1 && i < p.count; i++) g[i] /= scale;
+    return USL_OK;
 }
 
 void usl_trainer_set_learning_rate(usl_trainer *trainer, double rate) {

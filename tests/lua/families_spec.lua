@@ -27,6 +27,24 @@ local function loss_of(model, ids)
   return sum, #ids - 1
 end
 
+describe("half precision", function()
+  it("shows gradients as they are, not as its loss scale makes them", function()
+    local gradient = {}
+    for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+      local model <close> = core.model_open(CASES .. "llama_odd/model", { device = "cpu", dtype = dtype, full_finetuning = true })
+      local rows = core.rows_new(0)
+      rows:add(row_of(1, 20))
+      local trainer <close> = core.trainer_new(model, rows, nil, { batch = 1, accumulation = 1, max_steps = 1 })
+      trainer:gradients(1, 1)
+      gradient[dtype] = trainer:get_grad "model.layers.0.self_attn.q_proj.weight"
+      if gradient.float32 ~= gradient[dtype] then
+        local distance = gradient[dtype]:distance(gradient.float32)
+        assert.is_true(distance < 0.05, dtype .. ": " .. distance)
+      end
+    end
+  end)
+end)
+
 describe("rope that depends on a row's length", function()
   for _, case in ipairs { "phi3_long", "phi3_short", "llama_dynamic" } do
     it("is each row's own where rows are packed: " .. case, function()
