@@ -1,6 +1,6 @@
 --- Makes small mixtures of random weights and saves each as a folder and as GGUF files.
 ---
----     unsloth-lua tests/interop/experts.lua OUT_DIR
+---     unsloth-lua tests/interop/experts.lua OUT_DIR [SEED]
 ---
 --- Leaves OUT_DIR/FAMILY/merged (float32), OUT_DIR/FAMILY/METHOD.gguf and an adapter on every product that llama.cpp adapts, as
 --- OUT_DIR/FAMILY/adapter and lora.gguf.
@@ -33,7 +33,7 @@ for family, parts in pairs(families) do
     for key, value in pairs(part) do config[key] = value end
   end
   -- A seed with which eight bits turn no router's decision.
-  local model <close> = core.model_random(core.json.encode(config), 6, { device = "cpu", dtype = "float32" })
+  local model <close> = core.model_random(core.json.encode(config), tonumber(arg[2] or 1), { device = "cpu", dtype = "float32" })
   local out = arg[1] .. "/" .. family
   core.export_merged(model, tokenizer, out .. "/merged", "float32")
   local paths, methods = {}, { "f32", "q8_0", "q4_k_m" }

@@ -9,5 +9,5 @@ local config = unsloth.json.decode(file:read "a")
 local tokenizer = unsloth.AutoTokenizer.from_pretrained(arg[2])
 config.vocab_size = tokenizer.vocab_size
 config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-local model = unsloth.FastLanguageModel.from_config(config, { random_state = 11, device = "cpu", dtype = "float32" })
+local model = unsloth.FastLanguageModel.from_config(config, { random_state = 7, device = "cpu", dtype = "float32" })
 core.export_merged(model, tokenizer, arg[3], "float32")

@@ -17,6 +17,8 @@ from test_llama_cpp import LlamaCpp
 
 IDS = [1, 40, 77, 300, 12, 199, 431, 86, 250]
 COUNT = 6
+SEEDS = 1, 3  # of the random weights
+SHARE = 20  # one row of so many may turn
 
 
 def log_softmax(rows):
@@ -24,9 +26,27 @@ def log_softmax(rows):
     return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
 
 
-def typical(a, b):
-    """The median over the rows: rounding turns a router's decision now and then, and with it an answer."""
-    return float(np.median([reference.distance(x[None], y[None]) for x, y in zip(a, b)]))
+def rows_apart(a, b):
+    """The distance of each row."""
+    return [reference.distance(x[None], y[None]) for x, y in zip(a, b)]
+
+
+def decode(source, path):
+    """Rewrites a file with its blocks decoded, by ggml's own formulas in Python."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def split_keys(source, path, kv_lora=64, narrow=32, rotated=16, v_dim=32, heads=4):
@@ -76,30 +96,60 @@ def fuse(source, path):
     save_file(kept, path / "model.safetensors")
 
 
-def compare(out, family, checks):
+class Rows:
+    """Rows that quantised files move. One that stays on its experts moves by the noise of 8 bits (0.009 to 0.035 was seen, of 4 bits
+    0.06 to 0.31); one whose router had two experts all but level may go to the other, in any program, and jumps. So each row must be
+    within the limit or counts as turned, and of all families and seeds together only a few may be."""
+
+    def __init__(self):
+        self.count, self.turned = 0, []
+
+    def add(self, name, distances, limit):
+        self.count += len(distances)
+        self.turned += [f"{name} row {i}: {x:.2f}" for i, x in enumerate(distances) if not x < limit]
+        print(f"{name}: {min(distances):.3f} to {max(distances):.3f}", flush=True)
+
+    def check(self, checks):
+        few = self.count // SHARE
+        checks.check(len(self.turned) <= few, f"{len(self.turned)} of {self.count} rows turned, {few} may: {', '.join(self.turned)}")
+
+
+def compare(out, family, checks, rows):
     folder, _ = common.answer(out / family / "merged", IDS, 1)
     fuse(out / family / "merged", out / family / "fused")
     fused, _ = common.answer(out / family / "fused", IDS, 1)
     error = reference.distance(fused, folder)
     checks.check(error < 1e-6, f"{family}: a folder of fused experts is as far as {error:.1e} from that of single ones")
-    methods = {"f32": 1e-6, "q8_0": 0.05, "q4_k_m": 0.5}
+    methods = {"f32": 1e-6, "q8_0": 0.05, "q4_k_m": 0.4}
     if family.startswith("deepseek"):
         split_keys(out / family / "f32.gguf", out / family / "split.gguf")
         methods["split"] = 1e-6
     for method, limit in methods.items():
         path = out / family / f"{method}.gguf"
+        quantised = method.startswith("q")
         mine, _ = common.answer(path, IDS, 1)
-        distance = typical if method.startswith("q") else reference.distance
-        error = distance(mine, folder)
-        checks.check(error < limit, f"{family}, {method}: the file is as far as {error:.1e} from the folder")
+        if quantised:
+            # Not a bit of what follows is ours: the blocks, decoded by another program, answer the same.
+            decode(path, out / family / "decoded.gguf")
+            decoded, _ = common.answer(out / family / "decoded.gguf", IDS, 1)
+            error = reference.distance(mine, decoded)
+            checks.check(error < 1e-5, f"{family}, {method}: as far as {error:.1e} from the same blocks decoded by ggml's Python")
+            rows.add(f"{family}, {method}, from the folder", rows_apart(mine, folder), limit)
+        else:
+            error = reference.distance(mine, folder)
+            checks.check(error < limit, f"{family}, {method}: the file is as far as {error:.1e} from the folder")
         llama = LlamaCpp(path)
         ids, theirs = llama.log_probabilities(IDS, COUNT, mine.shape[1])
         checks.check(len(ids) == COUNT, f"{family}, {method}: llama.cpp loads it and answers {len(ids)} ids")
         if not ids:
             continue
         ours, _ = common.answer(path, IDS + ids[:-1], 1)
-        error = distance(theirs, log_softmax(ours[len(IDS) - 1 :]))
-        checks.check(error < (0.05 if method.startswith("q") else 1e-4), f"{family}, {method}: llama.cpp lies {error:.1e} from us")
+        ours = log_softmax(ours[len(IDS) - 1 :])
+        if quantised:
+            rows.add(f"{family}, {method}, llama.cpp", rows_apart(theirs, ours), 0.05)
+        else:
+            error = reference.distance(theirs, ours)
+            checks.check(error < 1e-4, f"{family}, {method}: llama.cpp lies {error:.1e} from us")
     compare_adapter(out / family, family, checks)
 
 
@@ -118,14 +168,16 @@ def compare_adapter(folder, family, checks):
 
 
 def main():
-    out = common.WORK / "experts"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    common.lua("experts.lua", out)
-    checks = common.Checks()
-    for path in sorted(out.iterdir()):
-        if path.name in (sys.argv[1:] or path.name):
-            compare(out, path.name, checks)
+    checks, rows = common.Checks(), Rows()
+    for seed in SEEDS:
+        out = common.WORK / "experts" / str(seed)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        common.lua("experts.lua", out, seed)
+        for path in sorted(out.iterdir()):
+            if path.name in (sys.argv[1:] or path.name):
+                compare(out, path.name, checks, rows)
+    rows.check(checks)
     checks.end()
 
 

@@ -54,7 +54,9 @@ function M.model(o, plan_only)
     if not o.shape then errors.invalid "give a model's path, or --shape NAME" end
     local shape = shapes[o.shape]
     if not shape then
-      errors.invalid('there is no shape "%s"; there are %s', o.shape, table.concat(names, ", "))
+      local near = core.nearest(o.shape, names)
+      errors.invalid('there is no shape "%s"%s; there are %s', o.shape, near and (': did you mean "%s"?'):format(near) or "",
+        table.concat(names, ", "))
     end
     model = unsloth.FastLanguageModel.from_config(shape, { random_state = o.seed, full_finetuning = method == "full",
       load_in_4bit = method == "qlora", dtype = o.dtype, device = o.device, max_seq_length = o.seq, plan_only = plan_only })
