@@ -104,6 +104,7 @@ typedef enum usli_step_kind {
     USLI_NORM_UNICODE,
     USLI_NORM_LOWERCASE,
     USLI_NORM_STRIP,
+    USLI_NORM_CHARSMAP, /* text: the map, left: bytes of its trie */
     USLI_PRE_SPLIT,
     USLI_PRE_BYTE_LEVEL,
     USLI_PRE_METASPACE,
@@ -159,6 +160,9 @@ usl_status usli_read_decoder(usl_ctx *ctx, const json_t *json, usli_steps *out);
 usl_status usli_step_find(usl_ctx *ctx, const usli_step *step, usli_matcher *m, const char *text, size_t len,
                           size_t base, usli_spans *out);
 
+/* charsmap.c: what Precompiled holds, in base64; appends a text with its characters replaced. */
+usl_status usli_charsmap_read(usl_ctx *ctx, const char *base64, size_t len, usli_step *step);
+usl_status usli_charsmap_apply(usl_ctx *ctx, const usli_step *step, const char *text, size_t len, usli_buf *out);
 /* w->now.text is one text, normalised in place; its spans do not matter. */
 usl_status usli_normalize(usl_ctx *ctx, const usli_steps *steps, usli_work *w);
 /* Cuts w->now's pieces further. */

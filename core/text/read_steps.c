@@ -100,6 +100,12 @@ static usl_status read_replace(usl_ctx *ctx, const json_t *json, const char *wha
     return read_text(ctx, json, what, "content", &step->with, &step->with_len);
 }
 
+static usl_status read_charsmap(usl_ctx *ctx, const json_t *json, const char *what, usli_step *step) {
+    const json_t *map = json_object_get(json, "precompiled_charsmap");
+    if (!json_is_string(map)) return missing(ctx, what, "precompiled_charsmap");
+    return usli_charsmap_read(ctx, json_string_value(map), json_string_length(map), step);
+}
+
 static usl_status read_strip_spaces(usl_ctx *ctx, const json_t *json, const char *what, usli_step *step) {
     bool left, right;
     USLI_TRY(read_flag(ctx, json, what, "strip_left", true, &left));
@@ -165,15 +171,11 @@ typedef struct component {
 } component;
 
 static const component NORMALIZERS[] = {
-    { "Prepend", USLI_NORM_PREPEND, read_put_before },
-    { "Replace", USLI_NORM_REPLACE, read_replace },
-    { "NFC", USLI_NORM_UNICODE, read_unicode },
-    { "NFD", USLI_NORM_UNICODE, read_unicode },
-    { "NFKC", USLI_NORM_UNICODE, read_unicode },
-    { "NFKD", USLI_NORM_UNICODE, read_unicode },
-    { "Lowercase", USLI_NORM_LOWERCASE, NULL },
-    { "Strip", USLI_NORM_STRIP, read_strip_spaces },
-    { NULL, USLI_NORM_PREPEND, NULL },
+    { "Prepend", USLI_NORM_PREPEND, read_put_before },    { "Replace", USLI_NORM_REPLACE, read_replace },
+    { "NFC", USLI_NORM_UNICODE, read_unicode },           { "NFD", USLI_NORM_UNICODE, read_unicode },
+    { "NFKC", USLI_NORM_UNICODE, read_unicode },          { "NFKD", USLI_NORM_UNICODE, read_unicode },
+    { "Lowercase", USLI_NORM_LOWERCASE, NULL },           { "Strip", USLI_NORM_STRIP, read_strip_spaces },
+    { "Precompiled", USLI_NORM_CHARSMAP, read_charsmap }, { NULL, USLI_NORM_PREPEND, NULL },
 };
 static const component PRE_TOKENIZERS[] = {
     { "Split", USLI_PRE_SPLIT, read_split },

@@ -111,6 +111,7 @@ static usl_status normalize(usl_ctx *ctx, const usli_step *step, usli_matcher *m
     case USLI_NORM_REPLACE: return replace(ctx, step, m, text, len, &w->found, out);
     case USLI_NORM_UNICODE: return usli_unicode_normalize(ctx, text, len, step->unicode, out);
     case USLI_NORM_LOWERCASE: return lowercase(ctx, text, len, out);
+    case USLI_NORM_CHARSMAP: return usli_charsmap_apply(ctx, step, text, len, out);
     default: return strip_spaces(ctx, step, text, len, out);
     }
 }

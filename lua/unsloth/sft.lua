@@ -23,15 +23,42 @@ local function at_row(ds, i, format, ...)
   errors.raise("USL_ERR_FORMAT", "%s: " .. format, ds:where(i), ...)
 end
 
-local function add_text(self, rows, ds, i, text)
+-- Texts wait for one another, so that all threads encode: so many rows at a time.
+local BATCH = 512
+
+local function add_ids(self, rows, ids)
+  local eos = self.tokenizer.eos_token_id -- a template may write a line's end behind it
+  if ids[#ids] == eos or ids[#ids - 1] == eos then self.with_eos = self.with_eos + 1 end
+  rows:add(ids)
+end
+
+-- Ids of one text, or of an array of them; nil and the error when it is about a text.
+local function encode(self, texts)
+  local ok, ids = pcall(self.tokenizer.encode_once, self.tokenizer, texts)
+  if ok then return ids end
+  if type(ids) == "string" or ids.code ~= "USL_ERR_INVALID" then error(ids, 0) end
+  return nil, ids
+end
+
+local function add_waiting(self, rows, ds, waiting)
+  if #waiting == 0 then return end
+  local list = encode(self, waiting)
+  for k, text in ipairs(waiting) do
+    local ids, why = list and list[k]
+    if not ids then ids, why = encode(self, text) end -- which of them it was
+    if not ids then at_row(ds, waiting.rows[k], "%s", why) end
+    add_ids(self, rows, ids)
+    waiting[k], waiting.rows[k] = nil, nil
+  end
+end
+
+local function add_text(self, rows, ds, i, text, waiting)
   if type(text) ~= "string" then
     at_row(ds, i, 'column "%s" is %s; a text is wanted (dataset_text_field or formatting_func says where it is)',
       self.args.dataset_text_field, text == nil and "missing" or "a " .. type(text))
   end
-  local ids = self.tokenizer:encode_once(text)
-  local eos = self.tokenizer.eos_token_id -- a template may write a line's end behind it
-  if ids[#ids] == eos or ids[#ids - 1] == eos then self.with_eos = self.with_eos + 1 end
-  rows:add(ids)
+  waiting[#waiting + 1], waiting.rows[#waiting + 1] = text, i
+  if #waiting == BATCH then add_waiting(self, rows, ds, waiting) end
 end
 
 -- Messages to ids by the tokenizer's chat template; tools are the row's.
@@ -84,7 +111,7 @@ local function add_completion(self, rows, ds, i, row)
 end
 
 local function tokenized(self, ds, formatting_func)
-  local rows = core.rows_new(self.max_seq_length)
+  local rows, waiting = core.rows_new(self.max_seq_length), { rows = {} }
   local field = self.args.dataset_text_field
   local at <close> = datasets.at(ds)
   for i in progress.count("tokenising", #ds) do
@@ -93,15 +120,18 @@ local function tokenized(self, ds, formatting_func)
       at.row = i
       local text = core.call(formatting_func, row)
       at.row = nil
-      for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one) end
+      for _, one in ipairs(type(text) == "table" and text or { text or false }) do add_text(self, rows, ds, i, one, waiting) end
     elseif row[field] == nil and row.prompt ~= nil and row.completion ~= nil then
+      add_waiting(self, rows, ds, waiting) -- rows keep their order
       add_completion(self, rows, ds, i, row)
     elseif row[field] == nil and row.messages ~= nil then
+      add_waiting(self, rows, ds, waiting)
       add_messages(self, rows, ds, i, row.messages)
     else
-      add_text(self, rows, ds, i, row[field])
+      add_text(self, rows, ds, i, row[field], waiting)
     end
   end
+  add_waiting(self, rows, ds, waiting)
   return rows
 end
 

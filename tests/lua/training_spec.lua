@@ -163,6 +163,19 @@ describe("training", function()
     support.fails("USL_ERR_FORMAT", { "rows.jsonl", "line 1", "nothing" }, new_trainer, model, { dataset_text_field = "nothing" })
   end)
 
+  it("encodes rows together, keeps their order, and names the one that cannot be", function()
+    local lines = {}
+    for i = 1, 1100 do lines[i] = unsloth.json.encode { n = i } end
+    local many = unsloth.load_dataset("json", { data_files = support.write(temp .. "/many.jsonl", table.concat(lines, "\n")), split = "train" })
+    local model <close>, tokenizer = new_model(), unsloth.AutoTokenizer.from_pretrained(dir)
+    local function text_of(row) return ("row %d"):format(row.n):rep(1 + row.n % 3) end
+    local trainer = new_trainer(model, nil, { train_dataset = many, formatting_func = text_of, tokenizer = tokenizer })
+    assert.equals(1100, #trainer.rows)
+    for _, i in ipairs { 1, 512, 513, 1024, 1025, 1100 } do assert.same(tokenizer:encode_once(text_of { n = i }), (trainer.rows:get(i))) end
+    support.fails(nil, { "many.jsonl", "line 700", "byte 5" }, new_trainer, model, nil, { train_dataset = many, tokenizer = tokenizer,
+      formatting_func = function(row) return row.n == 700 and "bad \xff" or text_of(row) end })
+  end)
+
   it("continues bit for bit from a checkpoint", function()
     local function adapter_after(out, job)
       local model <close> = new_model { load_in_4bit = true }

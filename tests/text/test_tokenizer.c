@@ -189,6 +189,44 @@ static void test_components(usl_ctx *ctx, const char *path) {
     usli_free(ctx, file);
 }
 
+/* A map of characters with any of its digits changed is refused, or gives some text: nothing outside it is read, and no
+ * other bytes than UTF-8 come out. */
+static void test_hostile_charsmap(usl_ctx *ctx) {
+    static const char PATH[] = "tests/text/charsmap_reference.jsonl",
+                      TEXT[] = "caf\xC3\xA9 ABBA e\xCC\x81 \xEF\xAC\x81 ab\t\xC3\x9F";
+    char *file;
+    size_t size, read = 0;
+    CHECK_OK(ctx, usli_read_file(ctx, PATH, &file, &size));
+    char *map = file ? strstr(file, "\"precompiled_charsmap\": \"") : NULL, *end = NULL;
+    if (map) end = strchr(map += strlen("\"precompiled_charsmap\": \""), '"');
+    CHECK(end, "%s holds no map", PATH);
+    for (uint32_t i = 0; end && i < 400; i++) {
+        size_t at = i < 40 ? i : (size_t)(i * 2654435761u) % (size_t)(end - map);
+        char old = map[at];
+        json_t *row = NULL;
+        char *text = NULL;
+        usli_tokenizer *tok = NULL;
+        map[at] = "A/+zQ9"[i % 6];
+        CHECK_OK(ctx, usli_json_parse(ctx, PATH, file, size - 1, &row));
+        CHECK_OK(ctx, usli_json_dump(ctx, json_object_get(row, "tokenizer"), 0, &text, NULL));
+        if (load_text(ctx, text, &tok) == USL_OK) {
+            int32_t *ids = NULL;
+            size_t count;
+            CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, TEXT, sizeof TEXT - 1, 0, &ids, &count));
+            usli_free(ctx, ids);
+            read++;
+        } else {
+            CHECK(strstr(usl_ctx_errmsg(ctx), "precompiled_charsmap"), "%s", usl_ctx_errmsg(ctx));
+        }
+        usli_tokenizer_release(tok);
+        usli_free(ctx, text);
+        json_decref(row);
+        map[at] = old;
+    }
+    CHECK(read > 100, "%zu maps were read", read);
+    usli_free(ctx, file);
+}
+
 #define MODEL(inside) "{\"model\": {\"type\": \"BPE\", " inside "}}"
 #define GOOD_MODEL "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}"
 
@@ -685,6 +723,8 @@ int main(int argc, char **argv) {
     } else {
         test_components(ctx, "tests/text/components_reference.jsonl");
         test_components(ctx, "tests/text/unigram_reference.jsonl");
+        test_components(ctx, "tests/text/charsmap_reference.jsonl");
+        test_hostile_charsmap(ctx);
         test_malformed(ctx);
         test_wrong_calls(ctx);
         test_many_words(ctx);
