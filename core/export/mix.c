@@ -68,6 +68,7 @@ typedef enum when {
     FIRST_SIXTEENTH,
     FIRST_EIGHTH,
     MIDDLE,        /* all but the first and last eighth */
+    BLIND,         /* when there is no importance matrix */
     BLIND_EIGHTH,  /* the first eighth, when there is no importance matrix */
     GUIDED_EIGHTH, /* the same when there is one */
     MORE_BITS,     /* the first and last eighth, and every third between */
@@ -112,10 +113,13 @@ static const struct {
     { "iq3_xs", KEY, ALWAYS, USL_IQ3_XXS },
     { "iq3_xs", QUERY, ALWAYS, USL_IQ3_XXS },
     { "iq3_xs", UP, MIDDLE, USL_IQ3_XXS },
+    { "iq3_xxs", VALUE, BLIND, USL_IQ3_S },
     { "iq3_xxs", KEY, ALWAYS, USL_IQ2_S },
     { "iq3_xxs", QUERY, ALWAYS, USL_IQ2_S },
     { "q2_k", DOWN, ALWAYS, USL_Q3_K },
     { "q2_k_s iq3_m", DOWN, FIRST_EIGHTH, USL_Q4_K },
+    { "iq3_xxs", DOWN, BLIND_EIGHTH, USL_Q4_K },
+    { "iq3_xxs", DOWN, BLIND, USL_Q3_K },
     { "iq3_m", DOWN, EIGHT_MORE_BITS, USL_Q4_K },
     { "q3_k_m", DOWN, FIRST_SIXTEENTH, USL_Q5_K },
     { "q3_k_m", DOWN, ALWAYS, USL_Q4_K },
@@ -159,6 +163,7 @@ static bool applies(when w, const usli_mix_model *m, int64_t layer) {
     case FIRST_SIXTEENTH: return layer < n / 16;
     case FIRST_EIGHTH: return layer < n / 8;
     case MIDDLE: return layer >= n / 8 && layer < 7 * n / 8;
+    case BLIND: return !m->importance;
     case BLIND_EIGHTH: return layer < n / 8 && !m->importance;
     case GUIDED_EIGHTH: return layer < n / 8 && m->importance;
     case MORE_BITS: return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;

@@ -15,7 +15,7 @@ import xllamacpp.xllamacpp
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUMBERS = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14,
-           "iq4_nl": 20, "iq4_xs": 23}
+           "iq4_nl": 20, "iq4_xs": 23, "iq3_xxs": 18, "iq3_s": 21, "iq2_s": 22, "iq1_m": 29}  # the other three want an importance
 COLS = 4096
 
 

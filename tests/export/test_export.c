@@ -158,6 +158,53 @@ static void test_mix(void) {
 /* ---- The look -----------------------------------------------------------------------------------------------------
  */
 
+/* Every matrix of models of many shapes in every file type, against what llama.cpp's own rules say
+ * (mix_reference.txt, by make_mix_reference.py). */
+static void test_mixes(void) {
+    static const char *const TENSORS[] = { "token_embd",  "output",   "attn_q", "attn_k",  "attn_v",
+                                           "attn_output", "ffn_gate", "ffn_up", "ffn_down" };
+    FILE *f = fopen("tests/export/mix_reference.txt", "r");
+    if (!f) {
+        SKIP("tests/export/mix_reference.txt: run from the root of the repository");
+        return;
+    }
+    int type, layers, heads, kv, experts, tied, importance, cols, files = 0, matrices = 0;
+    char types[96], name[64], blocks[8];
+    while (fscanf(f, "%d %d %d %d %d %d %d %d", &type, &layers, &heads, &kv, &experts, &tied, &importance, &cols) ==
+           8) {
+        const usli_mix_model model = { layers, heads, kv, experts, tied, importance };
+        const usli_method *method = NULL;
+        char list[1024];
+        usli_method_list(list, sizeof list);
+        for (char *word = strtok(list, ", "); word; word = strtok(NULL, ", ")) {
+            const usli_method *m = usli_method_find(word);
+            if (m->file_type == (uint32_t)type && strcmp(m->name, "q2_k_l") != 0) method = m;
+        }
+        CHECK(method != NULL, "file type %d has no name", type);
+        snprintf(blocks, sizeof blocks, "%s", experts ? "_exps" : "");
+        bool wants = false;
+        for (int k = 0; k < 9; k++) {
+            bool read = fscanf(f, "%95s", types) == 1;
+            CHECK(read, "the line of file type %d is cut off", type);
+            for (int layer = 0; read && method && types[0] != '-' && types[layer]; layer++, matrices++) {
+                if (k < 2)
+                    snprintf(name, sizeof name, "%s.weight", TENSORS[k]);
+                else
+                    snprintf(name, sizeof name, "blk.%d.%s%s.weight", layer, TENSORS[k], k > 5 ? blocks : "");
+                usl_dtype got = usli_mix_type(method, &model, name, layer, cols);
+                wants |= usli_mix_wants_importance(method, name, got);
+                CHECK((int)got == types[layer] - '0', "%s, %d layers, %d over %d heads, %d experts, %s: %s, not %d",
+                      method->name, layers, heads, kv, experts, name, usl_dtype_name(got), types[layer] - '0');
+            }
+        }
+        CHECK(!wants || importance, "%s: llama.cpp makes it without an importance matrix", method ? method->name : "?");
+        files++;
+    }
+    printf("%d mixes of types, %d matrices as llama.cpp's\n", files, matrices);
+    CHECK(feof(f) && files > 400, "only %d lines were read", files);
+    fclose(f);
+}
+
 static void test_reports(rig *r) {
     char paths[3][128];
     in_dir(r, "a.gguf", paths[0]);
@@ -326,6 +373,7 @@ static void test_refusals(rig *r) {
 int main(void) {
     rig r;
     test_mix();
+    test_mixes();
     open_rig(&r);
     test_reports(&r);
     test_importance(&r);

@@ -48,12 +48,13 @@ def as_q8(x, block):
     return (np.round(blocks / np.where(scale == 0, 1, scale)) * scale).reshape(x.shape)
 
 
+LATTICES = "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_XS".split()
 ROUNDING = {"F32": exact, "F16": as_f16, "BF16": as_bf16}
 
 
 def rounded_for(weight_type, x):
     """x as llama.cpp rounds it before a product with weights of that type."""
-    return ROUNDING[weight_type](x) if weight_type in ROUNDING else as_q8(x, 256 if weight_type.endswith("_K") else 32)
+    return ROUNDING[weight_type](x) if weight_type in ROUNDING else as_q8(x, 256 if weight_type.endswith("_K") or weight_type in LATTICES else 32)
 
 
 def rms_norm(x, w, eps):

@@ -188,7 +188,8 @@ def export_stories(checks):
     return sorted(map(str, out.glob("*/*.gguf")))
 
 
-EVERY = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q2_k_l q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs"
+EVERY = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q2_k_l q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs iq3_s iq3_m"
+GUIDED = "q2_k_s iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs"  # want an importance matrix
 FOUR = "f32,bf16,q8_0,q4_k_m"
 # The first layer's matrices and the head, of tiny-llama (3 layers, 4 heads over 2, tied head), as llama.cpp's quantiser mixes them.
 MIXES = {
@@ -200,6 +201,11 @@ MIXES = {
     "q4_k_m": "Q4_K Q4_K Q4_K Q4_K Q4_K Q4_K Q4_K Q6_K",
     "q4_0": "Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q4_0 Q6_K",
     "q8_0": "Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0",
+    "iq1_s": "IQ1_S IQ1_S Q2_K IQ2_XXS IQ1_S IQ1_S IQ1_S Q5_K",
+    "iq2_xs": "IQ2_XS IQ2_XS Q2_K IQ2_XS IQ2_XS IQ2_XS IQ2_XS Q5_K",
+    "iq2_m": "IQ2_S IQ2_S IQ3_S IQ3_S IQ2_S IQ2_S IQ2_S Q5_K",
+    "iq3_xxs": "IQ2_S IQ2_S IQ3_XXS IQ3_S IQ3_XXS IQ3_XXS IQ3_XXS Q5_K",
+    "iq3_xs": "IQ3_XXS IQ3_XXS IQ3_S IQ3_S IQ3_XXS IQ3_XXS IQ3_S Q6_K",
     "iq4_xs": "IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS Q6_K",
 }
 PARTS = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
@@ -209,9 +215,10 @@ def export_types(checks):
     """The model that ships with the sources in every type, by the verb, in one pass."""
     out = common.WORK / "types"
     shutil.rmtree(out, ignore_errors=True)
-    common.program("export", common.ROOT / "examples/tiny-llama", "--to", EVERY.replace(" ", ","), "--output", out)
+    for methods, more in ((EVERY, ()), (GUIDED, ("--imatrix", common.ROOT / "README.md"))):
+        common.program("export", common.ROOT / "examples/tiny-llama", "--to", methods.replace(" ", ","), "--output", out, *more)
     files = sorted(out.glob("*.gguf"))
-    checks.check(len(files) == len(EVERY.split()), f"the verb exports {len(files)} types in one pass")
+    checks.check(len(files) == len(EVERY.split() + GUIDED.split()), f"the verb exports {len(files)} types in two passes")
     for method, mix in MIXES.items():
         tensors = reference.Gguf(out / f"unsloth.{method.upper()}.gguf").tensors
         types = [tensors[f"blk.0.{part}.weight"].tensor_type.name for part in PARTS] + [tensors["token_embd.weight"].tensor_type.name]
