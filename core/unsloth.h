@@ -209,7 +209,9 @@ USL_API usl_status usl_json_visit(usl_ctx *ctx, const char *name, const char *te
 
 typedef struct usl_tokenizer usl_tokenizer;
 
-/* path: a folder with tokenizer.json, such a file itself, or a .gguf. *out is new: usl_tokenizer_free. */
+/* path: a folder with tokenizer.json, such a file itself, or a .gguf. *out is new: usl_tokenizer_free. What a large
+ * tokenizer.json came to is kept in the user's cache (XDG_CACHE_HOME, else ~/.cache, below unsloth-lua), unless the
+ * context has an access_fn; UNSLOTH_LUA_CACHE names another folder, or none with "0". */
 USL_API usl_status usl_tokenizer_open(usl_ctx *ctx, const char *path, usl_tokenizer **out);
 USL_API void usl_tokenizer_free(usl_tokenizer *tok);
 /* *ids is new: usl_free(ctx, ids). Special spellings in the text become their ids. */

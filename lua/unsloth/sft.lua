@@ -36,7 +36,7 @@ end
 local function encode(self, texts)
   local ok, ids = pcall(self.tokenizer.encode_once, self.tokenizer, texts)
   if ok then return ids end
-  if type(ids) == "string" or ids.code ~= "USL_ERR_INVALID" then error(ids, 0) end
+  if type(ids) ~= "table" and type(ids) ~= "userdata" or ids.code ~= "USL_ERR_INVALID" then error(ids, 0) end
   return nil, ids
 end
 
