@@ -76,6 +76,38 @@ describe("the verb export", function()
     assert.is_truthy(out:find("not checked", 1, true), out)
   end)
 
+  check("wants a text for types below four bits, and writes them with one", function()
+    local model = support.root .. "examples/tiny-llama"
+    local _, err, code = verb("%s --to q8_0,iq2_xs --output %s/blind", model, dir)
+    assert.equals(1, code)
+    assert.is_truthy(err:find("iq2_xs wants an importance matrix", 1, true) and err:find("--imatrix", 1, true), err)
+    assert.equals("", (support.shell("find %s/blind -type f", dir)))
+    support.write(dir .. "/text.txt", ("To be, or not to be, that is the question. "):rep(20))
+    local out
+    out, err, code = verb("%s --to iq2_xs,IQ3_M --imatrix %s/text.txt --output %s/small", model, dir, dir)
+    assert.equals(0, code, err)
+    assert.is_truthy(out:find "IQ2_XS%.gguf: .*checked" and out:find "IQ3_M%.gguf: .*checked", out)
+    local read <close> = support.open(dir .. "/small/unsloth.IQ2_XS.gguf")
+    assert.is_truthy(#read:generate("To be", { max_new_tokens = 4 }) > 0)
+  end)
+
+  check("leaves nothing under a file's name when the disk is full or it is killed", function()
+    local model, lists = support.root .. "examples/tiny-llama", { "f32,f16,q8_0", "merged_32bit" }
+    for i, list in ipairs(lists) do
+      -- 200 blocks of 1 KiB or 512 bytes, and no room for more.
+      local _, err, code = support.shell("ulimit -f 200; %s export %s --to %s --output %s/full%d", PROGRAM, model, list, dir, i)
+      assert.equals(1, code, err)
+      assert.is_truthy(err:find("cannot be written", 1, true), err)
+      assert.equals("", (support.shell("find %s/full%d -type f", dir, i)))
+      local found = ("find %s/killed%d -type f -size +0"):format(dir, i)
+      support.shell([[mkdir %s/killed%d; %s export %s --to %s --output %s/killed%d & own=$!
+        while kill -0 $own && [ -z "$(%s)" ]; do :; done; kill -KILL $own]], dir, i, PROGRAM, model, list, dir, i, found)
+      assert.equals("", (support.shell("%s ! -name '*.tmp-*'", found)))
+      _, err, code = verb("%s --to %s --output %s/killed%d", model, list, dir, i)
+      assert.equals(0, code, err)
+    end
+  end)
+
   check("refuses with a sentence before it writes", function()
     for _, case in ipairs {
       { "%s --to q4_k_n --output %s/no", 'did you mean "q4_k_m"' }, { "%s --output %s/no", "--to FORMAT" },
