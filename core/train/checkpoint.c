@@ -124,17 +124,27 @@ done:
 /* ---- trainer_state.json
  * ------------------------------------------------------------------------------------------------------------ */
 
+/* Whose arithmetic it is: others sum in another order. */
+static void name_arithmetic(const usl_trainer *t, char *name, size_t room) {
+    const usli_exec *x = &t->model->exec;
+    snprintf(name, room, "%s, libraries: %s", x->backend->name,
+             x->backend->libraries ? x->backend->libraries(x) : "none");
+}
+
 static json_t *state_json(const usl_trainer *t, const char *extra) {
     const usli_cursor *c = &t->cursor;
-    json_t *j = json_pack("{s:i,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I,s:I,s:I},s:I,s:I}",
-                          "format", FORMAT, "global_step", (json_int_t)t->step, "max_steps", (json_int_t)t->total,
-                          "adam_step", (int)t->update.step, "loss_scale", (double)t->update.loss_scale, "good_steps",
-                          (json_int_t)t->good_steps, "cursor", "seed", (json_int_t)c->seed, "rows", (json_int_t)c->rows,
-                          "epoch", (json_int_t)c->epoch, "position", (json_int_t)c->position, "shuffle", c->shuffle,
-                          "plan", "tokens", (json_int_t)t->capacity.tokens, "rows", (json_int_t)t->capacity.rows,
-                          "longest", (json_int_t)t->capacity.longest, "recomputed", (json_int_t)t->capacity.recomputed,
-                          "offloaded", (json_int_t)t->capacity.offloaded, "piece", (json_int_t)t->capacity.piece,
-                          "batch", (json_int_t)t->opts.batch, "accumulation", (json_int_t)t->opts.accumulation);
+    char arithmetic[96];
+    name_arithmetic(t, arithmetic, sizeof arithmetic);
+    json_t *j =
+        json_pack("{s:i,s:s,s:I,s:I,s:i,s:f,s:I,s:{s:I,s:I,s:I,s:I,s:b},s:{s:I,s:I,s:I,s:I,s:I,s:I},s:I,s:I}", "format",
+                  FORMAT, "arithmetic", arithmetic, "global_step", (json_int_t)t->step, "max_steps",
+                  (json_int_t)t->total, "adam_step", (int)t->update.step, "loss_scale", (double)t->update.loss_scale,
+                  "good_steps", (json_int_t)t->good_steps, "cursor", "seed", (json_int_t)c->seed, "rows",
+                  (json_int_t)c->rows, "epoch", (json_int_t)c->epoch, "position", (json_int_t)c->position, "shuffle",
+                  c->shuffle, "plan", "tokens", (json_int_t)t->capacity.tokens, "rows", (json_int_t)t->capacity.rows,
+                  "longest", (json_int_t)t->capacity.longest, "recomputed", (json_int_t)t->capacity.recomputed,
+                  "offloaded", (json_int_t)t->capacity.offloaded, "piece", (json_int_t)t->capacity.piece, "batch",
+                  (json_int_t)t->opts.batch, "accumulation", (json_int_t)t->opts.accumulation);
     if (j && extra && json_object_set_new(j, "extra", json_string(extra)) != 0) {
         json_decref(j);
         return NULL;
@@ -223,6 +233,18 @@ static usl_status check_state(usl_trainer *t, const char *path, const json_t *j)
     return USL_OK;
 }
 
+/* Said, not refused: a run may well go on with another backend. */
+static void compare_arithmetic(usl_trainer *t, const char *path, const json_t *j) {
+    const char *saved = json_string_value(json_object_get(j, "arithmetic"));
+    char now[96];
+    name_arithmetic(t, now, sizeof now);
+    if (saved && strcmp(saved, now) != 0)
+        usli_log(t->ctx, USL_LOG_WARN,
+                 "%s: was computed by %s, this run by %s; it goes on, but not with the bits that the other would have "
+                 "had",
+                 path, saved, now);
+}
+
 /* The checkpoint's plan in place of ours; a sentence when it does not fit any more. */
 static usl_status replay_plan(usl_trainer *t, const char *path, const json_t *plan) {
     usli_capacity c = { .tokens = get_int(plan, "tokens"),
@@ -275,6 +297,7 @@ usl_status usli_checkpoint_load(usl_trainer *t, const char *dir, char **extra) {
         st = usli_nomem(ctx, strlen(text));
         goto done;
     }
+    compare_arithmetic(t, state, j);
     USLI_TRYGO(replay_plan(t, state, json_object_get(j, "plan")));
     USLI_TRYGO(read_state(t, tensors));
     const json_t *c = json_object_get(j, "cursor");
