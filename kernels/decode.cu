@@ -128,6 +128,13 @@ usl_status usli_cuda_decode_check(usli_exec *x, const usli_matrix *w, const char
         return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
                          "%s: weights of type %s cannot be read here; use f32, bf16, f16, nf4 or a GGUF type", what,
                          usl_dtype_name(w->dtype));
+    bool known = false;
+    USLI_BY_TYPE(w->dtype, TYPE, (known = TYPE == w->dtype))
+    if (!known)
+        return usli_fail(x->ctx, USL_ERR_UNSUPPORTED,
+                         "%s: weights of type %s are decoded on the CPU alone; use device = \"cpu\", or a file of "
+                         "another type",
+                         what, usl_dtype_name(w->dtype));
     if (w->cols % t->block != 0)
         return usli_fail(x->ctx, USL_ERR_SHAPE, "%s: rows of %lld values do not fill blocks of %d (%s)", what,
                          (long long)w->cols, t->block, usl_dtype_name(w->dtype));

@@ -243,6 +243,10 @@ static void test_refusals(rig *r) {
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_UNSUPPORTED, "fp8: %s", usl_ctx_errmsg(r->ctx));
     s.w.dtype = USL_Q8_0;
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_SHAPE, "half a block: %s", usl_ctx_errmsg(r->ctx));
+#ifdef USLI_RIG_CUDA
+    s.w.dtype = USL_IQ3_S;
+    CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_UNSUPPORTED, "iq3_s: %s", usl_ctx_errmsg(r->ctx));
+#endif
     s.w.dtype = USL_F32, a.segment = &s;
     s.lora = (usli_lora){ .rank = 1, .scale = 1, .a = x, .b = x, .magnitude = &one };
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_INTERNAL, "no norms: %s", usl_ctx_errmsg(r->ctx));
