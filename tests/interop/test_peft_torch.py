@@ -68,7 +68,7 @@ def compare(model, name, checks):
     torch.manual_seed(1)
     fused = load(model).config.model_type == "phi3"
     for targets in (["qkv_proj", "down_proj"] if fused else ["q_proj", "v_proj", "down_proj"], "all-linear"):
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False, use_rslora=True, task_type="CAUSAL_LM")
+        config = LoraConfig(r=8, lora_alpha=4, target_modules=targets, init_lora_weights=False, use_rslora=True, task_type="CAUSAL_LM")
         theirs = get_peft_model(load(model), config)
         theirs.save_pretrained(str(out / "from_peft"))
         ours, _ = common.answer(model, IDS, 1, adapter=out / "from_peft")
