@@ -137,6 +137,8 @@ USL_API usl_status usl_ctx_errcode(const usl_ctx *ctx);
 /* Asks the running operation to stop at its next safe point with USL_ERR_CANCELLED. Any thread, also a signal handler.
  */
 USL_API void usl_ctx_cancel(usl_ctx *ctx);
+/* Answers a request: USL_ERR_CANCELLED once for each, else USL_OK. For a host's own long work. */
+USL_API usl_status usl_ctx_safe_point(usl_ctx *ctx);
 /* Takes back a request nobody has answered yet. */
 USL_API void usl_ctx_uncancel(usl_ctx *ctx);
 /* Another progress function from now on; NULL: none. Not while an operation runs. */

@@ -384,6 +384,14 @@ static int softmax(lua_State *L) {
 
 /* ---- Products ---- */
 
+static void add_floats(double *restrict sum, double left, const float *restrict row, int64_t m) {
+    for (int64_t c = 0; c < m; c++) sum[c] += left * (double)row[c];
+}
+
+static void add_doubles(double *restrict sum, double left, const double *restrict row, int64_t m) {
+    for (int64_t c = 0; c < m; c++) sum[c] += left * row[c];
+}
+
 /* a:matmul(b): (n, k) and (k, m), with a vector on either side; batches of the same number in front. */
 static int matmul(lua_State *L) {
     lua_settop(L, 2);
@@ -404,12 +412,17 @@ static int matmul(lua_State *L) {
     if (!column) shape[ndim++] = m;
     double *sum = ulua_buffer(L, (size_t)m * sizeof *sum);
     result y = push_result(L, !a.f || !b.f, ndim, shape);
+    usl_ctx *ctx = unsloth_lua_ctx(L);
     for (int64_t r = 0; r < batches * n; r++) {
         int64_t base = r / n * step_b;
         for (int64_t c = 0; c < m; c++) sum[c] = 0;
+        ULUA_TRY(L, usl_ctx_safe_point(ctx));
         for (int64_t i = 0; i < k; i++) {
             double left = get(&a, r * k + i);
-            for (int64_t c = 0; c < m; c++) sum[c] += left * get(&b, base + i * m + c);
+            if (b.f)
+                add_floats(sum, left, b.f + base + i * m, m);
+            else
+                add_doubles(sum, left, b.d + base + i * m, m);
         }
         for (int64_t c = 0; c < m; c++) put(&y, r * m + c, sum[c]);
     }

@@ -16,6 +16,10 @@ usl_ctx *usl_ctx_retain(usl_ctx *ctx) {
     return ctx;
 }
 
+usl_status usl_ctx_safe_point(usl_ctx *ctx) {
+    return usli_checkpoint(ctx);
+}
+
 int usl_ctx_log(usl_ctx *ctx, usl_log_level level, const char *text) {
     if (!ctx->log_fn) return 0;
     ctx->log_fn(ctx->log_ud, level, text);

@@ -105,6 +105,10 @@ int main(void) {
     test_rng();
     test_pool();
     test_files(ctx);
+    CHECK_OK(ctx, usl_ctx_safe_point(ctx));
+    usl_ctx_cancel(ctx);
+    CHECK(usl_ctx_safe_point(ctx) == USL_ERR_CANCELLED, "a request is not answered");
+    CHECK_OK(ctx, usl_ctx_safe_point(ctx)); /* once */
     CHECK(usl_dtype_parse("bfloat16") == USL_BF16 && usl_dtype_parse("q4_k") == USL_Q4_K, "names");
     CHECK(usl_dtype_parse("nonsense") == USL_DTYPE_AUTO, "unknown name");
     usl_ctx_free(ctx);
