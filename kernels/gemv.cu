@@ -228,7 +228,8 @@ usl_status launch(usli_exec *x, const usli_matrix *w, const gemv_args *g) {
 }
 
 bool same_kind(const usli_matrix *a, const usli_matrix *b) {
-    return a->nf4 || b->nf4 ? a->nf4 && b->nf4 : a->dtype == b->dtype;
+    if (!a->nf4 || !b->nf4) return !a->nf4 && !b->nf4 && a->dtype == b->dtype;
+    return a->nf4->table == b->nf4->table && a->nf4->map == b->nf4->map; /* which a block reads once */
 }
 
 gemv_segment segment_of(const usli_segment *from, int64_t row0, int rank0) {

@@ -161,7 +161,7 @@ template <typename T> __device__ void fill(room *to, const usli_nf4 &q) {
     int byte = (int)threadIdx.x; /* THREADS is 256 */
     uint32_t two = pack_two<T>(STRETCH * q.table[byte >> 4], STRETCH * q.table[byte & 15]);
     for (int i = 0; i < USLI_WARP; i++) to->table[byte * USLI_WARP + (i + byte) % USLI_WARP] = two;
-    to->map[byte] = q.absmax_q ? q.map[byte] : 0.0f;
+    to->map[byte] = q.map ? q.map[byte] : 0.0f; /* also for a segment behind q's, which may be doubly quantised */
 }
 
 /* A tile's segment and rows; those beyond the end read the last row. */

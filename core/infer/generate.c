@@ -18,6 +18,7 @@ typedef struct usl_generator {
     int rows;
     bool started;
     int64_t vocab;   /* ids that may be drawn */
+    int64_t rows_of; /* the model's vocabulary, which the arena was sized for */
     int64_t longest; /* tokens a row can come to */
     usli_cache cache;
     int32_t *numbers; /* one block for all the arrays below */
@@ -425,7 +426,8 @@ static usl_status start(session *s, const usli_prompt *prompts) {
     int64_t total = 0;
     USLI_TRY(check_request(s->m, prompts, s->rows, o));
     if (o->max_new_tokens > s->m->context) o->max_new_tokens = s->m->context;
-    s->vocab = o->vocab > 0 && o->vocab < s->m->config.vocab ? o->vocab : s->m->config.vocab;
+    s->rows_of = s->m->config.vocab;
+    s->vocab = o->vocab > 0 && o->vocab < s->rows_of ? o->vocab : s->rows_of;
     for (int i = 0; i < s->rows; i++) {
         int64_t most = prompts[i].count + o->max_new_tokens;
         if (most > s->m->context) most = s->m->context;
@@ -481,6 +483,9 @@ void usli_generator_free(usl_generator *s) {
 usl_status usli_generator_next(usl_generator *s, int32_t *id) {
     *id = -1;
     if (!s->live_count) return USL_OK;
+    if (s->m->config.vocab != s->rows_of)
+        return usli_fail(s->ctx, USL_ERR_INVALID,
+                         "the model's vocabulary has another size than when this generation began; begin it anew");
     int64_t had = s->out[0].count;
     USLI_TRY(step(s, !s->started));
     s->started = true;

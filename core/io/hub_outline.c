@@ -55,6 +55,7 @@ static usl_status read_start(usli_hub *hub, usli_http *http, const char *name, s
     if (grown) s->data = grown;
     s->len = 0;
     s->wanted = wanted;
+    s->enough = false;
     if (escaped) r.url = usli_hub_format(ctx, "%s/%s/resolve/%s/%s", hub->endpoint, hub->repo, hub->commit, escaped);
     usl_status st = grown && r.url ? usli_http_run(http, &r, 1, true, NULL, NULL) : usli_nomem(ctx, wanted);
     if (st != USL_OK && s->enough) st = USL_OK;

@@ -7,6 +7,8 @@
 #include "core/ops/planned.h"
 
 enum { ALIGN = 256, TABLE = 16, MAP = 256 };
+/* Where the tables of quantised weights stand, in floats: NF4's, FP4's, the map of double quantisation. */
+enum { NF4_AT = 0, FP4_AT = TABLE, MAP_AT = 2 * TABLE, TABLES = 2 * TABLE + MAP };
 
 static int64_t weight_count(const usl_model *m) {
     return m->weights ? m->config.layers * USLI_LAYER_SLOTS + (USLI_SLOTS - USLI_EMBED) : 0;
@@ -20,13 +22,15 @@ static const void *moved(const void *p, const usli_storage *s, const char *to) {
     return p ? to + ((const char *)p - (const char *)s->data) : NULL;
 }
 
-/* The two tables that every quantised weight of a model shares. */
-static usl_status place_tables(usl_model *m, const usli_nf4 *q) {
+/* The tables that all quantised weights of a model share. */
+static usl_status place_tables(usl_model *m) {
     usli_exec *x = &m->exec;
     if (m->tables) return USL_OK;
-    USLI_TRY(usli_device_alloc(x, (TABLE + MAP) * sizeof(float), &m->tables));
-    USLI_TRY(x->backend->copy_in(x, m->tables, q->table, TABLE * sizeof(float)));
-    return x->backend->copy_in(x, (float *)m->tables + TABLE, q->map, MAP * sizeof(float));
+    USLI_TRY(usli_device_alloc(x, TABLES * sizeof(float), &m->tables));
+    float *at = m->tables;
+    USLI_TRY(x->backend->copy_in(x, at + NF4_AT, usli_nf4_table, TABLE * sizeof *at));
+    USLI_TRY(x->backend->copy_in(x, at + FP4_AT, usli_fp4_table, TABLE * sizeof *at));
+    return x->backend->copy_in(x, at + MAP_AT, usli_dynamic_map, MAP * sizeof *at);
 }
 
 /* Passes find w where a copy of its storage is. */
@@ -43,13 +47,13 @@ static void point(usl_model *m, usli_weight *w, const char *to) {
     w->d_nf4.absmax_q = moved(w->m.nf4->absmax_q, s, to);
     w->d_nf4.absmax2 = moved(w->m.nf4->absmax2, s, to);
     w->d_nf4.absmax = moved(w->m.nf4->absmax, s, to);
-    w->d_nf4.table = m->tables;
-    w->d_nf4.map = (const float *)m->tables + TABLE;
+    w->d_nf4.table = (const float *)m->tables + (w->m.nf4->table == usli_fp4_table ? FP4_AT : NF4_AT);
+    w->d_nf4.map = (const float *)m->tables + MAP_AT;
     w->d.nf4 = &w->d_nf4;
 }
 
 static usl_status fill(usl_model *m, const usli_weight *w, char *to, bool on_host) {
-    if (w->m.nf4) USLI_TRY(place_tables(m, w->m.nf4));
+    if (w->m.nf4) USLI_TRY(place_tables(m));
     if (!on_host) return m->exec.backend->copy_in(&m->exec, to, w->storage->data, w->storage->bytes);
     if (!m->plan_only) memcpy(to, w->storage->data, w->storage->bytes);
     return USL_OK;

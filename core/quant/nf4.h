@@ -25,7 +25,7 @@ typedef struct usli_nf4 {
     float offset;
     const float *absmax; /* one a block of 64, when not doubly quantised */
     const float *table;  /* usli_nf4_table or usli_fp4_table */
-    const float *map;    /* usli_dynamic_map, or the 256 values that a checkpoint brought */
+    const float *map;    /* usli_dynamic_map */
 } usli_nf4;
 
 static inline int64_t usli_nf4_blocks(int64_t n) {

@@ -49,7 +49,8 @@ static json_t *flags_of(const usli_tokenizer *tok, int32_t id) {
 }
 
 /* tokenizer_config.json lists added tokens too, and special ones by name. */
-static usl_status tell_config(usl_ctx *ctx, usli_tokenizer *tok, size_t first) {
+static usl_status tell_config(usli_tokenizer *tok, size_t first) {
+    usl_ctx *ctx = tok->ctx;
     json_t *config = NULL;
     char *text;
     size_t len;
@@ -76,10 +77,10 @@ static usl_status tell_config(usl_ctx *ctx, usli_tokenizer *tok, size_t first) {
         return usli_nomem(ctx, tok->config_len);
     }
     if (json_array_size(named) == 0) json_object_del(config, "additional_special_tokens");
-    st = usli_json_dump(tok->ctx, config, 2, &text, &len);
+    st = usli_json_dump(ctx, config, 2, &text, &len);
     json_decref(config);
     if (st != USL_OK) return st;
-    usli_free(tok->ctx, tok->config);
+    usli_free(ctx, tok->config);
     tok->config = text;
     tok->config_len = len;
     return USL_OK;
@@ -97,10 +98,9 @@ usl_status usli_tokenizer_add_tokens(usl_ctx *ctx, usli_tokenizer *tok, const ch
     /* Also after a failure: the spellings may have moved. */
     usl_status indexed = usli_tokenizer_index_added(tok);
     if (st == USL_OK) st = indexed;
-    if (st == USL_OK) st = tell_config(ctx, tok, first);
-    if (st != USL_OK && ctx != tok->ctx && !*usl_ctx_errmsg(ctx))
-        st = usli_fail(ctx, st, "%s", usl_ctx_errmsg(tok->ctx));
-    return st;
+    if (st == USL_OK) st = tell_config(tok, first);
+    /* What went wrong stands in the context that the tokenizer was made in. */
+    return st == USL_OK || ctx == tok->ctx ? st : usli_fail(ctx, st, "%s", usl_ctx_errmsg(tok->ctx));
 }
 
 /* ---- What is saved

@@ -91,18 +91,23 @@ done:
 
 usl_status usli_tokenizer_index_added(usli_tokenizer *tok) {
     usli_added_set *sets[] = { &tok->raw, &tok->normalized };
+    usl_status st = USL_OK;
     for (int32_t c = 0; c < 0x800; c++) {
         char text[2] = { (char)(c < 0x80 ? c : 0xC0 | c >> 6), (char)(0x80 | (c & 63)) };
         tok->char_ids[c] = usli_vocab_find(&tok->vocab, text, c < 0x80 ? 1 : 2);
     }
     for (int k = 0; k < 2; k++) {
         for (size_t i = 0; i < sets[k]->count; i++) {
-            usli_added *t = &sets[k]->items[i];
-            if (t->owned) usli_free(tok->ctx, (char *)(uintptr_t)t->text);
+            usli_added *t = &sets[k]->items[i], old = *t;
             t->owned = false;
             t->text = usli_vocab_text(&tok->vocab, t->id);
             t->len = tok->vocab.entries[t->id].len;
-            if (t->normalized) USLI_TRY(normalize_added(tok, t));
+            usl_status one = t->normalized ? normalize_added(tok, t) : USL_OK;
+            if (st == USL_OK) st = one;
+            if (one != USL_OK && old.owned)
+                *t = old; /* what it had still stands */
+            else if (old.owned)
+                usli_free(tok->ctx, (char *)(uintptr_t)old.text);
         }
         size_t kept = 0;
         for (size_t i = 0; i < sets[k]->count; i++) {
@@ -114,7 +119,7 @@ usl_status usli_tokenizer_index_added(usli_tokenizer *tok) {
         sets[k]->count = kept;
         usli_added_index(sets[k]);
     }
-    return USL_OK;
+    return st;
 }
 
 usl_status usli_tokenizer_finish(usli_tokenizer *tok) {

@@ -140,4 +140,14 @@ describe("new tokens", function()
     support.remove(first)
     support.remove(second)
   end)
+
+  it("end an answer that is under way, whose memory has the old size", function()
+    for _, size in ipairs { 900, 5000 } do
+      local model <close> = open()
+      local generator <close> = model:generator({ 1, 5, 6 }, { max_new_tokens = 8 })
+      assert.is_number(generator:next())
+      model:resize_vocab(size)
+      support.fails("USL_ERR_INVALID", { "another size", "begin it anew" }, generator.next, generator)
+    end
+  end)
 end)

@@ -68,6 +68,8 @@ static const spec SPECS[] = {
     { "decode, NF4 in stages", 3, 2304, 3, { 150, 16, 9 }, { USL_NF4, USL_NF4, USL_NF4 }, { 16, 20, 0 }, USL_BF16, USL_BF16,
       .bias = true, .keep_xa = true, .pads = 2 },
     { "decode, FP4 in stages", 8, 256, 1, { 40 }, { USL_FP4 }, { 3 }, USL_F16, USL_F16, .accumulate = true },
+    { "decode, NF4 beside FP4", 2, 256, 3, { 20, 17, 16 }, { USL_NF4, USL_FP4, USL_NF4 }, { 4, 0, 2 }, USL_BF16, USL_BF16,
+      .bias = true },
     { "aligned, dropout", 150, 520, 3, { 136, 64, 72 }, { USL_BF16, USL_NF4, USL_BF16 }, { 16, 8, 0 }, USL_BF16, USL_BF16,
       .p = 0.1f, .bias = true, .pads = 2, .accumulate = true },
     { "aligned, odd ranks", 70, 64, 2, { 64, 72 }, { USL_F16, USL_F16 }, { 3, 4 }, USL_F16, USL_F16,

@@ -235,6 +235,33 @@ static void test_dropout_share(void) {
     CHECK(same < 3, "%d of %d draws are those of the position before", same, n);
 }
 
+/* What the CPU decodes and the kernels do not is refused, at every number of tokens: it never comes out as nothing. */
+static void test_types(rig *r) {
+    enum { COLS = 256, ROWS = 2, MOST = 16 };
+    uint8_t *w = calloc(ROWS, usli_row_bytes(USL_F32, COLS));
+    float *x = calloc(MOST * COLS, sizeof *x), *y = malloc(MOST * ROWS * sizeof *y);
+    for (int type = 0; type < 64; type++) {
+        const usli_traits *t = usli_traits_of((usl_dtype)type);
+        if (!t || !t->decode || type == USL_NF4 || type == USL_FP4) continue;
+        for (int tokens = 2; tokens <= MOST; tokens += MOST - 2) {
+            usli_segment s = { .w = { .dtype = (usl_dtype)type, .rows = ROWS, .cols = COLS, .data = w } };
+            usli_linear_args a = {
+                .tokens = tokens, .in = COLS, .out = ROWS, .segments = 1, .segment = &s, .x = x, .y = y
+            };
+            memset(y, 0x7f, MOST * ROWS * sizeof *y);
+            usl_status st = rig_run(r, USLI_OP_linear, &a, USLI_FORWARD);
+            if (st == USL_OK)
+                for (int i = 0; i < tokens * ROWS; i++)
+                    CHECK(y[i] == 0, "%s, %d tokens: y[%d] is %g", usl_dtype_name((usl_dtype)type), tokens, i,
+                          (double)y[i]);
+            else
+                CHECK(st == USL_ERR_UNSUPPORTED && strstr(usl_ctx_errmsg(r->ctx), "cpu"), "%s: %s",
+                      usl_dtype_name((usl_dtype)type), usl_ctx_errmsg(r->ctx));
+        }
+    }
+    free(w), free(x), free(y);
+}
+
 static void test_refusals(rig *r) {
     float x[4] = { 1, 1, 1, 1 }, y[4], one = 1;
     uint8_t w[16] = { 0 };
@@ -260,6 +287,7 @@ int main(void) {
     test_formulas(true);
     test_dropout_share();
     test_refusals(&rigs[1]);
+    test_types(&rigs[1]);
     for (size_t i = 0; i < sizeof SPECS / sizeof *SPECS; i++) check_spec(rigs, &SPECS[i]);
     printf("largest error: %.2f of its bound\n", worst);
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);

@@ -492,6 +492,48 @@ static void test_no_memory(void) {
     CHECK(n > 50 && n < 100000, "%ld allocations", n);
 }
 
+/* Each allocation of adding tokens fails once: the tokenizer goes on as it is, and whoever asked, in a context of their
+ * own that has failed before, is told of this failure. */
+static void test_adding_no_memory(void) {
+    static const char MODEL_TEXT[] =
+        "{\"normalizer\": {\"type\": \"Lowercase\"}, \"added_tokens\": [{\"id\": 3, \"content\": "
+        "\"<N>\", \"normalized\": true}, {\"id\": 4, \"content\": \"<M>\", "
+        "\"normalized\": true}], " GOOD_MODEL "}";
+    static const char *const TOKENS[] = { "<Think>", "ab", "<a token whose spelling moves those before it>" };
+    static const char TEXT[] = "ab<N>ab<M><Think>ab";
+    size_t lens[3], added = 0, count;
+    usl_status st = USL_ERR_NOMEM;
+    usl_ctx *asks;
+    if (usl_ctx_new(NULL, &asks) != USL_OK) return;
+    for (int i = 0; i < 3; i++) lens[i] = strlen(TOKENS[i]);
+    long n = 0;
+    for (; st != USL_OK && n < 1000; n++) {
+        failing f = { 1000000, 0 };
+        usl_ctx_opts opts = USL_CTX_OPTS_INIT;
+        usli_tokenizer *tok;
+        int32_t *ids;
+        usl_ctx *ctx;
+        opts.realloc_fn = failing_realloc;
+        opts.realloc_ud = &f;
+        opts.threads = 1;
+        if (usl_ctx_new(&opts, &ctx) != USL_OK) return;
+        CHECK_OK(ctx, load_text(ctx, MODEL_TEXT, &tok));
+        CHECK(usli_tokenizer_rename(asks, tok, 99, "x", 1) != USL_OK, "token 99 was renamed");
+        f.left = n;
+        st = usli_tokenizer_add_tokens(asks, tok, TOKENS, lens, 3, false, &added);
+        f.left = 1000000;
+        CHECK(st == USL_OK || (st == USL_ERR_NOMEM && strstr(usl_ctx_errmsg(asks), "memory")), "allocation %ld: %s", n,
+              usl_ctx_errmsg(asks));
+        CHECK_OK(ctx, usli_tokenizer_encode(ctx, tok, TEXT, sizeof TEXT - 1, 0, &ids, &count));
+        CHECK(count >= 5, "allocation %ld: %zu ids", n, count);
+        usli_free(ctx, ids);
+        usli_tokenizer_release(tok);
+        usl_ctx_free(ctx);
+    }
+    CHECK(st == USL_OK && added == 3 && n > 3, "%ld allocations, %zu tokens", n, added);
+    usl_ctx_free(asks);
+}
+
 /* ---- GGUF
  * ---------------------------------------------------------------------------------------------------------------------
  */
@@ -733,6 +775,7 @@ int main(int argc, char **argv) {
         test_malformed_gguf(ctx);
         test_whole_words(ctx);
         test_no_memory();
+        test_adding_no_memory();
         for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) test_shared_tokenizer(ctx, NAMES[i]);
         test_names(ctx);
         test_shared_gguf(ctx);
