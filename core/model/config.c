@@ -546,6 +546,15 @@ static json_t *real_above_0(double value) {
 }
 
 static json_t *rope_as_json(const usli_config *c, const usli_rope_config *r) {
+    if (r->kind == USLI_ROPE_DEFAULT &&
+        r->divisors[0][0] > 0) /* a GGUF's own (read_divided_rope), whatever the length */
+        return json_pack("{s:s,s:o,s:o,s:f,s:f}", "rope_type", "longrope", "short_factor",
+                         divisors_as_json(r->divisors[0], c->rot_dim / 2), "long_factor",
+                         divisors_as_json(r->divisors[0], c->rot_dim / 2), "factor", 1.0, "attention_factor", 1.0);
+    if (r->kind == USLI_ROPE_LLAMA3)
+        return json_pack("{s:s,s:f,s:f,s:f,s:I}", "rope_type", "llama3", "factor", r->factor, "low_freq_factor",
+                         r->low_freq_factor, "high_freq_factor", r->high_freq_factor,
+                         "original_max_position_embeddings", (json_int_t)r->original_context);
     if (r->kind == USLI_ROPE_LONG) /* transformers 4 wants no more than these, and makes the rest from the contexts */
         return json_pack("{s:s,s:o,s:o}", "type", "longrope", "short_factor",
                          divisors_as_json(r->divisors[0], c->rot_dim / 2), "long_factor",
@@ -627,7 +636,8 @@ static json_t *config_as_json(const usli_config *c) {
     if (c->eos_count) bad |= json_object_set_new(j, "eos_token_id", json_integer(c->eos[0]));
     if (c->pad >= 0) bad |= json_object_set_new(j, "pad_token_id", json_integer(c->pad));
     if (c->act != USLI_SILU) bad |= json_object_set_new(j, "hidden_activation", json_string(act_name(c->act)));
-    if (c->rope.kind != USLI_ROPE_DEFAULT) bad |= json_object_set_new(j, "rope_scaling", rope_as_json(c, &c->rope));
+    if (c->rope.kind != USLI_ROPE_DEFAULT || c->rope.divisors[0][0] > 0)
+        bad |= json_object_set_new(j, "rope_scaling", rope_as_json(c, &c->rope));
     if (c->rope.kind == USLI_ROPE_LONG)
         bad |= json_object_set_new(j, "original_max_position_embeddings", json_integer(c->rope.original_context));
     if (a->local_rope) bad |= json_object_set_new(j, "rope_local_base_freq", json_real(c->local_rope.theta));
@@ -681,6 +691,35 @@ static usl_status read_long_rope(usl_ctx *ctx, const usli_gguf *g, usli_config *
     c->rope.kind = USLI_ROPE_LONG;
     c->rope.factor = (double)c->context / (double)c->rope.original_context;
     if (!(c->rope.attention_factor > 0)) c->rope.attention_factor = 1;
+    return USL_OK;
+}
+
+/* llama3's scaling has no name either: what it divides frequencies by stands in a tensor. Passes take the tensor as it
+ * is; for what is written later the scaling of Meta's models is recognised, and what is none is kept as a list. */
+static usl_status read_divided_rope(usl_ctx *ctx, const usli_gguf *g, usli_config *c) {
+    const usli_file_tensor *t = usli_gguf_tensor(g, "rope_freqs.weight");
+    int64_t half = c->rot_dim / 2;
+    if (!t || c->rope.kind != USLI_ROPE_DEFAULT || half > USLI_MOST_FACTORS) return USL_OK;
+    if (t->dtype != USL_F32 || t->ndim != 1 || t->shape[0] != half)
+        return usli_fail(ctx, USL_ERR_SHAPE, "%s: rope_freqs.weight does not hold %lld float32 values", g->map->path,
+                         (long long)half);
+    usli_rope_config meta = { .kind = USLI_ROPE_LLAMA3,
+                              .theta = c->rope.theta,
+                              .low_freq_factor = 1,
+                              .high_freq_factor = 4,
+                              .original_context = 8192 };
+    const float *divisors = t->data;
+    double plain[USLI_MOST_FACTORS], scaled[USLI_MOST_FACTORS], attention;
+    for (int64_t i = 0; i < half; i++) meta.factor = fmax(meta.factor, (double)divisors[i]);
+    usli_rope_frequencies(&c->rope, c->rot_dim, NULL, 1, plain, &attention);
+    usli_rope_frequencies(&meta, c->rot_dim, NULL, 1, scaled, &attention);
+    bool same = meta.factor > 1;
+    for (int64_t i = 0; i < half && same; i++)
+        same = fabs(plain[i] / scaled[i] - (double)divisors[i]) <= 1e-5 * (double)divisors[i];
+    if (same)
+        c->rope = meta;
+    else
+        memcpy(c->rope.divisors[0], divisors, (size_t)half * sizeof *divisors);
     return USL_OK;
 }
 
@@ -790,6 +829,7 @@ usl_status usli_config_from_gguf(usl_ctx *ctx, const usli_gguf *g, usli_config *
     USLI_TRY(check_config(ctx, name, c));
     USLI_TRY(mixture_from_gguf(ctx, g, c));
     if (str_is(scaling, "longrope") || usli_gguf_tensor(g, usli_gguf_divisors[1])) USLI_TRY(read_long_rope(ctx, g, c));
+    USLI_TRY(read_divided_rope(ctx, g, c));
     USLI_TRY(check_rope(ctx, name, c, &c->rope));
     if (!(c->source = config_as_json(c))) return usli_nomem(ctx, 0);
     return USL_OK;

@@ -192,4 +192,27 @@ TEMPLATE """{{ if .System }}<|im_start|>system
 PARAMETER stop "<|end_of_text|>"
 ]], modelfile.make(tok, "m.gguf"))
   end)
+
+  it("finds llama3's rope again in a GGUF, and writes any other as what it is", function()
+    local _, tokenizer = unsloth.FastLanguageModel.from_pretrained { model_name = support.root .. "examples/tiny-llama", device = "cpu" }
+    local vocabulary = 1024 -- of tiny-llama
+    for original, kind in pairs { [8192] = "llama3", [16] = "longrope" } do
+      local dir = support.temp_dir()
+      finally(function() support.remove(dir) end)
+      local model = unsloth.FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, vocab_size = vocabulary, hidden_size = 64,
+        intermediate_size = 64, num_hidden_layers = 1, num_attention_heads = 1, num_key_value_heads = 1, max_position_embeddings = 4 * original,
+        rope_theta = 500000, initializer_range = 0.3, rope_scaling = { rope_type = "llama3", factor = 8, low_freq_factor = 1,
+          high_freq_factor = 4, original_max_position_embeddings = original } }, { device = "cpu", dtype = "float32", max_seq_length = 64 })
+      model:save_pretrained_gguf(dir .. "/gguf", tokenizer, { quantization_method = "f32" })
+      local read = unsloth.FastLanguageModel.from_pretrained { model_name = dir .. "/gguf/unsloth.F32.gguf", device = "cpu", dtype = "float32",
+        load_in_4bit = false }
+      read:save_pretrained_merged(dir .. "/merged", tokenizer, { save_method = "merged_32bit" })
+      local ids = {}
+      for n = 1, 60 do ids[n] = n * 7 % vocabulary end
+      local again = core.model_open(dir .. "/merged", { device = "cpu", dtype = "float32" })
+      local distance = again:logits(ids):distance(model:logits(ids))
+      assert.is_true(distance < 1e-5, kind .. ": " .. distance)
+      assert.matches('"' .. kind .. '"', support.read(dir .. "/merged/config.json"), 1, true)
+    end
+  end)
 end)
