@@ -210,8 +210,8 @@ PARAMETER stop "<|end_of_text|>"
       local ids = {}
       for n = 1, 60 do ids[n] = n * 7 % vocabulary end
       local again = core.model_open(dir .. "/merged", { device = "cpu", dtype = "float32" })
-      local distance = again:logits(ids):distance(model:logits(ids))
-      assert.is_true(distance < 1e-5, kind .. ": " .. distance)
+      local far = again:logits(ids):distance(model:logits(ids))
+      assert.is_true(far < 1e-5, kind .. ": " .. far)
       assert.matches('"' .. kind .. '"', support.read(dir .. "/merged/config.json"), 1, true)
     end
   end)
