@@ -452,6 +452,41 @@ describe("unsloth-lua", function()
     assert.equals(0, code, out)
   end)
 
+  check("comes back to the prompt from coroutines, and at the second Ctrl-C from what catches errors", function()
+    local loop = "n = (n or 0) + 1 print('turn ' .. n) while true do end"
+    local out, code = converse { { "> ", ("coroutine.wrap(function() %s end)()"):format(loop) }, { "turn 1", "^C" },
+      { "interrupted", ("print(coroutine.resume(coroutine.create(function() coroutine.wrap(function() %s end)() end)))"):format(loop) },
+      { "turn 2", "^C" }, { "false\tinterrupted", ("while true do pcall(function() %s end) end"):format(loop) }, { "turn 3", "^C" },
+      { "turn 4", "^C" }, { "interrupted", ("while true do coroutine.wrap(pcall)(function() %s end) end"):format(loop) },
+      { "turn 5", "^C" }, { "turn 6", "^C" }, { "interrupted", ("while true do xpcall(function() %s end, print) end"):format(loop) },
+      { "turn 7", "^C" }, { "turn 8", "^C" }, { "interrupted", "for i in coroutine.wrap(function() coroutine.yield(42) end) do print(i) end" },
+      { "42", "^D" } }
+    assert.equals(0, code, out)
+    local _, err, status = run("-e", [[local own = io.open("/proc/self/stat"):read "n"
+      coroutine.wrap(function() io.popen("kill -INT " .. own):close() while true do end end)()]])
+    assert.equals(130, status, err)
+    assert.equals("unsloth-lua: interrupted: what was saved before is whole\n", err)
+  end)
+
+  check("has coroutines that are Lua's", function()
+    local script = support.write(dir .. "/coroutines.lua", [[
+      local co = coroutine.create(function(...) local x = coroutine.yield(select("#", ...), ...) error("it failed " .. x, 0) end)
+      print(coroutine.resume(co, 1, nil))
+      print(coroutine.resume(co, "here"))
+      print(coroutine.resume(co))
+      print(coroutine.resume(coroutine.running()))
+      local f = coroutine.wrap(function() local held <close> = setmetatable({}, { __close = function() print "closed" end }) error "no" end)
+      print(pcall(function() f() end))
+      print(pcall(f))
+      print(pcall(coroutine.wrap, 1))
+      print(pcall(coroutine.wrap(function() error({}) end)) == false)
+      print(select("#", coroutine.wrap(function() return table.unpack({}, 1, 5000) end)()))
+    ]])
+    local own, err = run(script)
+    local theirs = support.shell("lua5.4 %s", script)
+    assert.equals(theirs, own, err)
+  end)
+
   check("comes back to the prompt at Ctrl-C, from a loop of Lua and from an update", function()
     local script = long_step()
     local out, code = converse { { "> ", "print('a' .. 'b') while true do end" }, { "ab", "^C" }, { "interrupted", "6 * 7" },
