@@ -236,10 +236,43 @@ static void explain(lua_State *L) {
     lua_settop(L, top);
 }
 
-/* Plain messages get a traceback; error objects are a sentence already and get the script's line. Ctrl-C is nobody's
- * mistake: its object goes on as it is, so that what is closed on the way may say where it was. */
+/* Whether the value at 1 is one of the library's error objects. */
+static bool is_sentence(lua_State *L) {
+    bool is = lua_istable(L, 1) && lua_getmetatable(L, 1);
+    if (is) is = luaL_getmetatable(L, "unsloth.Error") == LUA_TTABLE && lua_rawequal(L, -1, -2);
+    lua_settop(L, 1);
+    return is;
+}
+
+/* Pushes "\n\t(at script.lua:7)", the innermost line that is no module's of ours, or "". */
+static void push_place(lua_State *L) {
+    lua_Debug ar;
+    for (int level = 1; lua_getstack(L, level, &ar); level++) {
+        lua_getinfo(L, "Sl", &ar);
+        if (ar.currentline > 0 && !strstr(ar.source, "/unsloth/")) {
+            lua_pushfstring(L, "\n\t(at %s:%d)", ar.short_src, ar.currentline);
+            return;
+        }
+    }
+    lua_pushliteral(L, "");
+}
+
+/* Plain messages get a traceback, once; error objects are a sentence already and get the script's line. These stay
+ * objects, so that what is closed on the way may add to the sentence. Ctrl-C is nobody's mistake. */
 static int message_handler(lua_State *L) {
     if (is_interrupt(L, 1)) return 1;
+    if (is_sentence(L)) {
+        lua_pushliteral(L, "place");
+        if (lua_rawget(L, 1) == LUA_TNIL) {
+            lua_pushliteral(L, "place");
+            push_place(L);
+            lua_rawset(L, 1);
+        }
+        lua_settop(L, 1);
+        return 1;
+    }
+    const char *text = lua_type(L, 1) == LUA_TSTRING ? lua_tostring(L, 1) : "";
+    if (strstr(text, "\nstack traceback:\n") || strstr(text, "\n\t(at ")) return 1; /* it has been here */
     if (lua_isstring(L, 1)) {
         luaL_traceback(L, L, NULL, 1);
         lua_insert(L, 1);
@@ -252,14 +285,8 @@ static int message_handler(lua_State *L) {
         luaL_traceback(L, L, lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1)), 1);
         return 1;
     }
-    lua_Debug ar;
-    for (int level = 1; lua_getstack(L, level, &ar); level++) {
-        lua_getinfo(L, "Sl", &ar);
-        if (ar.currentline > 0 && !strstr(ar.source, "/unsloth/")) {
-            lua_pushfstring(L, "%s\n\t(at %s:%d)", lua_tostring(L, -1), ar.short_src, ar.currentline);
-            break;
-        }
-    }
+    push_place(L);
+    lua_concat(L, 2);
     return 1;
 }
 
@@ -279,13 +306,29 @@ int program_call(lua_State *L, int nargs, int nresults) {
     return status;
 }
 
+/* An error object is on top: pushes its sentence and its place. */
+static void put_into_words(lua_State *L) {
+    static const char *const PARTS[] = { "message", "place" };
+    int object = lua_gettop(L);
+    for (int i = 0; i < 2; i++) {
+        lua_pushstring(L, PARTS[i]);
+        if (lua_rawget(L, object) != LUA_TSTRING) {
+            lua_pop(L, 1);
+            lua_pushliteral(L, "");
+        }
+    }
+    lua_concat(L, 2);
+}
+
 int program_report(lua_State *L, int status) {
     if (status == LUA_OK) return status;
+    int top = lua_gettop(L);
     if (is_interrupt(L, -1)) status = PROGRAM_INTERRUPTED;
-    const char *text = status == PROGRAM_INTERRUPTED ? luaL_tolstring(L, -1, NULL) : lua_tostring(L, -1);
+    if (lua_istable(L, -1)) put_into_words(L);
+    const char *text = lua_tostring(L, -1);
     fflush(stdout);
     complain(text ? text : "(error message is no text)");
-    lua_pop(L, status == PROGRAM_INTERRUPTED ? 2 : 1);
+    lua_settop(L, top - 1);
     return status;
 }
 

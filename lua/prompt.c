@@ -277,6 +277,17 @@ static void keep_chunk(lua_State *L) {
     lua_settop(L, top);
 }
 
+/* A chunk is on top: in its place the one whose locals of the top level are globals, which the next line sees. */
+static void keep_locals(lua_State *L) {
+    size_t len;
+    int top = lua_gettop(L);
+    if (!strstr(lua_tostring(L, 1), "local")) return;
+    lua_pushvalue(L, 1);
+    const char *text = ask(L, "unsloth.toplevel", "globals", top) ? lua_tolstring(L, -1, &len) : NULL;
+    if (text && luaL_loadbuffer(L, text, len, "=stdin") == LUA_OK) lua_replace(L, top);
+    lua_settop(L, top);
+}
+
 /* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
 static int load_statement(lua_State *L) {
     for (;;) {
@@ -286,6 +297,7 @@ static int load_statement(lua_State *L) {
         if (!is_incomplete(L, status)) {
             remember(L, text);
             keep_chunk(L);
+            if (status == LUA_OK) keep_locals(L);
             return status;
         }
         lua_settop(L, 1);

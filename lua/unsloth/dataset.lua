@@ -165,7 +165,7 @@ local At = {}
 function At.__close(at, err)
   if err == nil or not at.row then return end
   local where = at.dataset:where(at.row)
-  if type(err) == "string" then error(where .. ": " .. err, 0) end
+  if type(err) == "string" and not err:find(where, 1, true) then error(where .. ": " .. err, 0) end
   if type(err) ~= "table" or type(err.message) ~= "string" or err.code == "USL_ERR_CANCELLED" then return end
   if not err.message:find(where, 1, true) then err.message = where .. ": " .. err.message end
 end

@@ -27,8 +27,9 @@ end
 
 -- The chunk's own line: from its text, or from its file.
 local function line_of(source, number)
-  local text = source:sub(1, 1) == "=" and M.chunk or source:sub(1, 1) ~= "@" and source or nil
-  if source:sub(1, 1) == "@" then
+  local mark = source:sub(1, 1)
+  local text = mark == "=" and M.chunk or mark ~= "=" and mark ~= "@" and source or nil
+  if mark == "@" then
     local file = io.open(source:sub(2), "rb")
     text = file and file:read "a"
     if file then file:close() end

@@ -51,6 +51,26 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("usage", 1, true))
   end)
 
+  check("names the row of a data set's error once, and draws no traceback for a sentence", function()
+    local rows = support.write(dir .. "/short.jsonl", '{"instruction":"a","output":"b"}\n{"instruction":"a"}\n')
+    local place = rows .. ": line 2: "
+    local function said(...)
+      local _, err, code = run(...)
+      assert.equals(1, code, err)
+      local _, times = err:gsub(rows, "")
+      assert.equals(1, times, err)
+      return err
+    end
+    local err = said(support.root .. "recipes/llama3_alpaca.lua", "--dataset", rows, "--output", dir .. "/short")
+    assert.is_truthy(err:find('^unsloth%-lua: [^\n]+: line 2: "output" is missing; [^\n]+\n\t%(at [^\n]+llama3_alpaca.lua:%d+%)\n$'), err)
+    local map = ("require('unsloth').load_dataset('json', { data_files = %q }):map(%%s)"):format(rows)
+    err = said("-e", map:format "function(row) return { text = row.instruction .. row.output } end")
+    assert.is_truthy(err:find(place .. "(command line):1: attempt to concatenate", 1, true), err)
+    assert.equals(1, select(2, err:gsub("stack traceback", "")), err)
+    err = said("-e", map:format "function(row) return not row.output and error(setmetatable({}, { __tostring = function() return 'mine' end })) or row end")
+    assert.equals("unsloth-lua: " .. place .. "mine\n\t(at (command line):1)\n", err)
+  end)
+
   check("takes the options of lua's that look at the environment", function()
     local out = support.shell("LUA_INIT='print(1)' %s -e 'print(2)'", PROGRAM)
     assert.equals("1\n2\n", out)

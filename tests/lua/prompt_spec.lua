@@ -28,6 +28,33 @@ describe("the prompt on a terminal", function()
       { "0", [[help "learning_ra\t]] }, { "learning_rate", '"' }, { "default 5e-05", "^D" } }
   end)
 
+  support.it_program("keeps locals for the lines that follow, and so takes a recipe that is pasted", function()
+    talk { { "> ", "local x <const>, y = 6, 7" }, { "> ", "local function f()" }, { ">> ", "local hidden = x * y return hidden end local z" },
+      { "> ", "f()" }, { "42", "print(hidden, z, 'local w')" }, { "nil\tnil\tlocal w", "^D" } }
+    local recipe = support.read(support.root .. "README.md"):match "```lua\n(.-)```"
+    recipe = recipe:gsub("examples/", support.root .. "examples/"):gsub("max_steps = %d+", "max_steps = 1"):gsub('"outputs', '"' .. dir .. "/outputs")
+    local out, err, code = support.shell("%s -i < %s", support.program, support.quote(support.write(dir .. "/recipe", recipe)))
+    assert.equals(0, code, err)
+    assert.is_nil(err:find("nil value", 1, true) or err:find("traceback", 1, true), err)
+    assert.is_truthy(support.read(dir .. "/outputs/adapter/adapter_config.json"), out)
+  end)
+
+  it("rewrites locals of the top level alone", function()
+    local globals = require("unsloth.toplevel").globals
+    for text, wanted in pairs {
+      ["local a, b <const> = 1, 2 return a"] = " a, b = 1, 2 return a", ["local a"] = "a = nil", ["local a,\nb\n= 1"] = "a, b\n\n= 1",
+      ["local function f() local x = 1 end local y = 2"] = " function f() local x = 1 end y = 2",
+      ["local f <close> = g()"] = "local f <close> = g()", ["local _ENV = {}"] = "local _ENV = {}",
+      ["if x then local y end local z = [[ local end ]] -- local w"] = "if x then local y end z = [[ local end ]] -- local w",
+      ["repeat local x until x local s = 'it\\'s do' local t = 3"] = "repeat local x until x s = 'it\\'s do' t = 3",
+      ["--[==[ do ]] ]==] local x = 0x1p4"] = "--[==[ do ]] ]==] x = 0x1p4", ["x.locally = a.locals"] = "x.locally = a.locals",
+    } do
+      local got = globals(text)
+      assert.equals((wanted:gsub("^%s+", "")), (got:gsub("^%s+", "")))
+      assert(load(got), got)
+    end
+  end)
+
   support.it_program("lists what may come at the second tab", function()
     talk { { "> ", [[unsloth.ran\t]] }, { "rand", [[\t]] }, { "randn", "(2, { seed = 1 }).shape" }, { "{ 2 }", "^D" } }
   end)
