@@ -119,6 +119,7 @@ end
 ---
 ---     local ds = unsloth.dataset_from_list { { text = "a row" } }
 function M.from_list(rows)
+  errors.want("dataset_from_list", "rows", rows, "table", 'an array of rows, as in dataset_from_list { { text = "a row" } }')
   local ds = core.dataset_new()
   for _, row in ipairs(rows) do ds:append(row) end
   return ds
@@ -159,6 +160,11 @@ local function set_of(names)
   return set
 end
 
+local function want_function(name, self, fn, body)
+  errors.method("ds", name, self, "unsloth.Dataset")
+  errors.want(name, "fn", fn, "function", ("a function of a row, as in ds:%s(function(row) %s end)"):format(name, body))
+end
+
 -- For the functions of others that run on each row: an error of theirs, which stays what it is, says at which row.
 local At = {}
 
@@ -183,6 +189,7 @@ end
 ---@param opts unsloth.MapOptions|nil
 ---@return unsloth.Dataset
 function Dataset:map(fn, opts)
+  want_function("map", self, fn, "return { text = row.output }")
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
   local at <close> = M.at(self)
@@ -205,6 +212,7 @@ end
 ---
 ---     print(#ds:filter(function(row) return #row.output < 60 end))
 function Dataset:filter(fn, opts)
+  want_function("filter", self, fn, "return #row.output < 60")
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
   local at <close> = M.at(self)
@@ -227,6 +235,8 @@ end
 ---
 ---     print(#ds:select { 1, 2, 3 })
 function Dataset:select(index)
+  errors.method("ds", "select", self, "unsloth.Dataset")
+  errors.want("select", "index", index, "table", "an array of row numbers, as in ds:select { 1, 2, 3 }")
   return self:pick(index)
 end
 
@@ -259,6 +269,7 @@ end
 ---
 ---     ds = unsloth.standardize_data_formats(ds)
 function M.standardize_data_formats(ds)
+  errors.want("standardize_data_formats", "ds", ds, "unsloth.Dataset", "the data set, as load_dataset returns it")
   return ds:standardize()
 end
 

@@ -118,6 +118,8 @@ local SAVE = {
 ---
 ---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
+  errors.method("model", "save_pretrained", self, "unsloth.Model")
+  errors.want("save_pretrained", "dir", dir, "string", 'the folder to write, as in model:save_pretrained("outputs/adapter")')
   local o = options.check("save_pretrained", opts, SAVE)
   dir = plain(dir)
   if self:active_adapter() then
@@ -148,6 +150,8 @@ end
 ---
 ---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
+  errors.method("model", "save_pretrained_merged", self, "unsloth.Model")
+  errors.want("save_pretrained_merged", "dir", dir, "string", 'the folder to write, as in model:save_pretrained_merged("outputs/merged", tokenizer)')
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
   tokenizer = tokenizer or self.tokenizer
@@ -208,6 +212,8 @@ end
 ---
 ---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
+  errors.method("model", "save_pretrained_gguf", self, "unsloth.Model")
+  errors.want("save_pretrained_gguf", "dir", dir, "string", 'the folder to write, as in model:save_pretrained_gguf("outputs/gguf", tokenizer)')
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)
   dir = plain(dir)

@@ -216,6 +216,14 @@ end
 ---@param opts unsloth.SFTTrainerOptions
 ---@return unsloth.Trainer
 function M.SFTTrainer(opts)
+  errors.want("SFTTrainer", "the argument", opts, "table", "a table, as in SFTTrainer { model = model, train_dataset = dataset }")
+  for _, name in ipairs { "train_dataset", "eval_dataset" } do
+    local given = opts[name]
+    if type(given) == "table" then
+      errors.invalid("SFTTrainer: %s is a table; %s", name, given.train and given.test and "give one side of it, its train or its test"
+        or "unsloth.dataset_from_list(rows) makes a data set of an array of rows")
+    end
+  end
   local o = options.check("SFTTrainer", opts, SPEC)
   require_class("model", o.model, "unsloth.Model")
   require_class("train_dataset", o.train_dataset, "unsloth.Dataset")
@@ -257,6 +265,7 @@ local RESPONSES = {
 ---
 ---     unsloth.train_on_responses_only(trainer, { instruction_part = "### Instruction:\n", response_part = "### Response:\n" })
 function M.train_on_responses_only(trainer, opts)
+  errors.want("train_on_responses_only", "trainer", trainer, "unsloth.SFTTrainer", "the trainer first, as SFTTrainer returns it")
   local o = options.check("train_on_responses_only", opts, RESPONSES)
   if not o.instruction_part and not o.response_part and trainer.tokenizer.chat_template then
     o.instruction_part, o.response_part = chat.markers(trainer.tokenizer)
@@ -324,6 +333,7 @@ end
 ---
 ---     print(trainer:evaluate().eval_loss)
 function Trainer:evaluate()
+  errors.method("trainer", "evaluate", self, "unsloth.SFTTrainer")
   if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
   local start = core.clock()
   local handle = self:core()
@@ -376,6 +386,7 @@ end
 ---
 ---     print(trainer:save_checkpoint())
 function Trainer:save_checkpoint()
+  errors.method("trainer", "save_checkpoint", self, "unsloth.SFTTrainer")
   local args, step = self.args, self.state.global_step
   local dir = checkpoint_dir(args.output_dir, step)
   core.make_dir(args.output_dir)
@@ -398,6 +409,8 @@ local one_update
 ---
 ---     trainer:set_learning_rate(1e-4)
 function Trainer:set_learning_rate(rate)
+  errors.method("trainer", "set_learning_rate", self, "unsloth.SFTTrainer")
+  if rate ~= nil then errors.want("set_learning_rate", "rate", rate, "number", "a number, as in trainer:set_learning_rate(1e-4), or nil for the schedule") end
   self:core():set_learning_rate(rate)
 end
 
@@ -407,6 +420,7 @@ end
 ---@param dataset unsloth.Dataset
 ---@param formatting_func function|nil as in SFTTrainer
 function Trainer:set_train_dataset(dataset, formatting_func)
+  errors.method("trainer", "set_train_dataset", self, "unsloth.SFTTrainer")
   require_class("train_dataset", dataset, "unsloth.Dataset")
   local rows = tokenized(self, dataset, formatting_func or self.formatting_func)
   if self.handle then self.handle:set_rows(rows) end
@@ -418,6 +432,7 @@ end
 ---     trainer:set_adapter "second"
 ---@param name string an adapter that get_peft_model or load_adapter has added
 function Trainer:set_adapter(name)
+  errors.method("trainer", "set_adapter", self, "unsloth.SFTTrainer")
   local done, before = self.state.global_step, self.model:active_adapter()
   if self.handle then self.handle:close() end
   self.handle = nil
@@ -435,6 +450,7 @@ end
 ---     print(stats.step, stats.loss)
 ---@return table|nil stats step, total, loss, learning_rate, grad_norm, tokens, seconds, ...
 function Trainer:step()
+  errors.method("trainer", "step", self, "unsloth.SFTTrainer")
   self.stopping = false
   return one_update(self)
 end
@@ -443,6 +459,7 @@ end
 ---
 ---     trainer:stop()
 function Trainer:stop()
+  errors.method("trainer", "stop", self, "unsloth.SFTTrainer")
   self.stopping = true
 end
 
@@ -483,6 +500,7 @@ local Loop = { __close = function(loop, err) explain_interrupt(loop.trainer, err
 ---
 ---     for step, stats in trainer:steps() do print(step, stats.loss) end
 function Trainer:steps()
+  errors.method("trainer", "steps", self, "unsloth.SFTTrainer")
   self.stopping = false
   self:core()
   return function()
@@ -573,6 +591,7 @@ end
 ---     local stats = trainer:train { resume_from_checkpoint = true }
 ---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
 function Trainer:train(opts)
+  errors.method("trainer", "train", self, "unsloth.SFTTrainer")
   local o = options.check("train", opts, { resume_from_checkpoint = { "string|boolean" } })
   self.stopping = false
   self:core()
@@ -618,6 +637,7 @@ end
 ---
 ---     trainer:save_model "outputs/model"
 function Trainer:save_model(dir)
+  errors.method("trainer", "save_model", self, "unsloth.SFTTrainer")
   dir = dir or self.args.output_dir
   self.model:save_pretrained(dir)
   self.tokenizer:save_pretrained(dir)

@@ -27,11 +27,10 @@ end
 local function names_behind(text, at)
   local names = {}
   repeat
-    local name, attribute, comma
+    local name, attribute, comma, behind
     name, at = text:match("^%s*([%a_][%w_]*)()", at)
     if not name or name == "_ENV" then return nil end
     names[#names + 1] = name
-    local _, behind
     attribute, behind = text:match("^%s*<%s*(%a+)%s*>()", at)
     if attribute == "close" then return nil end
     at = behind or at
