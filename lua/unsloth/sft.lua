@@ -357,7 +357,7 @@ local function is_due(strategy, steps, stats, new_epoch)
   return strategy == "steps" and stats.step % steps == 0 or strategy == "epoch" and new_epoch
 end
 
-local function checkpoint_steps(dir)
+function M.checkpoint_steps(dir)
   local steps = {}
   for _, name in ipairs(core.path_kind(dir) == "folder" and core.list_dir(dir) or {}) do
     local step = math.tointeger(tonumber(name:match "^checkpoint%-(%d+)$"))
@@ -366,6 +366,7 @@ local function checkpoint_steps(dir)
   table.sort(steps)
   return steps
 end
+local checkpoint_steps = M.checkpoint_steps
 
 local function checkpoint_dir(dir, step)
   return ("%s/checkpoint-%d"):format(dir, step)
@@ -485,12 +486,24 @@ function one_update(self)
   return stats
 end
 
+-- How a new run goes on, in words of Lua or of the command line.
+local IN_LUA = { from = "train { resume_from_checkpoint = %q } goes on from there", off = 'save_strategy is "no"', due = "save_steps, save_strategy",
+  out = "leave resume_from_checkpoint out to begin anew", more = "max_steps" }
+local IN_OPTIONS = { from = "--resume goes on from there", off = "--save-steps was not given", due = "--save-steps",
+  out = "leave --resume out to begin anew", more = "--max-steps" }
+local words = IN_LUA
+
+--- Whether the person who trains does so by the options --resume, --save-steps and --max-steps of a script: sentences then name these.
+function M.speak_of_options(are)
+  words = are and IN_OPTIONS or IN_LUA
+end
+
 -- Ctrl-C: where it was, and what a new run can begin with.
 local function explain_interrupt(self, err)
   if type(err) ~= "table" or err.code ~= "USL_ERR_CANCELLED" then return end
-  local rest = self.saved and ("%s is whole: train { resume_from_checkpoint = %q } goes on from there"):format(self.saved, self.saved)
-    or self.args.save_strategy == "no" and 'save_strategy is "no", so there is no checkpoint to go on from'
-    or "no checkpoint was due yet (save_steps, save_strategy), so there is none to go on from"
+  local rest = self.saved and ("%s is whole: "):format(self.saved) .. words.from:format(self.saved)
+    or self.args.save_strategy == "no" and words.off .. ", so there is no checkpoint to go on from"
+    or ("no checkpoint was due yet (%s), so there is none to go on from"):format(words.due)
   err.message = ("interrupted at step %d of %d; %s"):format(self.state.global_step, self.state.max_steps, rest)
 end
 
@@ -539,9 +552,9 @@ local function resume_newest(self)
     errors.note("%s is passed over: %s", checkpoint_dir(dir, steps[i]), err.message)
   end
   if #steps > 0 then
-    errors.raise("USL_ERR_FORMAT", "%s: none of its %d checkpoints is whole: leave resume_from_checkpoint out to begin anew", dir, #steps)
+    errors.raise("USL_ERR_FORMAT", "%s: none of its %d checkpoints is whole: %s", dir, #steps, words.out)
   end
-  errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from: leave resume_from_checkpoint out to begin anew", dir)
+  errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from (%s makes them): %s", dir, words.due, words.out)
 end
 
 local function resume(self, from)
@@ -553,7 +566,12 @@ local function resume(self, from)
   else
     errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
   end
-  progress.say("going on from %s: step %d of %d is done", self.saved, self.state.global_step, self.state.max_steps)
+  local done, all = self.state.global_step, self.state.max_steps
+  if done >= all then
+    errors.note("%s has done %d updates, and %d are wanted: nothing is left to train; a larger %s goes on", self.saved, done, all, words.more)
+  else
+    progress.say("going on from %s: step %d of %d is done", self.saved, done, all)
+  end
 end
 
 -- ---- train ----------------------------------------------------------------------------------------------------------

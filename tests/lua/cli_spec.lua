@@ -71,6 +71,21 @@ describe("unsloth-lua", function()
     assert.equals("unsloth-lua: " .. place .. "mine\n\t(at (command line):1)\n", err)
   end)
 
+  check("says in a recipe's own words that nothing is left, and where to go on", function()
+    local recipe, out = support.root .. "recipes/llama3_alpaca.lua", dir .. "/left"
+    local words = { recipe, "--quiet", "--no-gguf", "--output", out, "--save-steps", "2", "--max-steps" }
+    local function job(...)
+      local all = table.move({ ... }, 1, select("#", ...), #words + 1, { table.unpack(words) })
+      return select(2, run(table.unpack(all)))
+    end
+    assert.equals("", job "2")
+    assert.equals(("unsloth: %s/checkpoint-2 has done 2 updates, and 1 are wanted: nothing is left to train; a larger --max-steps goes on\n"):format(out),
+      job("1", "--resume"))
+    support.write(out .. "/checkpoint-2/trainer_state.json", "")
+    local err = job("3", "--resume")
+    assert.is_truthy(err:find("leave --resume out", 1, true) and not err:find("resume_from_checkpoint", 1, true), err)
+  end)
+
   check("takes the options of lua's that look at the environment", function()
     local out = support.shell("LUA_INIT='print(1)' %s -e 'print(2)'", PROGRAM)
     assert.equals("1\n2\n", out)
