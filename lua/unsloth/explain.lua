@@ -50,6 +50,22 @@ local function nearest(word, names)
   return require("unsloth.core").nearest(word, alike)
 end
 
+-- The names of all that is ours, for what cannot be told without running it: a call's result, a line that is not at hand.
+local function of_ours(kind)
+  local complete, doc, core = require "unsloth.complete", require "unsloth.doc", require "unsloth.core"
+  local all = {}
+  local function take(value)
+    for name in pairs(complete.members(value)) do all[name] = true end
+  end
+  for _, class in pairs(doc.classes) do take(core[class.name]) end
+  take(require("unsloth.sft").Trainer)
+  if kind == "field" then
+    take(require "unsloth")
+    take(require("unsloth").FastLanguageModel)
+  end
+  return names_of(all)
+end
+
 -- "attempt to call a nil value (method 'generat')": what has such a name nearly.
 local function near_name(message, line, names)
   local kind, name = message:match "attempt to [%a ]- a nil value %((%a+) '([%w_]+)'%)"
@@ -64,7 +80,7 @@ local function near_name(message, line, names)
   if kind ~= "field" and kind ~= "method" then return nil end
   local chain = (line or ""):match("([%a_][%w_.:%[%]()]*)[.:]" .. name .. "%f[^%w_]")
   local value = chain and complete.value_of(chain, names)
-  if value == nil or value == false then return nil end
+  if value == nil or value == false then return nearest(name, of_ours(kind)) end
   return nearest(name, names_of(complete.members(value)))
 end
 
@@ -85,7 +101,7 @@ function M.message(message, level)
   if not number or number < 1 or source:find("/unsloth/", 1, true) then return message end
   local line = line_of(source, number)
   local _, name = message:match "%((%a+) '([%w_]+)'%)"
-  local near = near_name(message, line, visible(level + 1))
+  local near = near_name(message, line, visible(level + 2))
   if near then message = ("%s: did you mean '%s'?"):format(message, near) end
   return line and message .. "\n" .. pointed(number, line, name) or message
 end

@@ -86,6 +86,27 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("leave --resume out", 1, true) and not err:find("resume_from_checkpoint", 1, true), err)
   end)
 
+  check("names what was meant by a method or a field that is not there", function()
+    local script = support.write(dir .. "/near.lua", [[
+      local unsloth = require "unsloth"
+      local FastLanguageModel, t = unsloth.FastLanguageModel, unsloth.zeros(2)
+      local own = { first = print }
+      local jobs = { function() t:softmx(1) end, function() FastLanguageModel.from_pretraind {} end, function() unsloth.zeros(2):softmx(1) end,
+        function() local trainer = setmetatable({}, require("unsloth.sft").Trainer) trainer:trian() end, function() own.frist() end,
+        function() own:softmx() end, function(o) o.inner:softmx() end }
+      jobs[tonumber(arg[1])] { inner = t }
+    ]])
+    for i, meant in ipairs { "softmax", "from_pretrained", "softmax", "train", "first", false, "softmax" } do
+      local _, err = run(script, tostring(i))
+      if meant then
+        assert.is_truthy(err:find(("did you mean '%s'?\n"):format(meant), 1, true), err)
+      else
+        assert.is_nil(err:find("did you mean", 1, true), err)
+      end
+    end
+    fails("did you mean 'load_dataset'?", "-e", "local u = require 'unsloth' u.load_datset 'json'")
+  end)
+
   check("takes the options of lua's that look at the environment", function()
     local out = support.shell("LUA_INIT='print(1)' %s -e 'print(2)'", PROGRAM)
     assert.equals("1\n2\n", out)
