@@ -311,6 +311,23 @@ static int load_statement(lua_State *L) {
     }
 }
 
+/* Whether the line is one of these words alone, and no variable of the user's has that name. */
+static bool is_word(lua_State *L, const char *line, const char *const *words) {
+    size_t space = strspn(line, " \t"), n = strcspn(line + space, " \t();");
+    const char *rest = line + space + n;
+    for (; *words; words++) {
+        if (strlen(*words) != n || strncmp(line + space, *words, n) != 0) continue;
+        if (strspn(rest, " \t();") != strlen(rest)) return false;
+        bool is_free = lua_getglobal(L, *words) == LUA_TNIL;
+        lua_pop(L, 1);
+        return is_free;
+    }
+    return false;
+}
+
+/* What people type to leave. */
+static const char *const LEAVING[] = { "quit", "exit", NULL };
+
 /* -1 at the end of input, PROGRAM_INTERRUPTED when the line was left. An expression is tried first. */
 static int load_line(lua_State *L) {
     lua_settop(L, 0);
@@ -319,6 +336,7 @@ static int load_line(lua_State *L) {
     lua_settop(L, 1);
     keep_chunk(L);
     const char *line = lua_tostring(L, 1), *expression = line[0] == '=' ? line + 1 : line;
+    if (is_word(L, line, LEAVING)) return -1;
     const char *returned = lua_pushfstring(L, "return %s", expression);
     int status = luaL_loadbuffer(L, returned, strlen(returned), "=stdin");
     if (status == LUA_OK) {
@@ -361,6 +379,8 @@ static void open_prompt(lua_State *L) {
 }
 
 void prompt_run(lua_State *L) {
+    puts("help() tells what there is, Ctrl-D or quit leaves");
+    fflush(stdout);
     set_prompting(1); /* until the end: between two calls nothing runs that Ctrl-C could end */
     open_prompt(L);
     for (int status; (status = load_line(L)) != -1;) {

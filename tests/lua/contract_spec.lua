@@ -21,6 +21,7 @@ describe("the contract", function()
     local ds = unsloth.dataset_from_list { { text = "a</s>" } }
     local trainer = unsloth.SFTTrainer { model = other, tokenizer = tokenizer, train_dataset = ds, args = { max_steps = 1, output_dir = dir } }
     for _, case in ipairs {
+      { { "model:save_pretrained(", "colon" }, model.save_pretrained, "x" },
       { { "dir is missing", 'save_pretrained("' }, model.save_pretrained, model }, { { "dir is a boolean" }, model.save_pretrained, model, true },
       { { "dir is missing", "save_pretrained_merged(" }, model.save_pretrained_merged, model },
       { { "dir is missing", "save_pretrained_gguf(" }, model.save_pretrained_gguf, model },

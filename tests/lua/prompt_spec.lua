@@ -55,6 +55,22 @@ describe("the prompt on a terminal", function()
     end
   end)
 
+  support.it_program("does what people mean by help, quit and exit", function()
+    local out = talk { { "Ctrl-D or quit leaves", "help" }, { "tells of a function", "quit = 7" }, { "> ", "quit" }, { "7", "quit = nil" }, { "> ", "quit" } }
+    assert.is_truthy(out:find("classes: ", 1, true), out)
+    for _, word in ipairs { "exit", "exit()", " quit ();" } do talk { { "> ", word } } end
+  end)
+
+  support.it_program("says what was saved in a line", function()
+    local out = talk { { "> ", ([[model = unsloth.FastLanguageModel.from_pretrained { model_name = "%s" }]]):format(dir) },
+      { "> ", ([[model:save_pretrained_merged("%s/merged")]]):format(dir) },
+      { "checked: weights", ([[model:save_pretrained_gguf("%s/gguf", nil, "f16")]]):format(dir) },
+      { "unsloth.F16.gguf\t", ([[unsloth.plot({ 3, 1, 2 }):svg "%s/x.svg"]]):format(dir) }, { "x.svg", "#select(2, model:save_pretrained_gguf('"
+        .. dir .. "/gguf', nil, { quantization_method = { 'f16', 'q8_0' } }))" }, { "2", "^D" } }
+    assert.is_nil(out:find("bytes =", 1, true) or out:find("<path", 1, true), out)
+    assert.is_truthy(support.read(dir .. "/x.svg"):find("<path", 1, true))
+  end)
+
   support.it_program("lists what may come at the second tab", function()
     talk { { "> ", [[unsloth.ran\t]] }, { "rand", [[\t]] }, { "randn", "(2, { seed = 1 }).shape" }, { "{ 2 }", "^D" } }
   end)
@@ -236,6 +252,16 @@ describe("help", function()
     assert.is_truthy(doc.text("plot"):find("example", 1, true))
     assert.is_truthy(doc.text(unsloth.tensor { 1 }):find("Tensor:matmul(other)", 1, true), doc.text(unsloth.tensor { 1 }))
     assert.is_truthy(doc.text("from_pretraned"):find("from_pretrained", 1, true))
+    assert.is_truthy(doc.text("FROM_PRETRAINED"):find("max_seq_length", 1, true))
+    for topic, texts in pairs { gguf = { "llama.cpp", '"Model:save_pretrained_gguf"' }, GGUF = { "llama.cpp" }, adapter = { '"get_peft_model"' },
+      LoRA = { '"Model:load_adapter"' }, resume = { "--resume", '"save_steps"' }, training = { '"SFTTrainer"' }, trainer = { "Trainer:step" },
+      quit = { "Ctrl-D" }, export = { "save_pretrained_merged", "unsloth-lua export" } } do
+      local text = doc.text(topic)
+      assert.is_nil(text:find("there is no help", 1, true), topic)
+      for _, part in ipairs(texts) do assert.is_truthy(text:find(part, 1, true), text) end
+      -- What a text leads to is there.
+      for name in text:gmatch 'help "([^"]+)"' do assert.is_nil(doc.text(name):find("there is no help", 1, true), name) end
+    end
     assert.is_truthy(doc.text():find("FastLanguageModel", 1, true) or doc.text():find("model", 1, true))
   end)
 end)
