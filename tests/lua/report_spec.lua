@@ -32,7 +32,8 @@ describe("the report", function()
     model:save_pretrained_gguf(dir .. "/gguf", tokenizer, { quantization_method = { "f16", "q8_0" } })
     model:save_pretrained_merged(dir .. "/merged")
     local html = support.read(dir .. "/out/report.html")
-    for _, text in ipairs { "/merged", "a &lt;run&gt;", "loss", "learning rate", "gradient norm", "tokens a second", "memory in use", "eval_loss", "&lt;prompt&gt;",
+    for _, text in ipairs { "/merged", "a &lt;run&gt;", "loss",
+      "learning rate", "gradient norm", "tokens a second", "memory in use", "eval_loss", "&lt;prompt&gt;",
       "before &amp; after", "Memory plan", "activations and workspace", "gradient_accumulation_steps", "lora_alpha", "rows by length",
       "&lt;b&gt;one&lt;/b&gt;", "unsloth.F16.gguf", "unsloth.Q8_0.gguf", "adapter or weights", "prefers-color-scheme: dark", "width=device-width" } do
       assert.is_truthy(html:find(text, 1, true), text)
