@@ -24,6 +24,7 @@ static lua_State *main_state;
 static usl_ctx *main_ctx;
 static pthread_t main_thread;
 static volatile sig_atomic_t is_running;
+static volatile sig_atomic_t for_good, at_prompt;
 static volatile time_t raised_at;
 volatile sig_atomic_t program_prompting, program_interrupted, program_raised;
 
@@ -53,16 +54,37 @@ static void complain(const char *text) {
 
 /* ---- Ctrl-C ---- */
 
+/* The coroutines that run, the innermost first, below them the main state: a hook belongs to one of these alone. */
+typedef struct running {
+    lua_State *L;
+    struct running *volatile up;
+} running;
+static running *volatile innermost;
+
+static void set_hooks(lua_Hook hook) {
+    int mask = hook ? LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT : 0;
+    for (running *r = innermost; r; r = r->up) lua_sethook(r->L, hook, mask, 1);
+    lua_sethook(main_state, hook, mask, 1);
+}
+
 /* A script that catches the error may go on, and be stopped again. */
-static void forget_interrupt(lua_State *L) {
-    lua_sethook(L, NULL, 0, 0);
+static void forget_interrupt(void) {
+    set_hooks(NULL);
     if (main_ctx) usl_ctx_uncancel(main_ctx);
     program_interrupted = 0;
 }
 
+/* Once it is for good every instruction raises, so that whoever catches the error gets no further than to the next. */
 static void stop_hook(lua_State *L, lua_Debug *ar) {
     (void)ar;
-    forget_interrupt(L);
+    if (!for_good) {
+        bool stale = !program_interrupted; /* a coroutine that was left before its hook came to raise */
+        lua_sethook(L, NULL, 0, 0);
+        if (stale) return;
+        forget_interrupt();
+    } else {
+        set_hooks(stop_hook);
+    }
     program_raised = 1;
     raised_at = time(NULL);
     ulua_error_push(L, USL_ERR_CANCELLED, "interrupted: what was saved before is whole");
@@ -74,21 +96,25 @@ enum { IMPATIENT = 2 /* seconds */ };
 
 static void stop(void) {
     if (main_ctx) usl_ctx_cancel(main_ctx);
-    lua_sethook(main_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+    set_hooks(stop_hook);
 }
 
-/* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. A second
- * Ctrl-C before Lua has stopped, or soon after an error that the script has caught, ends the program, and so does one
- * while nothing runs. */
+/* The library stops at its next safe point, Lua at its next instruction; at the prompt the line is left. The second
+ * Ctrl-C of a call stops it for good, whatever it catches. One while nothing runs ends the program, and so does a
+ * second one before Lua has stopped, or soon after an error that the script has caught: at the prompt, where there is
+ * something to come back to, the third. */
 static void on_interrupt(int number) {
     if (!pthread_equal(pthread_self(), main_thread)) {
         pthread_kill(main_thread, number);
         return;
     }
-    bool again = program_interrupted || (program_raised && time(NULL) - raised_at <= IMPATIENT);
-    if (!program_prompting && (!is_running || again)) _exit(EXIT_INTERRUPTED);
+    bool again = program_interrupted || program_raised;
+    bool soon = program_interrupted || (program_raised && time(NULL) - raised_at <= IMPATIENT);
+    if (!program_prompting && (!is_running || (at_prompt ? for_good : soon))) _exit(EXIT_INTERRUPTED);
     program_interrupted = 1;
-    if (!program_prompting) stop();
+    if (program_prompting) return;
+    for_good = for_good || again;
+    stop();
 }
 
 static void take_interrupts(void) {
@@ -96,6 +122,79 @@ static void take_interrupts(void) {
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt; /* without SA_RESTART: a read that waits ends */
     sigaction(SIGINT, &action, NULL);
+}
+
+/* ---- Coroutines: Lua's own functions, but for that they say which one runs ---- */
+
+/* Moves n values and resumes; leaves the results or the error on L, and their number, -1 for an error. */
+static int resume(lua_State *L, lua_State *co, int n) {
+    int results = 0, status;
+    if (!lua_checkstack(co, n)) {
+        lua_pushliteral(L, "too many arguments to resume");
+        return -1;
+    }
+    lua_xmove(L, co, n);
+    running here = { co, innermost };
+    innermost = &here; /* from here to the next assignment nothing raises on L */
+    if (lua_gethook(L) == stop_hook) lua_sethook(co, stop_hook, lua_gethookmask(L), 1);
+    status = lua_resume(co, L, n, &results);
+    innermost = here.up;
+    if (status != LUA_OK && status != LUA_YIELD) {
+        lua_xmove(co, L, 1);
+        return -1;
+    }
+    if (!lua_checkstack(L, results + 1)) {
+        lua_pop(co, results);
+        lua_pushliteral(L, "too many results to resume");
+        return -1;
+    }
+    lua_xmove(co, L, results);
+    return results;
+}
+
+static int coroutine_resume(lua_State *L) {
+    lua_State *co = lua_tothread(L, 1);
+    luaL_argexpected(L, co, 1, "coroutine");
+    int n = resume(L, co, lua_gettop(L) - 1);
+    lua_pushboolean(L, n >= 0);
+    lua_insert(L, n >= 0 ? -(n + 1) : -2);
+    return n >= 0 ? n + 1 : 2;
+}
+
+/* An error closes what the coroutine has open, and says where the call was. Upvalue: the coroutine. */
+static int wrapped(lua_State *L) {
+    lua_State *co = lua_tothread(L, lua_upvalueindex(1));
+    int n = resume(L, co, lua_gettop(L));
+    if (n >= 0) return n;
+    int status = lua_status(co);
+    if (status != LUA_OK && status != LUA_YIELD) {
+        lua_pushvalue(L, -1);
+        lua_xmove(L, co, 1); /* it was the coroutine's, whose status it goes with */
+        status = lua_resetthread(co);
+        lua_xmove(co, L, 1);
+    }
+    if (status != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
+        luaL_where(L, 1);
+        lua_insert(L, -2);
+        lua_concat(L, 2);
+    }
+    return lua_error(L);
+}
+
+static int coroutine_wrap(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_State *co = lua_newthread(L);
+    lua_pushvalue(L, 1);
+    lua_xmove(L, co, 1);
+    lua_pushcclosure(L, wrapped, 1);
+    return 1;
+}
+
+static void watch_coroutines(lua_State *L) {
+    static const luaL_Reg FUNCTIONS[] = { { "resume", coroutine_resume }, { "wrap", coroutine_wrap }, { NULL, NULL } };
+    lua_getglobal(L, LUA_COLIBNAME);
+    luaL_setfuncs(L, FUNCTIONS, 0);
+    lua_pop(L, 1);
 }
 
 /* ---- Standard output ---- */
@@ -137,10 +236,43 @@ static void explain(lua_State *L) {
     lua_settop(L, top);
 }
 
-/* Plain messages get a traceback; error objects are a sentence already and get the script's line. Ctrl-C is nobody's
- * mistake: its object goes on as it is, so that what is closed on the way may say where it was. */
+/* Whether the value at 1 is one of the library's error objects. */
+static bool is_sentence(lua_State *L) {
+    bool is = lua_istable(L, 1) && lua_getmetatable(L, 1);
+    if (is) is = luaL_getmetatable(L, "unsloth.Error") == LUA_TTABLE && lua_rawequal(L, -1, -2);
+    lua_settop(L, 1);
+    return is;
+}
+
+/* Pushes "\n\t(at script.lua:7)", the innermost line that is no module's of ours, or "". */
+static void push_place(lua_State *L) {
+    lua_Debug ar;
+    for (int level = 1; lua_getstack(L, level, &ar); level++) {
+        lua_getinfo(L, "Sl", &ar);
+        if (ar.currentline > 0 && !strstr(ar.source, "/unsloth/")) {
+            lua_pushfstring(L, "\n\t(at %s:%d)", ar.short_src, ar.currentline);
+            return;
+        }
+    }
+    lua_pushliteral(L, "");
+}
+
+/* Plain messages get a traceback, once; error objects are a sentence already and get the script's line. These stay
+ * objects, so that what is closed on the way may add to the sentence. Ctrl-C is nobody's mistake. */
 static int message_handler(lua_State *L) {
     if (is_interrupt(L, 1)) return 1;
+    if (is_sentence(L)) {
+        lua_pushliteral(L, "place");
+        if (lua_rawget(L, 1) == LUA_TNIL) {
+            lua_pushliteral(L, "place");
+            push_place(L);
+            lua_rawset(L, 1);
+        }
+        lua_settop(L, 1);
+        return 1;
+    }
+    const char *text = lua_type(L, 1) == LUA_TSTRING ? lua_tostring(L, 1) : "";
+    if (strstr(text, "\nstack traceback:\n") || strstr(text, "\n\t(at ")) return 1; /* it has been here */
     if (lua_isstring(L, 1)) {
         luaL_traceback(L, L, NULL, 1);
         lua_insert(L, 1);
@@ -153,14 +285,8 @@ static int message_handler(lua_State *L) {
         luaL_traceback(L, L, lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1)), 1);
         return 1;
     }
-    lua_Debug ar;
-    for (int level = 1; lua_getstack(L, level, &ar); level++) {
-        lua_getinfo(L, "Sl", &ar);
-        if (ar.currentline > 0 && !strstr(ar.source, "/unsloth/")) {
-            lua_pushfstring(L, "%s\n\t(at %s:%d)", lua_tostring(L, -1), ar.short_src, ar.currentline);
-            break;
-        }
-    }
+    push_place(L);
+    lua_concat(L, 2);
     return 1;
 }
 
@@ -174,18 +300,35 @@ int program_call(lua_State *L, int nargs, int nresults) {
     int status = lua_pcall(L, nargs, nresults, base);
     program_prompting = was_prompting;
     is_running = 0;
-    forget_interrupt(L);
+    for_good = 0;
+    forget_interrupt();
     lua_remove(L, base);
     return status;
 }
 
+/* An error object is on top: pushes its sentence and its place. */
+static void put_into_words(lua_State *L) {
+    static const char *const PARTS[] = { "message", "place" };
+    int object = lua_gettop(L);
+    for (int i = 0; i < 2; i++) {
+        lua_pushstring(L, PARTS[i]);
+        if (lua_rawget(L, object) != LUA_TSTRING) {
+            lua_pop(L, 1);
+            lua_pushliteral(L, "");
+        }
+    }
+    lua_concat(L, 2);
+}
+
 int program_report(lua_State *L, int status) {
     if (status == LUA_OK) return status;
+    int top = lua_gettop(L);
     if (is_interrupt(L, -1)) status = PROGRAM_INTERRUPTED;
-    const char *text = status == PROGRAM_INTERRUPTED ? luaL_tolstring(L, -1, NULL) : lua_tostring(L, -1);
+    if (lua_istable(L, -1)) put_into_words(L);
+    const char *text = lua_tostring(L, -1);
     fflush(stdout);
     complain(text ? text : "(error message is no text)");
-    lua_pop(L, status == PROGRAM_INTERRUPTED ? 2 : 1);
+    lua_settop(L, top - 1);
     return status;
 }
 
@@ -353,6 +496,7 @@ static int run_environment(lua_State *L) {
 
 static void open_modules(lua_State *L) {
     luaL_openlibs(L);
+    watch_coroutines(L);
     ulua_error_open(L);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
     lua_pushcfunction(L, luaopen_unsloth_core);
@@ -382,6 +526,7 @@ static int run_all(lua_State *L, const command_line *c, char **argv, int argc) {
     if (status != LUA_OK || !(c->interactive || (!has_script && !c->executes && !c->version))) return status;
     if (!c->interactive && !usl_is_terminal(0)) return run_script(L, NULL, true);
     print_version();
+    at_prompt = 1;
     prompt_run(L);
     return LUA_OK;
 }

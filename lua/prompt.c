@@ -277,6 +277,17 @@ static void keep_chunk(lua_State *L) {
     lua_settop(L, top);
 }
 
+/* A chunk is on top: in its place the one whose locals of the top level are globals, which the next line sees. */
+static void keep_locals(lua_State *L) {
+    size_t len;
+    int top = lua_gettop(L);
+    if (!strstr(lua_tostring(L, 1), "local")) return;
+    lua_pushvalue(L, 1);
+    const char *text = ask(L, "unsloth.toplevel", "globals", top) ? lua_tolstring(L, -1, &len) : NULL;
+    if (text && luaL_loadbuffer(L, text, len, "=stdin") == LUA_OK) lua_replace(L, top);
+    lua_settop(L, top);
+}
+
 /* Index 1 holds the line. Leaves the chunk, or the message; lines that continue it are read as needed. */
 static int load_statement(lua_State *L) {
     for (;;) {
@@ -286,6 +297,7 @@ static int load_statement(lua_State *L) {
         if (!is_incomplete(L, status)) {
             remember(L, text);
             keep_chunk(L);
+            if (status == LUA_OK) keep_locals(L);
             return status;
         }
         lua_settop(L, 1);
@@ -299,6 +311,23 @@ static int load_statement(lua_State *L) {
     }
 }
 
+/* Whether the line is one of these words alone, and no variable of the user's has that name. */
+static bool is_word(lua_State *L, const char *line, const char *const *words) {
+    size_t space = strspn(line, " \t"), n = strcspn(line + space, " \t();");
+    const char *rest = line + space + n;
+    for (; *words; words++) {
+        if (strlen(*words) != n || strncmp(line + space, *words, n) != 0) continue;
+        if (strspn(rest, " \t();") != strlen(rest)) return false;
+        bool is_free = lua_getglobal(L, *words) == LUA_TNIL;
+        lua_pop(L, 1);
+        return is_free;
+    }
+    return false;
+}
+
+/* What people type to leave. */
+static const char *const LEAVING[] = { "quit", "exit", NULL };
+
 /* -1 at the end of input, PROGRAM_INTERRUPTED when the line was left. An expression is tried first. */
 static int load_line(lua_State *L) {
     lua_settop(L, 0);
@@ -307,6 +336,7 @@ static int load_line(lua_State *L) {
     lua_settop(L, 1);
     keep_chunk(L);
     const char *line = lua_tostring(L, 1), *expression = line[0] == '=' ? line + 1 : line;
+    if (is_word(L, line, LEAVING)) return -1;
     const char *returned = lua_pushfstring(L, "return %s", expression);
     int status = luaL_loadbuffer(L, returned, strlen(returned), "=stdin");
     if (status == LUA_OK) {
@@ -349,6 +379,8 @@ static void open_prompt(lua_State *L) {
 }
 
 void prompt_run(lua_State *L) {
+    puts("help() tells what there is, Ctrl-D or quit leaves");
+    fflush(stdout);
     set_prompting(1); /* until the end: between two calls nothing runs that Ctrl-C could end */
     open_prompt(L);
     for (int status; (status = load_line(L)) != -1;) {

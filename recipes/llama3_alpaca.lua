@@ -41,6 +41,7 @@ if not model_path then
 end
 local dataset_path = o.dataset or root .. "examples/instructions.json"
 args.output_dir(o.output)
+args.resume_dir(o.resume, o.output)
 
 -- 1. The model, its linear weights in 4 bits.
 local model, tokenizer = FastLanguageModel.from_pretrained {

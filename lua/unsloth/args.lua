@@ -130,6 +130,15 @@ function M.parse(words, spec)
   return out
 end
 
+--- Raises when --resume finds no checkpoint in the folder: before the work, not in its midst.
+function M.resume_dir(resume, path)
+  local sft = require "unsloth.sft"
+  sft.speak_of_options(true)
+  if not resume or #sft.checkpoint_steps(path) > 0 then return end
+  errors.raise("USL_ERR_NOT_FOUND", "--resume: %s holds no checkpoint to go on from; leave --resume out to begin anew, and give --save-steps N, "
+    .. "which makes checkpoints", path)
+end
+
 --- Makes the folder and tries to write there: an output that cannot be written is said before the work, not after it.
 function M.output_dir(path)
   core.make_dir(path)

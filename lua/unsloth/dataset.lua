@@ -19,37 +19,84 @@ local LOAD = {
 
 local KIND_OF = { json = "json", jsonl = "json", txt = "text", text = "text", csv = "csv" }
 
+local FORMS = 'data_files is a path, an array of paths, or a table of these by split: { train = "a.jsonl", test = "b.jsonl" }'
+
 local function file_list(files)
   if type(files) == "string" then return { files } end
-  if type(files.train) == "string" or type(files.train) == "table" then return file_list(files.train) end
-  for _, path in ipairs(files) do
-    if type(path) ~= "string" then errors.invalid("data_files is a path, an array of paths, or { train = path }") end
+  if type(files) ~= "table" then errors.invalid("%s", FORMS) end
+  for key, path in pairs(files) do
+    if type(path) ~= "string" or math.type(key) ~= "integer" then errors.invalid("%s", FORMS) end
   end
   if #files == 0 then errors.invalid "data_files names no file" end
   return files
 end
 
--- "train", "train[:100]", "train[10:20]", "train[:10%]"
-local function apply_split(ds, split)
-  local range = split:match "^%w+(.*)$"
-  if not range then errors.invalid('split is %q; "train" or "train[:100]" is wanted', split) end
+-- Split -> its files; without names all are train's, as in Hugging Face datasets. And the names, train first.
+local function splits_of(files)
+  if type(files) == "string" or files[1] ~= nil then return { train = file_list(files) }, { "train" } end
+  local splits, names = {}, {}
+  for name, list in pairs(files) do
+    if type(name) ~= "string" or name == "" then errors.invalid("%s", FORMS) end
+    splits[name], names[#names + 1] = file_list(list), name
+  end
+  if #names == 0 then errors.invalid "data_files names no file" end
+  table.sort(names, function(x, y)
+    if x == "train" or y == "train" then return x == "train" and y ~= "train" end
+    return x < y
+  end)
+  return splits, names
+end
+
+-- "test[10:20]" -> "test", "[10:20]". Without a split it is train, or the only one that there is.
+local function choose(split, splits, names)
+  if not split then
+    if #names > 1 and not splits.train then
+      errors.invalid("load_dataset: data_files has %s; say which with split = %q", table.concat(names, ", "), names[1])
+    end
+    if #names > 1 then
+      errors.note("load_dataset: data_files has %s, and no split was asked for: these are the rows of train", table.concat(names, ", "))
+    end
+    return names[1], ""
+  end
+  local name, range = split:match "^([^%[]*)(.*)$"
+  if splits[name] then return name, range end
+  errors.invalid("load_dataset: there is no split %q%s; %s", name, options.meant(name, splits), #names == 1 and names[1] .. " is the only one"
+    or "there are " .. table.concat(names, ", "))
+end
+
+-- The number of rows before a share of n in percent: the nearest one, of two the even one, as Hugging Face datasets rounds.
+local function share(n, percent)
+  local low, rest = n * percent // 100, n * percent % 100
+  return rest > 50 and low + 1 or rest == 50 and low + low % 2 or low
+end
+
+-- "[:100]", "[10:20]", "[:10%]", "[-5:]"; "" is all.
+local function apply_range(ds, split, range)
   if range == "" then return ds end
-  local from, from_percent, to, to_percent = range:match "^%[(%d*)(%%?):(%d*)(%%?)%]$"
-  if not from then errors.invalid('split is %q; a range is written "train[:100]" or "train[:10%%]"', split) end
+  local from, from_percent, to, to_percent = range:match "^%[(%-?%d*)(%%?):(%-?%d*)(%%?)%]$"
+  if not from or from == "-" or to == "-" or from == "" and from_percent ~= "" or to == "" and to_percent ~= "" then
+    errors.invalid('split is %q; a range is written "train[:100]", "train[100:]" or "train[:10%%]"', split)
+  end
   local n = #ds
   local function position(text, percent, default)
-    local value = tonumber(text)
+    local value = math.tointeger(tonumber(text))
     if not value then return default end
-    return math.min(n, percent == "%" and n * value // 100 or value)
+    if percent == "%" then
+      if math.abs(value) > 100 then errors.invalid("split is %q; a share goes to 100%%", split) end
+      value = share(n, value)
+    end
+    return math.min(n, value < 0 and math.max(0, n + value) or value)
   end
   local first, last, index = position(from, from_percent, 0), position(to, to_percent, n), {}
   for i = first + 1, last do index[#index + 1] = i end
+  if #index == 0 then errors.invalid("split %q leaves none of the %d rows; choose a range within them", split, n) end
   return ds:pick(index)
 end
 
 --- Opens a data set.
 ---
----     local ds = unsloth.load_dataset("json", { data_files = "alpaca.json", split = "train" })
+---     local ds = unsloth.load_dataset("json", { data_files = "alpaca.json", split = "train[:100]" })
+---     local test = unsloth.load_dataset("json", { data_files = { train = "a.jsonl", test = "b.jsonl" }, split = "test" })
 ---@param kind string "json" (an array or JSON lines), "text", "csv"; or the path of a file
 ---@param opts unsloth.LoadDatasetOptions|nil
 ---@return unsloth.Dataset
@@ -63,14 +110,16 @@ function M.load_dataset(kind, opts)
     errors.unsupported('load_dataset cannot fetch "%s": download it and write load_dataset("json", { data_files = path })', kind)
   end
   if not o.data_files then errors.invalid('load_dataset("%s") needs data_files, the path of a file', kind) end
-  local ds = core.dataset_load(KIND_OF[kind], file_list(o.data_files))
-  return o.split and apply_split(ds, o.split) or ds
+  local splits, names = splits_of(o.data_files)
+  local name, range = choose(o.split, splits, names)
+  return apply_range(core.dataset_load(KIND_OF[kind], splits[name]), o.split, range)
 end
 
 --- A data set from an array of rows.
 ---
 ---     local ds = unsloth.dataset_from_list { { text = "a row" } }
 function M.from_list(rows)
+  errors.want("dataset_from_list", "rows", rows, "table", 'an array of rows, as in dataset_from_list { { text = "a row" } }')
   local ds = core.dataset_new()
   for _, row in ipairs(rows) do ds:append(row) end
   return ds
@@ -111,13 +160,18 @@ local function set_of(names)
   return set
 end
 
+local function want_function(name, self, fn, body)
+  errors.method("ds", name, self, "unsloth.Dataset")
+  errors.want(name, "fn", fn, "function", ("a function of a row, as in ds:%s(function(row) %s end)"):format(name, body))
+end
+
 -- For the functions of others that run on each row: an error of theirs, which stays what it is, says at which row.
 local At = {}
 
 function At.__close(at, err)
   if err == nil or not at.row then return end
   local where = at.dataset:where(at.row)
-  if type(err) == "string" then error(where .. ": " .. err, 0) end
+  if type(err) == "string" and not err:find(where, 1, true) then error(where .. ": " .. err, 0) end
   if type(err) ~= "table" or type(err.message) ~= "string" or err.code == "USL_ERR_CANCELLED" then return end
   if not err.message:find(where, 1, true) then err.message = where .. ": " .. err.message end
 end
@@ -135,6 +189,7 @@ end
 ---@param opts unsloth.MapOptions|nil
 ---@return unsloth.Dataset
 function Dataset:map(fn, opts)
+  want_function("map", self, fn, "return { text = row.output }")
   local o = options.check("map", opts, MAP)
   local removed, out = set_of(o.remove_columns), core.dataset_new()
   local at <close> = M.at(self)
@@ -157,6 +212,7 @@ end
 ---
 ---     print(#ds:filter(function(row) return #row.output < 60 end))
 function Dataset:filter(fn, opts)
+  want_function("filter", self, fn, "return #row.output < 60")
   options.check("filter", opts, { num_proc = MAP.num_proc, desc = MAP.desc })
   local index = {}
   local at <close> = M.at(self)
@@ -179,6 +235,8 @@ end
 ---
 ---     print(#ds:select { 1, 2, 3 })
 function Dataset:select(index)
+  errors.method("ds", "select", self, "unsloth.Dataset")
+  errors.want("select", "index", index, "table", "an array of row numbers, as in ds:select { 1, 2, 3 }")
   return self:pick(index)
 end
 
@@ -211,6 +269,7 @@ end
 ---
 ---     ds = unsloth.standardize_data_formats(ds)
 function M.standardize_data_formats(ds)
+  errors.want("standardize_data_formats", "ds", ds, "unsloth.Dataset", "the data set, as load_dataset returns it")
   return ds:standardize()
 end
 

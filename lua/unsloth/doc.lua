@@ -171,6 +171,7 @@ local function build()
           index.by_name[name] = { name = name, entry = entry, value = real }
           if not index.by_value[value] or ALIAS[index.by_value[value].key] then
             index.by_value[value] = { name = name, entry = entry, value = real, key = key }
+            index.by_value[real] = index.by_value[value]
           end
         end
       end
@@ -285,17 +286,22 @@ local function summary(entry)
   return (text:match "^(.-[^.]%.)%f[%s\0]" or text)
 end
 
--- A name and a text beside it, which may take several lines.
-local function beside(width, name, text)
+-- Lines that end before the 120th column, all but the first behind so many spaces.
+local function wrap(text, margin)
   local lines, line = {}, ""
   for word in text:gmatch "%S+" do
-    if line ~= "" and width + 3 + #line + #word >= 120 then
+    if line ~= "" and margin + #line + #word >= 120 then
       lines[#lines + 1], line = line, ""
     end
     line = line == "" and word or line .. " " .. word
   end
   lines[#lines + 1] = line
-  return ("  %-" .. width .. "s %s"):format(name, table.concat(lines, "\n" .. (" "):rep(width + 3)))
+  return table.concat(lines, "\n" .. (" "):rep(margin))
+end
+
+-- A name and a text beside it, which may take several lines.
+local function beside(width, name, text)
+  return ("  %-" .. width .. "s %s"):format(name, wrap(text, width + 3))
 end
 
 local function function_text(known)
@@ -397,7 +403,49 @@ local function find_name(topic)
   end
 end
 
-local function topic_text(topic)
+-- What people look for by another name: a line about it, and the names that help knows. Under lower-case words; a text of one word is
+-- another subject.
+local SUBJECTS = {
+  gguf = { "GGUF is the file that llama.cpp, Ollama and LM Studio read. from_pretrained opens one as it opens a folder, model:save_pretrained_gguf "
+    .. "writes one, and `unsloth-lua export` does so without a script.", "Model:save_pretrained_gguf", "quantization_method", "from_pretrained" },
+  lora = { "LoRA trains a small adapter beside frozen weights: get_peft_model adds one, model:save_pretrained writes it, model:load_adapter "
+    .. "or from_pretrained of its folder brings it back.", "get_peft_model", "Model:save_pretrained", "Model:load_adapter", "Model:set_adapter" },
+  adapter = "lora", adapters = "lora", peft = "lora", qlora = "lora",
+  resume = { "A run goes on from a checkpoint: save_strategy and save_steps make them in output_dir, trainer:train { resume_from_checkpoint = true } "
+    .. "goes on from the newest one; recipes have --save-steps and --resume.", "Trainer:train", "save_steps", "save_total_limit", "resume_from_checkpoint" },
+  checkpoint = "resume", checkpoints = "resume", resuming = "resume",
+  training = { "SFTTrainer takes a model, a tokenizer, a data set and TrainingArguments; trainer:train() runs all updates, trainer:step() one.",
+    "SFTTrainer", "TrainingArguments", "Trainer:train", "Trainer:step", "train_on_responses_only" },
+  ["fine-tuning"] = "training", finetuning = "training", finetune = "training",
+  export = { "What is trained leaves as an adapter, as a merged folder for transformers, or as a GGUF; `unsloth-lua export` does so without a script.",
+    "Model:save_pretrained", "Model:save_pretrained_merged", "Model:save_pretrained_gguf", "Model:push_to_hub" },
+  saving = "export", merge = "export",
+  quit = { "Ctrl-D, quit or exit leaves the prompt; in a script os.exit(). Ctrl-C stops what runs and comes back.", "help" }, exit = "quit",
+  data = { "Rows come from JSON, JSON lines, CSV or plain text, or from a table of Lua's.", "load_dataset", "dataset_from_list", "Dataset:map",
+    "standardize_data_formats" }, datasets = "data",
+  template = { "A chat template writes messages as the model's family does; `unsloth-lua chat PATH` talks with a model.", "get_chat_template",
+    "Tokenizer:apply_chat_template", "Model:generate" }, templates = "template",
+}
+
+local function subject_text(topic)
+  local subject = SUBJECTS[topic]
+  while type(subject) == "string" do subject = SUBJECTS[subject] end
+  if not subject then return nil end
+  local names = {}
+  for i = 2, #subject do names[#names + 1] = ("help %q"):format(subject[i]) end
+  return wrap(subject[1], 0) .. "\n\n" .. wrap("more: " .. table.concat(names, ", "), 0)
+end
+
+-- A topic that is known under other letters, such as "trainer".
+local function other_case(topic)
+  for _, known in ipairs(M.topics()) do
+    if known ~= topic and known:lower() == topic:lower() then return known end
+  end
+end
+
+local topic_text
+
+function topic_text(topic)
   local known = find_name(topic)
   if known then return function_text(known) end
   local class, module = class_named(topic), M.modules()[topic]
@@ -405,6 +453,10 @@ local function topic_text(topic)
   local places = option_places(topic)
   if places then return places end
   if module then return module_text(topic, module) end
+  local subject = subject_text(topic:lower())
+  if subject then return subject end
+  local known_as = other_case(topic)
+  if known_as then return topic_text(known_as) end
   local nearest = core.nearest(topic, M.topics())
   return ('there is no help on "%s"%s'):format(topic, nearest and (': did you mean "%s"?'):format(nearest) or "; help() lists what there is")
 end

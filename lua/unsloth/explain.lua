@@ -27,8 +27,9 @@ end
 
 -- The chunk's own line: from its text, or from its file.
 local function line_of(source, number)
-  local text = source:sub(1, 1) == "=" and M.chunk or source:sub(1, 1) ~= "@" and source or nil
-  if source:sub(1, 1) == "@" then
+  local mark = source:sub(1, 1)
+  local text = mark == "=" and M.chunk or mark ~= "=" and mark ~= "@" and source or nil
+  if mark == "@" then
     local file = io.open(source:sub(2), "rb")
     text = file and file:read "a"
     if file then file:close() end
@@ -49,6 +50,22 @@ local function nearest(word, names)
   return require("unsloth.core").nearest(word, alike)
 end
 
+-- The names of all that is ours, for what cannot be told without running it: a call's result, a line that is not at hand.
+local function of_ours(kind)
+  local complete, doc, core = require "unsloth.complete", require "unsloth.doc", require "unsloth.core"
+  local all = {}
+  local function take(value)
+    for name in pairs(complete.members(value)) do all[name] = true end
+  end
+  for _, class in pairs(doc.classes) do take(core[class.name]) end
+  take(require("unsloth.sft").Trainer)
+  if kind == "field" then
+    take(require "unsloth")
+    take(require("unsloth").FastLanguageModel)
+  end
+  return names_of(all)
+end
+
 -- "attempt to call a nil value (method 'generat')": what has such a name nearly.
 local function near_name(message, line, names)
   local kind, name = message:match "attempt to [%a ]- a nil value %((%a+) '([%w_]+)'%)"
@@ -63,7 +80,7 @@ local function near_name(message, line, names)
   if kind ~= "field" and kind ~= "method" then return nil end
   local chain = (line or ""):match("([%a_][%w_.:%[%]()]*)[.:]" .. name .. "%f[^%w_]")
   local value = chain and complete.value_of(chain, names)
-  if value == nil or value == false then return nil end
+  if value == nil or value == false then return nearest(name, of_ours(kind)) end
   return nearest(name, names_of(complete.members(value)))
 end
 
@@ -84,7 +101,7 @@ function M.message(message, level)
   if not number or number < 1 or source:find("/unsloth/", 1, true) then return message end
   local line = line_of(source, number)
   local _, name = message:match "%((%a+) '([%w_]+)'%)"
-  local near = near_name(message, line, visible(level + 1))
+  local near = near_name(message, line, visible(level + 2))
   if near then message = ("%s: did you mean '%s'?"):format(message, near) end
   return line and message .. "\n" .. pointed(number, line, name) or message
 end

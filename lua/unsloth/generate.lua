@@ -46,6 +46,8 @@ end
 ---
 ---     print(#model:generate_ids(tokenizer:encode("Once"), { max_new_tokens = 8 }))
 function Model:generate_ids(ids, opts)
+  errors.method("model", "generate_ids", self, "unsloth.Model")
+  errors.want("generate_ids", "ids", ids, "table", "an array of token ids, as tokenizer:encode(text) returns it")
   local o = options.check("generate_ids", opts, SPEC)
   if o.stop then errors.invalid "generate_ids knows no text: stop strings are for generate" end
   local generator <close> = self:generator(ids, core_options(o, o.tokenizer))
@@ -88,7 +90,7 @@ local function prompt_ids(prompt, tokenizer)
     return tokenizer:apply_chat_template(prompt, { add_generation_prompt = true })
   end
   if type(prompt) == "table" then return prompt end
-  errors.invalid("the prompt is a text, an array of messages or an array of token ids, not a %s", type(prompt))
+  errors.want("generate", "prompt", prompt, "string|table", "a text, an array of messages or an array of token ids")
 end
 
 --- Iterates over pieces of the answer as they come; leaving the loop early frees everything.
@@ -98,6 +100,7 @@ end
 ---@param opts unsloth.GenerateOptions|nil
 ---@return fun(): string|nil
 function Model:stream(prompt, opts)
+  errors.method("model", "stream", self, "unsloth.Model")
   local o = options.check("generate", opts, SPEC)
   local tokenizer = o.tokenizer or self.tokenizer
   if not tokenizer then errors.invalid "this model came without a tokenizer: give one as the option tokenizer, or use generate_ids" end
@@ -135,6 +138,7 @@ end
 ---@param opts unsloth.GenerateOptions|nil
 ---@return string
 function Model:generate(prompt, opts)
+  errors.method("model", "generate", self, "unsloth.Model")
   local pieces = {}
   for piece in self:stream(prompt, opts) do pieces[#pieces + 1] = piece end
   return table.concat(pieces)

@@ -11,6 +11,26 @@ local function token_of(token)
   return token ~= true and token or nil
 end
 
+-- A name of the hub may have been meant as a path: says that none is here, and which one is near.
+local function say_no_path(err, name)
+  if type(err) ~= "table" or type(err.message) ~= "string" or err.code == "USL_ERR_CANCELLED" or err.code == "USL_ERR_NOMEM" then return end
+  local path = name:gsub(":[^:/]*$", "")
+  local dir, word = path:match "^(.*)/([^/]*)$"
+  local ok, names = pcall(core.list_dir, dir)
+  local near = ok and core.nearest(word, names)
+  err.message = ("%s. There is no such path here either%s"):format(err.message, near and (": did you mean %s/%s?"):format(dir, near) or "")
+end
+
+--- What a function of the hub returns for a name; where it fails, that the name is no path here is said too.
+---
+---     print(require("unsloth.hub").ask(require("unsloth.core").hub_get, "org/name"))
+function M.ask(fn, name, opts)
+  local ok, found = pcall(fn, name, opts)
+  if ok then return found end
+  say_no_path(found, name)
+  error(found, 0)
+end
+
 --- The path of what a name stands for: itself when it is a path here, else what the hub's cache holds of it, else what is downloaded.
 ---
 ---     print(require("unsloth.hub").find("examples/tiny-llama"))
@@ -24,7 +44,7 @@ function M.find(name, opts)
       .. "(config.json, *.safetensors, tokenizer.json) or of a .gguf", name)
   end
   local o = opts or {}
-  return core.hub_get(name, { token = token_of(o.token), revision = o.revision or nil, local_files_only = o.local_files_only or nil,
+  return M.ask(core.hub_get, name, { token = token_of(o.token), revision = o.revision or nil, local_files_only = o.local_files_only or nil,
     tokenizer_only = o.tokenizer_only, refresh = o.refresh })
 end
 

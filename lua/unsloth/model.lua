@@ -84,6 +84,15 @@ M.FastLanguageModel = {}
 local FastLanguageModel = M.FastLanguageModel
 FastLanguageModel.defaults = options.defaults(OPEN)
 
+local function with_dot(name, first)
+  if first == FastLanguageModel then errors.invalid("%s is no method: write FastLanguageModel.%s with a dot, not a colon", name, name) end
+end
+
+local function want_model(name, model)
+  with_dot(name, model)
+  errors.want(name, "model", model, "unsloth.Model", ("the model first, as in FastLanguageModel.%s(model)"):format(name))
+end
+
 --- Opens a model and its tokenizer.
 ---
 ---     local model, tokenizer = FastLanguageModel.from_pretrained { model_name = "SmolLM2.gguf", load_in_4bit = true }
@@ -92,6 +101,7 @@ FastLanguageModel.defaults = options.defaults(OPEN)
 ---@return unsloth.Model model
 ---@return unsloth.Tokenizer|nil tokenizer
 function FastLanguageModel.from_pretrained(opts, more)
+  with_dot("from_pretrained", opts)
   if type(opts) == "string" then
     local name = opts
     opts = {}
@@ -134,6 +144,8 @@ end
 ---
 ---     local model = FastLanguageModel.from_config({ architectures = { "LlamaForCausalLM" }, hidden_size = 64, ... }, { random_state = 1 })
 function FastLanguageModel.from_config(config, opts)
+  with_dot("from_config", config)
+  errors.want("from_config", "config", config, "table|string", "the fields of a config.json as a table or as JSON text")
   local o = options.check("from_config", opts, {
     random_state = { "integer", default = 3407, check = options.at_least(0) },
     max_seq_length = { "integer", default = 0 }, dtype = OPEN.dtype, device = OPEN.device,
@@ -267,6 +279,7 @@ end
 ---@param opts unsloth.PeftOptions|nil
 ---@return unsloth.Model
 function FastLanguageModel.get_peft_model(model, opts)
+  want_model("get_peft_model", model)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
   if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
@@ -299,12 +312,18 @@ end
 --- Nothing to do here: a model answers as it is. Returns the model.
 ---
 ---     FastLanguageModel.for_inference(model)
-function FastLanguageModel.for_inference(model) return model end
+function FastLanguageModel.for_inference(model)
+  want_model("for_inference", model)
+  return model
+end
 
 --- Nothing to do here: a model is trained as it is. Returns the model.
 ---
 ---     FastLanguageModel.for_training(model)
-function FastLanguageModel.for_training(model) return model end
+function FastLanguageModel.for_training(model)
+  want_model("for_training", model)
+  return model
+end
 
 --- A trainer that has done all its updates, or has raised, gives the model free: the base may be looked at, or trained anew.
 ---
@@ -315,7 +334,7 @@ end
 
 --- The folder of an adapter, which may be the hub's; raises when it is not there or is no adapter's.
 function M.check_adapter(dir)
-  if type(dir) ~= "string" then errors.invalid("load_adapter wants the path of an adapter's folder, not a %s", type(dir)) end
+  errors.want("load_adapter", "dir", dir, "string", "the path of an adapter's folder")
   if not core.path_kind(dir) and core.hub_is_name(dir) then dir = hub.find(dir) end
   if core.path_kind(dir .. "/adapter_config.json") then return dir end
   errors.raise("USL_ERR_NOT_FOUND", "%s: %s; give the folder that save_pretrained or PEFT wrote (adapter_config.json, adapter_model.safetensors)",
@@ -330,6 +349,7 @@ local load_adapter = Model.load_adapter
 ---@param dir string
 ---@param ... string|nil its name, default "default"
 function Model:load_adapter(dir, ...)
+  errors.method("model", "load_adapter", self, "unsloth.Model")
   dir = M.check_adapter(dir)
   self:release_trainer()
   return load_adapter(self, dir, ...)
@@ -339,6 +359,7 @@ end
 ---
 ---     model:set_adapter "mine"
 function Model:set_adapter(name)
+  errors.method("model", "set_adapter", self, "unsloth.Model")
   if type(name) ~= "string" then errors.invalid "set_adapter wants a name; disable_adapter leaves the base alone" end
   self:release_trainer()
   self:activate(name)
@@ -368,6 +389,7 @@ local RESIZE = {
 ---@param opts { pad_to_multiple_of: integer }|nil
 ---@return integer
 function Model:resize_token_embeddings(n, opts)
+  errors.method("model", "resize_token_embeddings", self, "unsloth.Model")
   local o = options.check("resize_token_embeddings", opts, RESIZE)
   n = n or self:info().vocab
   if o.pad_to_multiple_of then n = (n + o.pad_to_multiple_of - 1) // o.pad_to_multiple_of * o.pad_to_multiple_of end
@@ -390,6 +412,8 @@ local NEW_TOKENS = {
 ---@param tokenizer unsloth.Tokenizer
 ---@param opts { new_tokens: string[], method: string, interpolation: number }
 function M.add_new_tokens(model, tokenizer, opts)
+  errors.want("add_new_tokens", "model", model, "unsloth.Model", "the model first, as in add_new_tokens(model, tokenizer, { new_tokens = ... })")
+  errors.want("add_new_tokens", "tokenizer", tokenizer, "unsloth.Tokenizer", "the tokenizer behind the model")
   local o = options.check("add_new_tokens", opts, NEW_TOKENS)
   if o.method ~= "mean" and o.method ~= "interpolation" then
     errors.invalid('add_new_tokens: method is "%s"; "mean" and "interpolation" are known', o.method)
@@ -418,6 +442,7 @@ end
 ---
 ---     model:print_trainable_parameters()
 function Model:print_trainable_parameters()
+  errors.method("model", "print_trainable_parameters", self, "unsloth.Model")
   local info = self:info()
   print(("trainable params: %d || all params: %d || trainable%%: %.4f"):format(info.trainable, info.parameters,
     100 * info.trainable / info.parameters))

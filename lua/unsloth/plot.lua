@@ -223,7 +223,7 @@ function Plot:__tostring()
   return self.rows and draw_heat(self) or draw_lines(self)
 end
 
---- Writes the plot as an SVG file, or returns its text when no path is given.
+--- Writes the plot as an SVG file and returns its path; without a path returns the text.
 ---
 ---     unsloth.plot({ 3, 1, 2 }):svg "three.svg"
 ---@param path string|nil
@@ -231,8 +231,10 @@ end
 function Plot:svg(path)
   local o = { title = self.options.title, alone = true }
   local text = self.rows and svg.heat(self.rows, o) or svg.chart(self.series, o)
-  if path then files.write(path, text) end
-  return text
+  if path == nil then return text end
+  errors.want("svg", "path", path, "string", 'the file to write, as in plot:svg "plot.svg"')
+  files.write(path, text)
+  return path
 end
 
 M.Plot = Plot

@@ -36,6 +36,7 @@ function M.options(words, name, about, defaults)
     o.dataset = root .. "examples/instructions.json"
   end
   args.output_dir(o.output)
+  args.resume_dir(o.resume, o.output)
   return o
 end
 

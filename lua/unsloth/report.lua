@@ -122,6 +122,7 @@ local function listen()
   for name, kind in pairs(KINDS) do
     local plain = core.Model[name]
     local function saving(self, dir, ...)
+      errors.method("model", name, self, "unsloth.Model")
       local depth = self.saving_depth or 0
       self.saving_depth = depth + 1
       local results = table.pack(pcall(plain, self, dir, ...))
@@ -129,7 +130,7 @@ local function listen()
       if not results[1] then error(results[2], 0) end
       local report = self.trainer_report
       if report and depth == 0 then -- one that saves by way of another is one export
-        local paths = type(results[2]) == "table" and results[2] or { dir }
+        local paths = kind == "GGUF" and results[2] or { dir }
         for _, path in ipairs(paths) do report:exported(kind, path) end
       end
       return table.unpack(results, 2, results.n)

@@ -52,14 +52,22 @@ local function run(o, body)
 end
 
 -- A line about what was written: its size, and what the look at it found.
-local function describe(path, report, base)
-  local said = ("%s: %s"):format(path, progress.bytes(report.bytes))
+local function describe(report, base)
+  local said = progress.bytes(report.bytes)
   if base then said = said .. (", merged onto the weights of %s"):format(type(base) == "string" and base or "the base given") end
   if not report.weights then return said .. ", not checked" end
   said = said .. (", checked: weights differ by %.1e"):format(report.weights)
   if not report.logits then return said end
   return said .. (", logits by %.1e (up to %.1e is what it costs)"):format(report.logits, report.expected)
 end
+
+-- What is returned is a table whose tostring is a line, since the prompt prints it.
+local Report = { __tostring = function(report) return describe(report) end }
+local List = { __tostring = function(list)
+  local lines = {}
+  for i, one in ipairs(list) do lines[i] = tostring(one) end
+  return table.concat(lines, ", ")
+end }
 
 -- ---- Adapters -------------------------------------------------------------------------------------------------------
 
@@ -118,6 +126,8 @@ local SAVE = {
 ---
 ---     model:save_pretrained "outputs/adapter"
 function Model:save_pretrained(dir, opts)
+  errors.method("model", "save_pretrained", self, "unsloth.Model")
+  errors.want("save_pretrained", "dir", dir, "string", 'the folder to write, as in model:save_pretrained("outputs/adapter")')
   local o = options.check("save_pretrained", opts, SAVE)
   dir = plain(dir)
   if self:active_adapter() then
@@ -148,6 +158,8 @@ end
 ---
 ---     model:save_pretrained_merged("outputs/merged", tokenizer, { save_method = "merged_16bit" })
 function Model:save_pretrained_merged(dir, tokenizer, opts)
+  errors.method("model", "save_pretrained_merged", self, "unsloth.Model")
+  errors.want("save_pretrained_merged", "dir", dir, "string", 'the folder to write, as in model:save_pretrained_merged("outputs/merged", tokenizer)')
   if type(opts) == "string" then opts = { save_method = opts } end
   local o = options.check("save_pretrained_merged", opts, MERGED)
   tokenizer = tokenizer or self.tokenizer
@@ -163,8 +175,8 @@ function Model:save_pretrained_merged(dir, tokenizer, opts)
       options.meant(o.save_method, MERGED_TYPES))
   end
   local report = run(o, function(how) return core.export_merged(self, tokenizer, dir, dtype, how) end)
-  progress.say("%s", describe(dir, report, o.base))
-  return report
+  progress.say("%s: %s", dir, describe(report, o.base))
+  return setmetatable(report, Report)
 end
 
 -- ---- GGUF -----------------------------------------------------------------------------------------------------------
@@ -208,6 +220,8 @@ end
 ---
 ---     model:save_pretrained_gguf("outputs/gguf", tokenizer, { quantization_method = "q4_k_m" })
 function Model:save_pretrained_gguf(dir, tokenizer, opts)
+  errors.method("model", "save_pretrained_gguf", self, "unsloth.Model")
+  errors.want("save_pretrained_gguf", "dir", dir, "string", 'the folder to write, as in model:save_pretrained_gguf("outputs/gguf", tokenizer)')
   if type(opts) == "string" then opts = { quantization_method = opts } end
   local o = options.check("save_pretrained_gguf", opts, GGUF)
   dir = plain(dir)
@@ -216,7 +230,7 @@ function Model:save_pretrained_gguf(dir, tokenizer, opts)
     local path = dir .. "/adapter.gguf"
     core.make_dir(dir)
     core.export_lora(self, path)
-    return { path }, {}
+    return setmetatable({ path }, List), setmetatable({}, List)
   end
   local methods, paths = methods_of(o.quantization_method), {}
   for i, method in ipairs(methods) do paths[i] = ("%s/unsloth.%s.gguf"):format(dir, method:upper()) end
@@ -225,8 +239,11 @@ function Model:save_pretrained_gguf(dir, tokenizer, opts)
     how.imatrix = calibrate(self, tokenizer, o.imatrix_file)
     return core.export_gguf(self, tokenizer, paths, methods, how)
   end)
-  for i, path in ipairs(paths) do progress.say("%s", describe(path, reports[i], o.base)) end
+  for i, path in ipairs(paths) do
+    progress.say("%s: %s", path, describe(reports[i], o.base))
+    setmetatable(reports[i], Report)
+  end
   local text = tokenizer and modelfile.make(tokenizer, paths[1]:match "[^/]+$")
   if text then write_text(dir .. "/Modelfile", text) end
-  return paths, reports
+  return setmetatable(paths, List), setmetatable(reports, List)
 end

@@ -216,6 +216,14 @@ end
 ---@param opts unsloth.SFTTrainerOptions
 ---@return unsloth.Trainer
 function M.SFTTrainer(opts)
+  errors.want("SFTTrainer", "the argument", opts, "table", "a table, as in SFTTrainer { model = model, train_dataset = dataset }")
+  for _, name in ipairs { "train_dataset", "eval_dataset" } do
+    local given = opts[name]
+    if type(given) == "table" then
+      errors.invalid("SFTTrainer: %s is a table; %s", name, given.train and given.test and "give one side of it, its train or its test"
+        or "unsloth.dataset_from_list(rows) makes a data set of an array of rows")
+    end
+  end
   local o = options.check("SFTTrainer", opts, SPEC)
   require_class("model", o.model, "unsloth.Model")
   require_class("train_dataset", o.train_dataset, "unsloth.Dataset")
@@ -257,6 +265,7 @@ local RESPONSES = {
 ---
 ---     unsloth.train_on_responses_only(trainer, { instruction_part = "### Instruction:\n", response_part = "### Response:\n" })
 function M.train_on_responses_only(trainer, opts)
+  errors.want("train_on_responses_only", "trainer", trainer, "unsloth.SFTTrainer", "the trainer first, as SFTTrainer returns it")
   local o = options.check("train_on_responses_only", opts, RESPONSES)
   if not o.instruction_part and not o.response_part and trainer.tokenizer.chat_template then
     o.instruction_part, o.response_part = chat.markers(trainer.tokenizer)
@@ -324,6 +333,7 @@ end
 ---
 ---     print(trainer:evaluate().eval_loss)
 function Trainer:evaluate()
+  errors.method("trainer", "evaluate", self, "unsloth.SFTTrainer")
   if not self.eval_rows then errors.invalid "evaluate: the trainer has no eval_dataset" end
   local start = core.clock()
   local handle = self:core()
@@ -347,7 +357,7 @@ local function is_due(strategy, steps, stats, new_epoch)
   return strategy == "steps" and stats.step % steps == 0 or strategy == "epoch" and new_epoch
 end
 
-local function checkpoint_steps(dir)
+function M.checkpoint_steps(dir)
   local steps = {}
   for _, name in ipairs(core.path_kind(dir) == "folder" and core.list_dir(dir) or {}) do
     local step = math.tointeger(tonumber(name:match "^checkpoint%-(%d+)$"))
@@ -356,6 +366,7 @@ local function checkpoint_steps(dir)
   table.sort(steps)
   return steps
 end
+local checkpoint_steps = M.checkpoint_steps
 
 local function checkpoint_dir(dir, step)
   return ("%s/checkpoint-%d"):format(dir, step)
@@ -376,6 +387,7 @@ end
 ---
 ---     print(trainer:save_checkpoint())
 function Trainer:save_checkpoint()
+  errors.method("trainer", "save_checkpoint", self, "unsloth.SFTTrainer")
   local args, step = self.args, self.state.global_step
   local dir = checkpoint_dir(args.output_dir, step)
   core.make_dir(args.output_dir)
@@ -398,6 +410,8 @@ local one_update
 ---
 ---     trainer:set_learning_rate(1e-4)
 function Trainer:set_learning_rate(rate)
+  errors.method("trainer", "set_learning_rate", self, "unsloth.SFTTrainer")
+  if rate ~= nil then errors.want("set_learning_rate", "rate", rate, "number", "a number, as in trainer:set_learning_rate(1e-4), or nil for the schedule") end
   self:core():set_learning_rate(rate)
 end
 
@@ -407,6 +421,7 @@ end
 ---@param dataset unsloth.Dataset
 ---@param formatting_func function|nil as in SFTTrainer
 function Trainer:set_train_dataset(dataset, formatting_func)
+  errors.method("trainer", "set_train_dataset", self, "unsloth.SFTTrainer")
   require_class("train_dataset", dataset, "unsloth.Dataset")
   local rows = tokenized(self, dataset, formatting_func or self.formatting_func)
   if self.handle then self.handle:set_rows(rows) end
@@ -418,6 +433,7 @@ end
 ---     trainer:set_adapter "second"
 ---@param name string an adapter that get_peft_model or load_adapter has added
 function Trainer:set_adapter(name)
+  errors.method("trainer", "set_adapter", self, "unsloth.SFTTrainer")
   local done, before = self.state.global_step, self.model:active_adapter()
   if self.handle then self.handle:close() end
   self.handle = nil
@@ -435,6 +451,7 @@ end
 ---     print(stats.step, stats.loss)
 ---@return table|nil stats step, total, loss, learning_rate, grad_norm, tokens, seconds, ...
 function Trainer:step()
+  errors.method("trainer", "step", self, "unsloth.SFTTrainer")
   self.stopping = false
   return one_update(self)
 end
@@ -443,6 +460,7 @@ end
 ---
 ---     trainer:stop()
 function Trainer:stop()
+  errors.method("trainer", "stop", self, "unsloth.SFTTrainer")
   self.stopping = true
 end
 
@@ -468,12 +486,24 @@ function one_update(self)
   return stats
 end
 
+-- How a new run goes on, in words of Lua or of the command line.
+local IN_LUA = { from = "train { resume_from_checkpoint = %q } goes on from there", off = 'save_strategy is "no"', due = "save_steps, save_strategy",
+  out = "leave resume_from_checkpoint out to begin anew", more = "max_steps" }
+local IN_OPTIONS = { from = "--resume goes on from there", off = "--save-steps was not given", due = "--save-steps",
+  out = "leave --resume out to begin anew", more = "--max-steps" }
+local words = IN_LUA
+
+--- Whether the person who trains does so by the options --resume, --save-steps and --max-steps of a script: sentences then name these.
+function M.speak_of_options(are)
+  words = are and IN_OPTIONS or IN_LUA
+end
+
 -- Ctrl-C: where it was, and what a new run can begin with.
 local function explain_interrupt(self, err)
   if type(err) ~= "table" or err.code ~= "USL_ERR_CANCELLED" then return end
-  local rest = self.saved and ("%s is whole: train { resume_from_checkpoint = %q } goes on from there"):format(self.saved, self.saved)
-    or self.args.save_strategy == "no" and 'save_strategy is "no", so there is no checkpoint to go on from'
-    or "no checkpoint was due yet (save_steps, save_strategy), so there is none to go on from"
+  local rest = self.saved and ("%s is whole: "):format(self.saved) .. words.from:format(self.saved)
+    or self.args.save_strategy == "no" and words.off .. ", so there is no checkpoint to go on from"
+    or ("no checkpoint was due yet (%s), so there is none to go on from"):format(words.due)
   err.message = ("interrupted at step %d of %d; %s"):format(self.state.global_step, self.state.max_steps, rest)
 end
 
@@ -483,6 +513,7 @@ local Loop = { __close = function(loop, err) explain_interrupt(loop.trainer, err
 ---
 ---     for step, stats in trainer:steps() do print(step, stats.loss) end
 function Trainer:steps()
+  errors.method("trainer", "steps", self, "unsloth.SFTTrainer")
   self.stopping = false
   self:core()
   return function()
@@ -521,9 +552,9 @@ local function resume_newest(self)
     errors.note("%s is passed over: %s", checkpoint_dir(dir, steps[i]), err.message)
   end
   if #steps > 0 then
-    errors.raise("USL_ERR_FORMAT", "%s: none of its %d checkpoints is whole: leave resume_from_checkpoint out to begin anew", dir, #steps)
+    errors.raise("USL_ERR_FORMAT", "%s: none of its %d checkpoints is whole: %s", dir, #steps, words.out)
   end
-  errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from: leave resume_from_checkpoint out to begin anew", dir)
+  errors.raise("USL_ERR_NOT_FOUND", "%s holds no checkpoint to resume from (%s makes them): %s", dir, words.due, words.out)
 end
 
 local function resume(self, from)
@@ -535,7 +566,12 @@ local function resume(self, from)
   else
     errors.invalid "resume_from_checkpoint is true for the newest one, or the path of a checkpoint"
   end
-  progress.say("going on from %s: step %d of %d is done", self.saved, self.state.global_step, self.state.max_steps)
+  local done, all = self.state.global_step, self.state.max_steps
+  if done >= all then
+    errors.note("%s has done %d updates, and %d are wanted: nothing is left to train; a larger %s goes on", self.saved, done, all, words.more)
+  else
+    progress.say("going on from %s: step %d of %d is done", self.saved, done, all)
+  end
 end
 
 -- ---- train ----------------------------------------------------------------------------------------------------------
@@ -573,6 +609,7 @@ end
 ---     local stats = trainer:train { resume_from_checkpoint = true }
 ---@param opts table|nil resume_from_checkpoint: true for the newest one in output_dir, or a path
 function Trainer:train(opts)
+  errors.method("trainer", "train", self, "unsloth.SFTTrainer")
   local o = options.check("train", opts, { resume_from_checkpoint = { "string|boolean" } })
   self.stopping = false
   self:core()
@@ -618,6 +655,7 @@ end
 ---
 ---     trainer:save_model "outputs/model"
 function Trainer:save_model(dir)
+  errors.method("trainer", "save_model", self, "unsloth.SFTTrainer")
   dir = dir or self.args.output_dir
   self.model:save_pretrained(dir)
   self.tokenizer:save_pretrained(dir)

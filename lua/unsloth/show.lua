@@ -402,6 +402,7 @@ end
 --- What the prompt prints for the results of a line: short ones side by side, as print does.
 function M.results(...)
   local texts, n = {}, select("#", ...)
+  if n == 1 and ... == require("unsloth").help then return require("unsloth.doc").text() end
   local near = n == 1 and ... == nil and require("unsloth.explain").absent()
   if near then return ("nil\t(there is no such global: did you mean '%s'?)"):format(near) end
   local long = false

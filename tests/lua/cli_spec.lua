@@ -51,6 +51,62 @@ describe("unsloth-lua", function()
     assert.is_truthy(err:find("usage", 1, true))
   end)
 
+  check("names the row of a data set's error once, and draws no traceback for a sentence", function()
+    local rows = support.write(dir .. "/short.jsonl", '{"instruction":"a","output":"b"}\n{"instruction":"a"}\n')
+    local place = rows .. ": line 2: "
+    local function said(...)
+      local _, err, code = run(...)
+      assert.equals(1, code, err)
+      local _, times = err:gsub(rows, "")
+      assert.equals(1, times, err)
+      return err
+    end
+    local err = said(support.root .. "recipes/llama3_alpaca.lua", "--dataset", rows, "--output", dir .. "/short")
+    assert.is_truthy(err:find('^unsloth%-lua: [^\n]+: line 2: "output" is missing; [^\n]+\n\t%(at [^\n]+llama3_alpaca.lua:%d+%)\n$'), err)
+    local map = ("require('unsloth').load_dataset('json', { data_files = %q }):map(%%s)"):format(rows)
+    err = said("-e", map:format "function(row) return { text = row.instruction .. row.output } end")
+    assert.is_truthy(err:find(place .. "(command line):1: attempt to concatenate", 1, true), err)
+    assert.equals(1, select(2, err:gsub("stack traceback", "")), err)
+    err = said("-e", map:format "function(row) return not row.output and error(setmetatable({}, { __tostring = function() return 'mine' end })) or row end")
+    assert.equals("unsloth-lua: " .. place .. "mine\n\t(at (command line):1)\n", err)
+  end)
+
+  check("says in a recipe's own words that nothing is left, and where to go on", function()
+    local recipe, out = support.root .. "recipes/llama3_alpaca.lua", dir .. "/left"
+    local words = { recipe, "--quiet", "--no-gguf", "--output", out, "--save-steps", "2", "--max-steps" }
+    local function job(...)
+      local all = table.move({ ... }, 1, select("#", ...), #words + 1, { table.unpack(words) })
+      return select(2, run(table.unpack(all)))
+    end
+    assert.equals("", job "2")
+    assert.equals(("unsloth: %s/checkpoint-2 has done 2 updates, and 1 are wanted: nothing is left to train; a larger --max-steps goes on\n"):format(out),
+      job("1", "--resume"))
+    support.write(out .. "/checkpoint-2/trainer_state.json", "")
+    local err = job("3", "--resume")
+    assert.is_truthy(err:find("leave --resume out", 1, true) and not err:find("resume_from_checkpoint", 1, true), err)
+  end)
+
+  check("names what was meant by a method or a field that is not there", function()
+    local script = support.write(dir .. "/near.lua", [[
+      local unsloth = require "unsloth"
+      local FastLanguageModel, t = unsloth.FastLanguageModel, unsloth.zeros(2)
+      local own = { first = print }
+      local jobs = { function() t:softmx(1) end, function() FastLanguageModel.from_pretraind {} end, function() unsloth.zeros(2):softmx(1) end,
+        function() local trainer = setmetatable({}, require("unsloth.sft").Trainer) trainer:trian() end, function() own.frist() end,
+        function() own:softmx() end, function(o) o.inner:softmx() end }
+      jobs[tonumber(arg[1])] { inner = t }
+    ]])
+    for i, meant in ipairs { "softmax", "from_pretrained", "softmax", "train", "first", false, "softmax" } do
+      local _, err = run(script, tostring(i))
+      if meant then
+        assert.is_truthy(err:find(("did you mean '%s'?\n"):format(meant), 1, true), err)
+      else
+        assert.is_nil(err:find("did you mean", 1, true), err)
+      end
+    end
+    fails("did you mean 'load_dataset'?", "-e", "local u = require 'unsloth' u.load_datset 'json'")
+  end)
+
   check("takes the options of lua's that look at the environment", function()
     local out = support.shell("LUA_INIT='print(1)' %s -e 'print(2)'", PROGRAM)
     assert.equals("1\n2\n", out)
@@ -450,6 +506,41 @@ describe("unsloth-lua", function()
     local out, code = converse { { "> ", "^C" }, { "> ", "for i = 1, 2 do" }, { ">> ", "^C" }, { "> ", "print(#'ä€', 'o' .. 'k')" },
       { "5\tok", "6 * 7" }, { "42", "^D" } }
     assert.equals(0, code, out)
+  end)
+
+  check("comes back to the prompt from coroutines, and at the second Ctrl-C from what catches errors", function()
+    local loop = "n = (n or 0) + 1 print('turn ' .. n) while true do end"
+    local out, code = converse { { "> ", ("coroutine.wrap(function() %s end)()"):format(loop) }, { "turn 1", "^C" },
+      { "interrupted", ("print(coroutine.resume(coroutine.create(function() coroutine.wrap(function() %s end)() end)))"):format(loop) },
+      { "turn 2", "^C" }, { "false\tinterrupted", ("while true do pcall(function() %s end) end"):format(loop) }, { "turn 3", "^C" },
+      { "turn 4", "^C" }, { "interrupted", ("while true do coroutine.wrap(pcall)(function() %s end) end"):format(loop) },
+      { "turn 5", "^C" }, { "turn 6", "^C" }, { "interrupted", ("while true do xpcall(function() %s end, print) end"):format(loop) },
+      { "turn 7", "^C" }, { "turn 8", "^C" }, { "interrupted", "for i in coroutine.wrap(function() coroutine.yield(42) end) do print(i) end" },
+      { "42", "^D" } }
+    assert.equals(0, code, out)
+    local _, err, status = run("-e", [[local own = io.open("/proc/self/stat"):read "n"
+      coroutine.wrap(function() io.popen("kill -INT " .. own):close() while true do end end)()]])
+    assert.equals(130, status, err)
+    assert.equals("unsloth-lua: interrupted: what was saved before is whole\n", err)
+  end)
+
+  check("has coroutines that are Lua's", function()
+    local script = support.write(dir .. "/coroutines.lua", [[
+      local co = coroutine.create(function(...) local x = coroutine.yield(select("#", ...), ...) error("it failed " .. x, 0) end)
+      print(coroutine.resume(co, 1, nil))
+      print(coroutine.resume(co, "here"))
+      print(coroutine.resume(co))
+      print(coroutine.resume(coroutine.running()))
+      local f = coroutine.wrap(function() local held <close> = setmetatable({}, { __close = function() print "closed" end }) error "no" end)
+      print(pcall(function() f() end))
+      print(pcall(f))
+      print(pcall(coroutine.wrap, 1))
+      print(pcall(coroutine.wrap(function() error({}) end)) == false)
+      print(select("#", coroutine.wrap(function() return table.unpack({}, 1, 5000) end)()))
+    ]])
+    local own, err = run(script)
+    local theirs = support.shell("lua5.4 %s", script)
+    assert.equals(theirs, own, err)
   end)
 
   check("comes back to the prompt at Ctrl-C, from a loop of Lua and from an update", function()

@@ -16,6 +16,35 @@ describe("the contract", function()
     support.remove(dir)
   end)
 
+  it("names the argument that is missing, and what to write", function()
+    local other <close> = support.open(dir)
+    local ds = unsloth.dataset_from_list { { text = "a</s>" } }
+    local trainer = unsloth.SFTTrainer { model = other, tokenizer = tokenizer, train_dataset = ds, args = { max_steps = 1, output_dir = dir } }
+    for _, case in ipairs {
+      { { "model:save_pretrained(", "colon" }, model.save_pretrained, "x" },
+      { { "dir is missing", 'save_pretrained("' }, model.save_pretrained, model }, { { "dir is a boolean" }, model.save_pretrained, model, true },
+      { { "dir is missing", "save_pretrained_merged(" }, model.save_pretrained_merged, model },
+      { { "dir is missing", "save_pretrained_gguf(" }, model.save_pretrained_gguf, model },
+      { { "model is missing", "get_peft_model(model)" }, FastLanguageModel.get_peft_model },
+      { { "model is a Tokenizer", "the model first" }, FastLanguageModel.for_inference, tokenizer },
+      { { "model:generate(", "colon" }, model.generate, "x" }, { { "model:generate(", "colon" }, model.generate },
+      { { "prompt is missing", "a text" }, model.generate, model }, { { "ids is a string", "tokenizer:encode" }, model.generate_ids, model, "x" },
+      { { "trainer is missing", "SFTTrainer" }, unsloth.train_on_responses_only },
+      { { "rate is a string", "set_learning_rate(1e-4)" }, trainer.set_learning_rate, trainer, "x" },
+      { { "trainer:train(", "colon" }, trainer.train }, { { "trainer:step(", "colon" }, trainer.step, {} },
+      { { "fn is missing", "function(row)" }, ds.map, ds }, { { "fn is a number", "function(row)" }, ds.filter, ds, 7 },
+      { { "ds:map(", "colon" }, ds.map, print }, { { "rows is missing", "text" }, unsloth.dataset_from_list },
+      { { "train_dataset is a table", "dataset_from_list" }, unsloth.SFTTrainer, { model = model, train_dataset = { { text = "a" } } } },
+      { { "train_dataset is a table", "one side" }, unsloth.SFTTrainer, { model = model, train_dataset = { train = ds, test = ds } } },
+      { { "missing", "train_dataset = " }, unsloth.SFTTrainer },
+      { { "with a dot" }, FastLanguageModel.from_pretrained, FastLanguageModel, { model_name = dir } },
+      { { "with a dot" }, FastLanguageModel.get_peft_model, FastLanguageModel, model },
+    } do
+      support.fails("USL_ERR_INVALID", table.unpack(case))
+    end
+    trainer:close()
+  end)
+
   it("has its names", function()
     for _, name in ipairs { "load_dataset", "SFTTrainer", "TrainingArguments", "SFTConfig", "get_chat_template", "standardize_data_formats",
       "tensor", "train_on_responses_only" } do

@@ -251,7 +251,10 @@ describe("the hub", function()
     refused({ "safetensors" }, "org/bin")
     refused({ "org/one", "HF_HUB_OFFLINE", "cache" }, "org/one", nil, "HF_HUB_OFFLINE=1")
     refused({ "org/one", "local_files_only" }, "org/one", "local_files_only = true")
-    refused({ "does not answer" }, "org/one", nil, "HF_ENDPOINT=http://127.0.0.1:1")
+    refused({ "does not answer", "no such path here" }, "org/one", nil, "HF_ENDPOINT=http://127.0.0.1:1")
+    local _, err = support.shell("cd %s && HF_HUB_OFFLINE=1 HF_HOME=%s %s info examples/tiny-lama", quote(support.root), quote(top .. "/home"),
+      support.program or interpreter .. " lua/unsloth/cli/info.lua")
+    if support.program then has(err, "HF_HUB_OFFLINE", "There is no such path here either: did you mean examples/tiny-llama?") end
     refused({ "cannot be a revision" }, "org/one", "revision = '../x'")
     refused({ "character that no token has" }, "org/one", "token = 'a\\nb'")
   end)

@@ -132,6 +132,37 @@ describe("data sets", function()
     assert.equals(3, #unsloth.load_dataset("json", { data_files = dir .. "/ten.jsonl", split = "train[:3]" }))
   end)
 
+  it("load the split that is asked for, and the range of it", function()
+    local two = support.write(dir .. "/two.jsonl", '{"b":11}\n{"b":12}\n')
+    local ten = dir .. "/ten.jsonl"
+    local function load(split, files)
+      return column(unsloth.load_dataset("json", { data_files = files or { train = ten, test = { two, two } }, split = split }), "b")
+    end
+    local function refused(texts, split, files)
+      support.fails("USL_ERR_INVALID", texts, load, split, files)
+    end
+    assert.same({ 11, 12, 11, 12 }, load "test")
+    assert.same({ 12, 11 }, load "test[1:3]")
+    assert.equals(10, #load "train")
+    assert.equals(10, #load())
+    assert.same({ 11, 12 }, load(nil, { test = two }))
+    assert.same({ 9, 10 }, load "train[8:]")
+    assert.same({ 10 }, load "train[-1:]")
+    assert.same({ 1, 2 }, load "train[:15%]") -- 1.5 and 2.5 go to the even one
+    assert.same({ 3, 4, 5 }, load "train[25%:50%]")
+    assert.equals(10, #load "train[:500]")
+    refused({ '"tset"', 'did you mean "test"?', "train, test" }, "tset")
+    refused({ '"test"', "train is the only one" }, "test", ten)
+    refused({ "split = ", "test, validation" }, nil, { test = two, validation = ten })
+    refused({ "train[500:]", "none of the 10 rows" }, "train[500:]")
+    refused({ "train[3:3]", "none of the 10 rows" }, "train[3:3]")
+    refused({ "train[:200%]", "100%" }, "train[:200%]")
+    for _, split in ipairs { "train[5]", "train[:%]", "train[a:b]", "train[-:3]", "train[1:2]x" } do refused({ split, "train[:100]" }, split) end
+    for _, files in ipairs { { 7 }, { train = 7 }, { ten, test = two }, { [7] = ten } } do refused({ "data_files is", "split" }, "train", files) end
+    refused({ "names no file" }, "train", {})
+    refused({ "names no file" }, "train", { train = {} })
+  end)
+
   it("give back what a callback raises", function()
     local raised = {}
     assert.equals(raised, support.error_of(ds.map, ds, function() error(raised, 0) end))

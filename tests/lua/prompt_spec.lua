@@ -28,6 +28,49 @@ describe("the prompt on a terminal", function()
       { "0", [[help "learning_ra\t]] }, { "learning_rate", '"' }, { "default 5e-05", "^D" } }
   end)
 
+  support.it_program("keeps locals for the lines that follow, and so takes a recipe that is pasted", function()
+    talk { { "> ", "local x <const>, y = 6, 7" }, { "> ", "local function f()" }, { ">> ", "local hidden = x * y return hidden end local z" },
+      { "> ", "f()" }, { "42", "print(hidden, z, 'local w')" }, { "nil\tnil\tlocal w", "^D" } }
+    local recipe = support.read(support.root .. "README.md"):match "```lua\n(.-)```"
+    recipe = recipe:gsub("examples/", support.root .. "examples/"):gsub("max_steps = %d+", "max_steps = 1"):gsub('"outputs', '"' .. dir .. "/outputs")
+    local out, err, code = support.shell("%s -i < %s", support.program, support.quote(support.write(dir .. "/recipe", recipe)))
+    assert.equals(0, code, err)
+    assert.is_nil(err:find("nil value", 1, true) or err:find("traceback", 1, true), err)
+    assert.is_truthy(support.read(dir .. "/outputs/adapter/adapter_config.json"), out)
+  end)
+
+  it("rewrites locals of the top level alone", function()
+    local globals = require("unsloth.toplevel").globals
+    for text, wanted in pairs {
+      ["local a, b <const> = 1, 2 return a"] = " a, b = 1, 2 return a", ["local a"] = "a = nil", ["local a,\nb\n= 1"] = "a, b\n\n= 1",
+      ["local function f() local x = 1 end local y = 2"] = " function f() local x = 1 end y = 2",
+      ["local f <close> = g()"] = "local f <close> = g()", ["local _ENV = {}"] = "local _ENV = {}",
+      ["if x then local y end local z = [[ local end ]] -- local w"] = "if x then local y end z = [[ local end ]] -- local w",
+      ["repeat local x until x local s = 'it\\'s do' local t = 3"] = "repeat local x until x s = 'it\\'s do' t = 3",
+      ["--[==[ do ]] ]==] local x = 0x1p4"] = "--[==[ do ]] ]==] x = 0x1p4", ["x.locally = a.locals"] = "x.locally = a.locals",
+    } do
+      local got = globals(text)
+      assert.equals((wanted:gsub("^%s+", "")), (got:gsub("^%s+", "")))
+      assert(load(got), got)
+    end
+  end)
+
+  support.it_program("does what people mean by help, quit and exit", function()
+    local out = talk { { "Ctrl-D or quit leaves", "help" }, { "tells of a function", "quit = 7" }, { "> ", "quit" }, { "7", "quit = nil" }, { "> ", "quit" } }
+    assert.is_truthy(out:find("classes: ", 1, true), out)
+    for _, word in ipairs { "exit", "exit()", " quit ();" } do talk { { "> ", word } } end
+  end)
+
+  support.it_program("says what was saved in a line", function()
+    local out = talk { { "> ", ([[model = unsloth.FastLanguageModel.from_pretrained { model_name = "%s" }]]):format(dir) },
+      { "> ", ([[model:save_pretrained_merged("%s/merged")]]):format(dir) },
+      { "checked: weights", ([[model:save_pretrained_gguf("%s/gguf", nil, "f16")]]):format(dir) },
+      { "unsloth.F16.gguf\t", ([[unsloth.plot({ 3, 1, 2 }):svg "%s/x.svg"]]):format(dir) }, { "x.svg", "#select(2, model:save_pretrained_gguf('"
+        .. dir .. "/gguf', nil, { quantization_method = { 'f16', 'q8_0' } }))" }, { "2", "^D" } }
+    assert.is_nil(out:find("bytes =", 1, true) or out:find("<path", 1, true), out)
+    assert.is_truthy(support.read(dir .. "/x.svg"):find("<path", 1, true))
+  end)
+
   support.it_program("lists what may come at the second tab", function()
     talk { { "> ", [[unsloth.ran\t]] }, { "rand", [[\t]] }, { "randn", "(2, { seed = 1 }).shape" }, { "{ 2 }", "^D" } }
   end)
@@ -209,6 +252,16 @@ describe("help", function()
     assert.is_truthy(doc.text("plot"):find("example", 1, true))
     assert.is_truthy(doc.text(unsloth.tensor { 1 }):find("Tensor:matmul(other)", 1, true), doc.text(unsloth.tensor { 1 }))
     assert.is_truthy(doc.text("from_pretraned"):find("from_pretrained", 1, true))
+    assert.is_truthy(doc.text("FROM_PRETRAINED"):find("max_seq_length", 1, true))
+    for topic, texts in pairs { gguf = { "llama.cpp", '"Model:save_pretrained_gguf"' }, GGUF = { "llama.cpp" }, adapter = { '"get_peft_model"' },
+      LoRA = { '"Model:load_adapter"' }, resume = { "--resume", '"save_steps"' }, training = { '"SFTTrainer"' }, trainer = { "Trainer:step" },
+      quit = { "Ctrl-D" }, export = { "save_pretrained_merged", "unsloth-lua export" } } do
+      local text = doc.text(topic)
+      assert.is_nil(text:find("there is no help", 1, true), topic)
+      for _, part in ipairs(texts) do assert.is_truthy(text:find(part, 1, true), text) end
+      -- What a text leads to is there.
+      for name in text:gmatch 'help "([^"]+)"' do assert.is_nil(doc.text(name):find("there is no help", 1, true), name) end
+    end
     assert.is_truthy(doc.text():find("FastLanguageModel", 1, true) or doc.text():find("model", 1, true))
   end)
 end)

@@ -30,13 +30,15 @@ describe("the report", function()
     t:add_sample("<prompt>", "before & after", "after\0\1\255")
     model:save_pretrained(dir .. "/adapter")
     model:save_pretrained_gguf(dir .. "/gguf", tokenizer, { quantization_method = { "f16", "q8_0" } })
+    model:save_pretrained_merged(dir .. "/merged")
     local html = support.read(dir .. "/out/report.html")
-    for _, text in ipairs { "a &lt;run&gt;", "loss", "learning rate", "gradient norm", "tokens a second", "memory in use", "eval_loss", "&lt;prompt&gt;",
+    for _, text in ipairs { "/merged", "a &lt;run&gt;", "loss",
+      "learning rate", "gradient norm", "tokens a second", "memory in use", "eval_loss", "&lt;prompt&gt;",
       "before &amp; after", "Memory plan", "activations and workspace", "gradient_accumulation_steps", "lora_alpha", "rows by length",
       "&lt;b&gt;one&lt;/b&gt;", "unsloth.F16.gguf", "unsloth.Q8_0.gguf", "adapter or weights", "prefers-color-scheme: dark", "width=device-width" } do
       assert.is_truthy(html:find(text, 1, true), text)
     end
-    assert.equals(3, select(2, html:gsub("its structure was read back and is whole", "")))
+    assert.equals(4, select(2, html:gsub("its structure was read back and is whole", "")))
     local plain = html:gsub('xmlns="http://www.w3.org/2000/svg"', "")
     assert.is_nil(plain:find("http", 1, true) or plain:find("<script", 1, true) or plain:find("src=", 1, true) or plain:find("@import", 1, true))
     assert.is_truthy(utf8.len(html), "it is UTF-8")

@@ -2,6 +2,7 @@
 local args = require "unsloth.args"
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
+local hub = require "unsloth.hub"
 local progress = require "unsloth.progress"
 local run = require "unsloth.cli.run"
 local show = require "unsloth.show"
@@ -125,7 +126,7 @@ local function find(name)
   os.remove(outline)
   core.make_dir(outline)
   shown = name .. ", whose weights are not here"
-  return core.hub_outline(name, outline)
+  return hub.ask(core.hub_outline, name, outline)
 end
 
 -- luacheck: ignore 211
