@@ -260,6 +260,29 @@ describe("an adapter of a mixture", function()
     assert.same({ "mlp.shared_expert.up_proj", "mlp.experts" }, found)
   end)
 
+  it("takes the experts as PEFT's target_parameters", function()
+    local function places(opts, kind)
+      local out = support.temp_dir()
+      local model <close> = with(kind or "qwen2_moe", opts)
+      model:save_pretrained(out)
+      local config = unsloth.json.decode(support.read(out .. "/adapter_config.json"))
+      support.remove(out)
+      table.sort(config.target_modules)
+      table.sort(config.target_parameters)
+      return table.concat(config.target_modules, " ") .. "; " .. table.concat(config.target_parameters, " ")
+    end
+    local both = { "mlp.experts.gate_up_proj", "mlp.experts.down_proj" }
+    assert.equals("; mlp.experts.down_proj mlp.experts.gate_up_proj", places { r = 2, target_parameters = both })
+    assert.equals("; mlp.gate.weight", places { r = 2, target_parameters = { "gate.weight" }, target_modules = {} })
+    assert.equals("q_proj; mlp.experts.down_proj", places { r = 2, target_modules = { "q_proj" }, target_parameters = { "experts.down_proj" } })
+    local model <close> = support.open(support.root .. "tests/golden/qwen2_moe/model")
+    local function refuses(texts, opts) support.fails("USL_ERR_INVALID", texts, FastLanguageModel.get_peft_model, model, opts) end
+    refuses({ "target_parameters", '"q_proj"', "target_modules" }, { target_parameters = { "q_proj" } })
+    refuses({ "target_parameters", "list" }, { target_parameters = both, target_modules = "all-linear" })
+    local dense <close> = support.open(support.root .. "tests/golden/llama_odd/model")
+    support.fails("USL_ERR_INVALID", "mlp.experts.gate_up_proj", FastLanguageModel.get_peft_model, dense, { target_parameters = both })
+  end)
+
   it("refuses what has no meaning for experts", function()
     local function refuses(texts, opts) support.fails(nil, texts, with, "qwen2_moe", opts) end
     refuses("name both or neither", { target_modules = { "gate_proj" } })
