@@ -14,7 +14,8 @@
 
 enum { USLI_HUB_COMMIT = 41 }; /* 40 hexadecimal digits and a 0 */
 
-/* Whether the config.json in a file is of a model that can be loaded: asked before any weight comes. name: for errors. */
+/* Whether the config.json in a file is of a model that can be loaded: asked before any weight comes. name: for errors.
+ */
 typedef usl_status usli_hub_judge(usl_ctx *ctx, const char *name, const char *path);
 
 /* A repository and where its things are; everything is owned. */
