@@ -59,6 +59,17 @@ describe("the verb export", function()
     assert.is_nil(err:find("no name", 1, true))
   end)
 
+  check("refuses a .gguf of a tokenizer that none can express, before anything is written", function()
+    local err, code, written = changed("tokenizer.json", function(json) json.pre_tokenizer = nil end, "q8_0,merged_16bit")
+    assert.is_true(code ~= 0)
+    for _, part in ipairs { "has no name in a .gguf", "--to merged_16bit" } do assert.is_truthy(err:find(part, 1, true), err) end
+    assert.is_nil(err:find("report", 1, true))
+    assert.equals("", written)
+    err, code, written = changed("tokenizer.json", function(json) json.pre_tokenizer = nil end, "merged_16bit")
+    assert.equals(0, code, err)
+    assert.equals("merged_16bit", written)
+  end)
+
   check("writes every kind, and says what it found", function()
     local out, err, code = verb("%s --adapter %s/adapter --to q8_0,f32,merged_16bit,merged_4bit,float32,lora,gguf-lora --output %s/all", model_dir, dir, dir)
     assert.equals(0, code, err)
