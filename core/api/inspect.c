@@ -49,11 +49,22 @@ static void count_linears(const usli_config *c, json_int_t *linear, json_int_t *
     }
 }
 
+/* Numbers of all weights, however a file packs them. */
+static json_int_t count_parameters(const usli_config *c) {
+    int64_t rows, cols, sum = 0;
+    for (int64_t l = 0; l < c->layers; l++)
+        for (int s = 0; s < USLI_LAYER_SLOTS; s++)
+            if (usli_slot_shape(c, (usli_slot)s, l, &rows, &cols)) sum += rows * (cols ? cols : 1);
+    for (int s = USLI_EMBED; s < USLI_SLOTS; s++)
+        if (usli_slot_shape(c, (usli_slot)s, 0, &rows, &cols)) sum += rows * (cols ? cols : 1);
+    return sum;
+}
+
 static json_t *describe_config(const usli_config *c) {
     json_int_t windowed = 0, linear, adapter;
     for (int64_t l = 0; l < c->layers; l++) windowed += usli_layer_windowed(c, l);
     count_linears(c, &linear, &adapter);
-    return json_pack("{s:s,s:s,s:s?,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:I,s:I,s:I,s:I}",
+    return json_pack("{s:s,s:s,s:s?,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b,s:I,s:I,s:I,s:I,s:I}",
                      "architecture", c->arch->name, "family", c->arch->model_type, "dtype",
                      c->dtype == USL_DTYPE_AUTO ? NULL : usl_dtype_name(c->dtype), "rope", usli_rope_name(c->rope.kind),
                      "rope_theta", c->rope.theta, "rotated", (json_int_t)c->rot_dim, "window", (json_int_t)c->window,
@@ -61,7 +72,8 @@ static json_t *describe_config(const usli_config *c) {
                      "intermediate", (json_int_t)c->inter, "heads", (json_int_t)c->heads, "kv_heads",
                      (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab,
                      "context", (json_int_t)c->context, "tied", c->tied, "linear", linear, "adapter", adapter,
-                     "experts", (json_int_t)c->experts, "chosen", (json_int_t)c->top_k);
+                     "experts", (json_int_t)c->experts, "chosen", (json_int_t)c->top_k, "parameters",
+                     count_parameters(c));
 }
 
 typedef struct found {

@@ -29,7 +29,8 @@ static usl_status differs(const look *k, usli_slot slot, int64_t layer) {
     char name[160];
     usli_slot_name(&k->s->m->config, slot, layer, false, name, sizeof name);
     return usli_fail(k->s->m->ctx, USL_ERR_NUMERIC,
-                     "%s reads back otherwise than it was exported; please report it (verify = false skips this check)",
+                     "%s reads back otherwise than it was exported; please report it (verify = false or --no-verify "
+                     "skips this check)",
                      name);
 }
 
@@ -276,10 +277,10 @@ static usl_status look_at_logits(const look *k, const usli_tokenizer *tok, usl_e
         return usli_fail(
             m->ctx, USL_ERR_NUMERIC,
             "the logits of the live model are not numbers, so there is nothing to compare with: its weights "
-            "are damaged or overflow (verify = false skips this check)");
+            "are damaged or overflow (verify = false or --no-verify skips this check)");
     return usli_fail(m->ctx, USL_ERR_NUMERIC,
                      "its logits differ by %.2g from the model's, and at most %.2g is what this format costs; please "
-                     "report it (verify = false skips this check)",
+                     "report it (verify = false or --no-verify skips this check)",
                      report->logits, report->expected);
 }
 
@@ -302,7 +303,7 @@ static usl_status same_ids(usl_ctx *ctx, const usli_tokenizer *a, const usli_tok
     if (!same)
         st = usli_fail(ctx, USL_ERR_FORMAT,
                        "its tokenizer makes other tokens of \"%.20s...\" than the model's; please report it (verify = "
-                       "false skips this check)",
+                       "false or --no-verify skips this check)",
                        text);
 done:
     for (int i = 0; i < 2; i++) {
@@ -320,12 +321,12 @@ usl_status usli_export_check_tokenizer(usl_ctx *ctx, const usli_tokenizer *tok, 
     if (st == USL_OK && (!a != !b || (a && strcmp(a, b) != 0)))
         st = usli_fail(ctx, USL_ERR_FORMAT,
                        "its chat template is not the model's; please report it (verify = false "
-                       "skips this check)");
+                       "or --no-verify skips this check)");
     if (st == USL_OK && (usli_tokenizer_adds_bos(tok) != usli_tokenizer_adds_bos(read) ||
                          usli_tokenizer_adds_eos(tok) != usli_tokenizer_adds_eos(read)))
         st = usli_fail(ctx, USL_ERR_FORMAT,
                        "it begins or ends a text with other tokens than the model; please report it "
-                       "(verify = false skips this check)");
+                       "(verify = false or --no-verify skips this check)");
     for (int i = USLI_BOS; i <= USLI_EOS && st == USL_OK; i++) {
         int32_t id = usli_tokenizer_special(tok, (usli_special)i);
         if (id >= 0 && id != usli_tokenizer_special(read, (usli_special)i))

@@ -124,6 +124,11 @@ static usl_status put_scaling(usli_gguf_writer *w, const usl_model *m) {
         return usli_fail(m->ctx, USL_ERR_UNSUPPORTED,
                          "rope scaling of the layers with a window has no name in a .gguf; save_pretrained_merged "
                          "keeps it");
+    if (c->rope.kind == USLI_ROPE_DYNAMIC)
+        usli_log(m->ctx, USL_LOG_WARN,
+                 "dynamic rope scaling has no name in a .gguf: its readers' answers differ beyond %lld tokens; "
+                 "save_pretrained_merged keeps it",
+                 (long long)c->rope.original_context);
     if (!scaling_of(c)) return USL_OK;
     USLI_TRY(put_text(w, arch_key(c, "rope.scaling.type", key), scaling_of(c)));
     if (c->rope.kind == USLI_ROPE_LINEAR) return USL_OK;
@@ -317,9 +322,11 @@ usl_status usli_gguf_put_tokenizer(usli_gguf_writer *w, const usl_model *m, cons
     bool gpt2 = strcmp(usli_tokenizer_ggml_model(tok), "gpt2") == 0;
     const char *pre = usli_tokenizer_ggml_pre(tok);
     if (!pre)
-        return usli_fail(ctx, USL_ERR_UNSUPPORTED,
-                         "the tokenizer cuts text in a way that has no name in a .gguf, so that its readers would give "
-                         "the model other tokens; save_pretrained_merged keeps tokenizer.json as it is");
+        return usli_fail(
+            ctx, USL_ERR_UNSUPPORTED,
+            "the tokenizer cuts text in a way that has no name in a .gguf, so that its readers would give "
+            "the model other tokens; save_pretrained_merged (export --to merged_16bit) keeps tokenizer.json as it "
+            "is");
     USLI_TRY(put_text(w, "tokenizer.ggml.model", usli_tokenizer_ggml_model(tok)));
     USLI_TRY(put_text(w, "tokenizer.ggml.pre", pre));
     USLI_TRY(put_tokens(ctx, w, tok, m->config.vocab));

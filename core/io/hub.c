@@ -389,6 +389,28 @@ static usl_status check_disk(batch *b) {
         b->hub->repo, (double)wanted / (1 << 30), (double)room / (1 << 30), b->hub->cache);
 }
 
+static usl_status bring(batch *b, usli_http *http, size_t first, size_t count) {
+    USLI_TRY(usli_http_run(http, b->requests + first, count, true, tell, b));
+    for (size_t i = first; i < first + count; i++)
+        if (!usli_http_good(&b->requests[i]) && (b->requests[i].status || *b->requests[i].trouble))
+            return usli_hub_refused(b->hub, &b->requests[i], b->files[i].name);
+    return USL_OK;
+}
+
+/* config.json comes before the others: weights that cannot be loaded are not worth the way. */
+static usl_status judge_config(batch *b, usli_http *http) {
+    usli_hub *hub = b->hub;
+    for (size_t i = 0; hub->judge && !hub->tokenizer_only && i < b->count; i++) {
+        if (strcmp(b->files[i].name, "config.json") != 0) continue;
+        USLI_TRY(bring(b, http, i, 1));
+        char *name = usli_path_join(hub->ctx, hub->repo, "config.json");
+        usl_status st = name ? hub->judge(hub->ctx, name, b->files[i].blob) : usli_nomem(hub->ctx, 0);
+        usli_free(hub->ctx, name);
+        return st;
+    }
+    return USL_OK;
+}
+
 static usl_status fetch_bytes(batch *b, usli_http *http) {
     for (size_t i = 0; i < b->count; i++) {
         usli_request *r = &b->requests[i];
@@ -399,11 +421,8 @@ static usl_status fetch_bytes(batch *b, usli_http *http) {
         r->receive = on_bytes;
         r->finish = on_end;
     }
-    USLI_TRY(usli_http_run(http, b->requests, b->count, true, tell, b));
-    for (size_t i = 0; i < b->count; i++)
-        if (!usli_http_good(&b->requests[i]) && (b->requests[i].status || *b->requests[i].trouble))
-            return usli_hub_refused(b->hub, &b->requests[i], b->files[i].name);
-    return USL_OK;
+    USLI_TRY(judge_config(b, http));
+    return bring(b, http, 0, b->count);
 }
 
 /* The file that makes a snapshot a model is linked last. */
@@ -528,10 +547,11 @@ static usl_status get(usli_hub *hub, bool refresh, char **path) {
     return download_all(hub, path);
 }
 
-usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path) {
+usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, usli_hub_judge *judge, char **path) {
     usli_hub hub;
     *path = NULL;
     usl_status st = usli_hub_open(ctx, name, opts, &hub);
+    hub.judge = judge;
     if (st == USL_OK) st = get(&hub, opts && opts->size > offsetof(usl_hub_opts, refresh) && opts->refresh, path);
     if (st != USL_OK) {
         usli_free(ctx, *path);

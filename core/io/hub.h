@@ -14,6 +14,10 @@
 
 enum { USLI_HUB_COMMIT = 41 }; /* 40 hexadecimal digits and a 0 */
 
+/* Whether the config.json in a file is of a model that can be loaded: asked before any weight comes. name: for errors.
+ */
+typedef usl_status usli_hub_judge(usl_ctx *ctx, const char *name, const char *path);
+
 /* A repository and where its things are; everything is owned. */
 typedef struct usli_hub {
     usl_ctx *ctx;
@@ -26,6 +30,7 @@ typedef struct usli_hub {
     bool local_only;              /* the network is not to be touched: */
     const char *why_local;        /* by what */
     bool tokenizer_only;
+    usli_hub_judge *judge; /* NULL: none */
 } usli_hub;
 
 /* True when a name can be a repository's: "org/name", also with ":file.gguf" behind. */
@@ -84,8 +89,8 @@ usl_status usli_hub_sizes(usli_hub *hub, struct usli_http *http, char *const *na
  * that. *path is new: dir, or a .gguf in it. */
 usl_status usli_hub_outline(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts, char **path);
 /* Finds the repository in the cache, or downloads what is wanted of it. *path is new: the snapshot, or a .gguf in it.
- */
-usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, char **path);
+ * judge may be NULL. */
+usl_status usli_hub_get(usl_ctx *ctx, const char *name, const usl_hub_opts *opts, usli_hub_judge *judge, char **path);
 /* Uploads the files of a folder and of the folders in it, but none whose name begins with a dot, as one commit. */
 usl_status usli_hub_push(usl_ctx *ctx, const char *name, const char *dir, const usl_hub_opts *opts);
 

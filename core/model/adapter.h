@@ -6,6 +6,10 @@
 #include "core/io/safetensors.h"
 #include "core/model/model.h"
 
+/* In the metadata of adapter_model.safetensors, since older versions of PEFT stop at keys of adapter_config.json that
+ * they do not know: the max_seq_length that scaled rope in training. */
+#define USLI_ADAPTER_LENGTH "unsloth_lua.max_seq_length"
+
 /* ---- Shapes and names ---- */
 
 /* out and in of the matrix that an adapter on a slot changes: the embedding's is the table turned. */

@@ -114,6 +114,7 @@ typedef struct usli_config {
     usl_dtype dtype;      /* as published, USL_DTYPE_AUTO when it does not say */
     int64_t fp8_block[2]; /* rows and columns that share a scale; 0: no weights are 8-bit floats */
     bool quantised;       /* the checkpoint is; what is not quantised in it stays so */
+    int64_t stretched;    /* the max_seq_length that scaled rope at loading; 0: none did */
     json_t *source;       /* the config.json, made from the metadata for a GGUF; owned */
 } usli_config;
 

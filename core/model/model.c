@@ -91,6 +91,12 @@ static usl_status stretch(usl_ctx *ctx, usli_config *c, const usl_model_opts *op
     if (opts->max_seq_length <= c->context || c->rope.kind != USLI_ROPE_DEFAULT || opts->rope_scaling) return USL_OK;
     c->rope.kind = USLI_ROPE_LINEAR;
     c->rope.factor = (double)opts->max_seq_length / (double)c->context;
+    c->stretched = opts->max_seq_length;
+    if (!opts->plan_only)
+        usli_log(ctx, USL_LOG_WARN,
+                 "max_seq_length %lld is above the model's %lld: rope is scaled linearly by %g, which changes the "
+                 "answers to short texts too; adapters trained so want the same max_seq_length when they are loaded",
+                 (long long)opts->max_seq_length, (long long)c->context, c->rope.factor);
     json_t *scaling = json_pack("{s:s,s:f}", "rope_type", "linear", "factor", c->rope.factor);
     usl_status st = scaling ? record_rope(ctx, c, scaling) : usli_nomem(ctx, 0);
     if (scaling) json_decref(scaling);

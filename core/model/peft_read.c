@@ -1,4 +1,6 @@
 /* PEFT's folder of an adapter: reading. */
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
@@ -452,6 +454,22 @@ static usl_status read_values(folder *f, const slots *s, usli_adapter *a) {
     return USL_OK;
 }
 
+/* An adapter that was trained with stretched rope wants the same stretch. */
+static void compare_rope(const folder *f) {
+    const usli_config *c = &f->m->config;
+    for (size_t i = 0; i < f->file->meta_count; i++) {
+        if (strcmp(f->file->meta[2 * i], USLI_ADAPTER_LENGTH) != 0) continue;
+        int64_t length = strtoll(f->file->meta[2 * i + 1], NULL, 10);
+        double factor = (double)length / (double)c->context;
+        bool same = c->rope.kind == USLI_ROPE_LINEAR && fabs(c->rope.factor - factor) <= 1e-6 * factor;
+        if (length > c->context && !same)
+            usli_log(f->m->ctx, USL_LOG_WARN,
+                     "%s: the adapter was trained with max_seq_length %lld, which scaled rope linearly by %g, and this "
+                     "model's rope is not scaled so: its answers differ; load the model with max_seq_length = %lld",
+                     f->weights, (long long)length, factor, (long long)length);
+    }
+}
+
 usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *name) {
     usl_ctx *ctx = m->ctx;
     USLI_TRY(usli_adapter_check_free(m, "load_adapter"));
@@ -484,6 +502,7 @@ usl_status usli_model_load_adapter(usl_model *m, const char *dir, const char *na
     USLI_TRYGO(read_values(&f, &s, a));
     USLI_TRYGO(usli_adapter_attach(m, a));
     a = NULL;
+    if (!m->plan_only) compare_rope(&f);
 done:
     usli_adapter_free(m, a);
     usli_adapter_shape_free(m, &s.shape);

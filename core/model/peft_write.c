@@ -219,6 +219,11 @@ static usl_status write_tensors(usl_model *m, const char *path, bool as_lora) {
     usl_status st;
     USLI_TRY(usli_safetensors_create(m->ctx, path, &w));
     USLI_TRYGO(usli_safetensors_meta(w, "format", "pt"));
+    if (m->config.stretched) {
+        char length[24];
+        snprintf(length, sizeof length, "%lld", (long long)m->config.stretched);
+        USLI_TRYGO(usli_safetensors_meta(w, USLI_ADAPTER_LENGTH, length));
+    }
     for (int writing = 0; writing < 2; writing++) {
         if (writing) USLI_TRYGO(usli_safetensors_begin(w));
         usli_param_ref p;

@@ -89,14 +89,26 @@ const char *usli_tokenizer_ggml_model(const usli_tokenizer *tok) {
     return "llama";
 }
 
+static bool signs_spaces(const usli_tokenizer *tok) {
+    bool signs = tok->model == USLI_MODEL_SPM;
+    for (size_t i = 0; i < tok->normalizer.count; i++) {
+        const usli_step *s = &tok->normalizer.items[i];
+        signs |= s->kind == USLI_NORM_REPLACE && s->with && s->with_len == 3 && memcmp(s->with, "\xE2\x96\x81", 3) == 0;
+    }
+    for (size_t i = 0; i < tok->pre_tokenizer.count; i++)
+        signs |= tok->pre_tokenizer.items[i].kind == USLI_PRE_METASPACE;
+    return signs;
+}
+
 const char *usli_tokenizer_ggml_pre(const usli_tokenizer *tok) {
     if (tok->pre) return tok->pre->write;
     for (size_t i = 0; i < sizeof PRES / sizeof *PRES; i++)
         if (steps_are(&tok->pre_tokenizer, PRES[i].parts, 5)) return PRES[i].write;
     for (size_t i = 0; i < sizeof SPELLINGS / sizeof *SPELLINGS; i++)
         if (steps_are(&tok->pre_tokenizer, SPELLINGS[i].parts, 3)) return SPELLINGS[i].name;
-    /* A SentencePiece vocabulary has no pre-tokeniser, and readers look at none. */
-    return strcmp(usli_tokenizer_ggml_model(tok), "gpt2") != 0 ? "default" : NULL;
+    /* A SentencePiece vocabulary has no pre-tokeniser, and readers look at none; but their spaces become signs. */
+    const char *model = usli_tokenizer_ggml_model(tok);
+    return strcmp(model, "t5") == 0 || (strcmp(model, "llama") == 0 && signs_spaces(tok)) ? "default" : NULL;
 }
 
 /* ---- What stands around a SentencePiece vocabulary

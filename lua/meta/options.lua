@@ -59,7 +59,7 @@
 ---@field random_state? integer integer, default 3407
 ---@field rank_pattern? table table
 ---@field target_modules? table|string table or string
----@field target_parameters? table table; not here: name the parameters of a mixture among target_modules, as "mlp.experts.gate_up_proj"
+---@field target_parameters? table table
 ---@field temporary_location? string string; nothing to do: no temporary files are written
 ---@field use_dora? boolean boolean, default false
 ---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"

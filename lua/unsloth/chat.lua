@@ -11,7 +11,7 @@ local Tokenizer = core.Tokenizer
 -- ---- Applying -------------------------------------------------------------------------------------------------------
 
 local APPLY = {
-  tools = { "table" },
+  tools = { "table|string" }, -- a string is JSON, whose keys keep their order
   documents = { "table" },
   chat_template = { "string" },
   add_generation_prompt = { "boolean", default = false },
@@ -27,6 +27,10 @@ local APPLY = {
 
 local function encode(list)
   if list == nil or list == false or list == json.null then return nil end
+  if type(list) == "string" then
+    if type(json.decode(list, "tools")) ~= "table" or not list:find "^%s*%[" then errors.invalid "tools is JSON text of no list" end
+    return list
+  end
   return json.encode(#list == 0 and json.array {} or list)
 end
 

@@ -185,7 +185,7 @@ local PEFT = {
   loftq_config = { "table" },
   use_dora = { "boolean", default = false },
   qat_scheme = { "string", refuse = "quantisation-aware training is not built in" },
-  target_parameters = { "table", refuse = 'name the parameters of a mixture among target_modules, as "mlp.experts.gate_up_proj"' },
+  target_parameters = { "table" }, -- of a mixture, as in PEFT: "mlp.experts.gate_up_proj"; without target_modules, these alone
   ensure_weight_tying = { "boolean", default = false },
   lora_embeddings = { "boolean", default = false }, -- PEFT's way with embed_tokens and lm_head among target_modules; else Unsloth's
   temporary_location = { "string", note = "no temporary files are written" },
@@ -250,6 +250,22 @@ local function targets_of(o)
   return o.target_modules, nil, joined("modules_to_save", o.modules_to_save)
 end
 
+-- PEFT's parameters are names among the core's targets.
+local function add_parameters(o, given)
+  local list = o.target_parameters
+  if not list or #list == 0 then return end
+  for _, name in ipairs(list) do
+    if type(name) ~= "string" or not (name:find "experts%.gate_up_proj$" or name:find "experts%.down_proj$" or name:find "gate%.weight$") then
+      errors.invalid('get_peft_model: target_parameters holds %s; "mlp.experts.gate_up_proj", "mlp.experts.down_proj" and "gate.weight" of a '
+        .. "mixture are parameters, and modules go to target_modules", type(name) == "string" and ('"%s"'):format(name) or tostring(name))
+    end
+  end
+  if type(given) == "string" then
+    errors.invalid "get_peft_model: target_modules is a list of names where target_parameters is given"
+  end
+  o.target_modules = table.move(list, 1, #list, #(given or {}) + 1, { table.unpack(given or {}) })
+end
+
 local LOFTQ = { loftq_bits = { "integer", default = 4 }, loftq_iter = { "integer", default = 1 } }
 
 local function layer_list(o, layers)
@@ -282,9 +298,10 @@ function FastLanguageModel.get_peft_model(model, opts)
   want_model("get_peft_model", model)
   local o = options.check("get_peft_model", opts, PEFT)
   if model.full_finetuning then errors.invalid "get_peft_model: this model was loaded with full_finetuning, so it takes no adapter" end
-  if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
   -- Not named: all of the family's but a mixture's gates, which are the seven where none is fused.
   if not (opts and opts.target_modules) then o.target_modules = nil end
+  add_parameters(o, o.target_modules)
+  if type(o.target_modules) == "table" and #o.target_modules == 0 then errors.invalid "get_peft_model: target_modules names no module" end
   model:release_trainer()
   local targets, pattern, saved = targets_of(o)
   if o.target_modules and not targets and not pattern then

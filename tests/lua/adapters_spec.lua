@@ -36,6 +36,30 @@ describe("an adapter", function()
 
   local function distance(a, b) return (a:distance(b)) end
 
+  it("says that rope is scaled for a longer max_seq_length, and wants it again", function()
+    local out = support.temp_dir()
+    finally(function() support.remove(out) end)
+    local context = support.config.max_position_embeddings
+    local function said(body)
+      local _, err, code = support.shell("%s -e %s", support.program or "lua5.4", support.quote(([[local u = require "unsloth"
+        local function open(n)
+          return u.FastLanguageModel.from_pretrained { model_name = %q, max_seq_length = n, dtype = "float32",
+            load_in_4bit = false, device = "cpu" }
+        end ]]):format(dir) .. body))
+      assert.equals(0, code, err)
+      return err
+    end
+    local function names(text, ...)
+      for _, part in ipairs { ... } do assert.is_truthy(text:find(part, 1, true), ('"%s" is not in: %s'):format(part, text)) end
+    end
+    names(said(([[u.FastLanguageModel.get_peft_model(open(%d), { r = 2 }):save_pretrained(%q)]]):format(4 * context, out)),
+      ("max_seq_length %d is above the model's %d"):format(4 * context, context), "linearly by 4", "the same max_seq_length")
+    assert.equals("", said(([[open(%d)]]):format(context)))
+    names(said(([[open(%d):load_adapter(%q)]]):format(context, out)), "linearly by 4", ("load the model with max_seq_length = %d"):format(4 * context))
+    assert.is_nil(said(([[open(%d):load_adapter(%q)]]):format(4 * context, out)):find("its answers differ", 1, true))
+    names(said(([[open(%d):load_adapter(%q)]]):format(2 * context, out)), "linearly by 2", "its answers differ")
+  end)
+
   it("attaches where a list, a pattern or layers say", function()
     local model <close> = with { r = 2, target_modules = { "self_attn.q_proj", "layers.1.mlp.up_proj" } }
     assert.equals(6, #trained(model))
@@ -234,6 +258,29 @@ describe("an adapter of a mixture", function()
       if kind then found[#found + 1] = kind end
     end
     assert.same({ "mlp.shared_expert.up_proj", "mlp.experts" }, found)
+  end)
+
+  it("takes the experts as PEFT's target_parameters", function()
+    local function places(opts, kind)
+      local out = support.temp_dir()
+      local model <close> = with(kind or "qwen2_moe", opts)
+      model:save_pretrained(out)
+      local config = unsloth.json.decode(support.read(out .. "/adapter_config.json"))
+      support.remove(out)
+      table.sort(config.target_modules)
+      table.sort(config.target_parameters)
+      return table.concat(config.target_modules, " ") .. "; " .. table.concat(config.target_parameters, " ")
+    end
+    local both = { "mlp.experts.gate_up_proj", "mlp.experts.down_proj" }
+    assert.equals("; mlp.experts.down_proj mlp.experts.gate_up_proj", places { r = 2, target_parameters = both })
+    assert.equals("; mlp.gate.weight", places { r = 2, target_parameters = { "gate.weight" }, target_modules = {} })
+    assert.equals("q_proj; mlp.experts.down_proj", places { r = 2, target_modules = { "q_proj" }, target_parameters = { "experts.down_proj" } })
+    local model <close> = support.open(support.root .. "tests/golden/qwen2_moe/model")
+    local function refuses(texts, opts) support.fails("USL_ERR_INVALID", texts, FastLanguageModel.get_peft_model, model, opts) end
+    refuses({ "target_parameters", '"q_proj"', "target_modules" }, { target_parameters = { "q_proj" } })
+    refuses({ "target_parameters", "list" }, { target_parameters = both, target_modules = "all-linear" })
+    local dense <close> = support.open(support.root .. "tests/golden/llama_odd/model")
+    support.fails("USL_ERR_INVALID", "mlp.experts.gate_up_proj", FastLanguageModel.get_peft_model, dense, { target_parameters = both })
   end)
 
   it("refuses what has no meaning for experts", function()

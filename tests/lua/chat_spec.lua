@@ -37,6 +37,12 @@ describe("a chat template", function()
     assert.equals("3!", tok:apply_chat_template(TALK, { tokenize = false, mark = "!", chat_template = "{{ messages | length }}{{ mark }}" }))
     assert.equals('[{"name": "f"}]2', tok:apply_chat_template(TALK, { tokenize = false, tools = { { name = "f" } },
       documents = { { title = "a" }, { title = "b" } }, chat_template = "{{ tools | tojson }}{{ documents | length }}" }))
+    local written = '[{"name": "f", "description": "d"}]'
+    for _, tools in ipairs { written, unsloth.json.decode(written) } do
+      assert.equals(written, tok:apply_chat_template(TALK, { tokenize = false, tools = tools, chat_template = "{{ tools | tojson }}" }))
+    end
+    support.fails("USL_ERR_INVALID", "no list", tok.apply_chat_template, tok, TALK, { tools = '{"name": "f"}' })
+    support.fails("USL_ERR_FORMAT", "tools", tok.apply_chat_template, tok, TALK, { tools = '[{"name"' })
     assert.equals("<|user|>\nHi</s>\n<|assistant|>\nYo", tok:apply_chat_template({ TALK[1], TALK[2] }, { tokenize = false, continue_final_message = true }))
     support.fails("USL_ERR_INVALID", "add_generation_prompt", tok.apply_chat_template, tok, TALK, { add_generation_promt = true })
     support.fails("USL_ERR_INVALID", "messages", tok.apply_chat_template, tok)

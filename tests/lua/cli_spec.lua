@@ -249,6 +249,10 @@ describe("unsloth-lua", function()
     assert.is_truthy(out:find("2 layers, hidden 32", 1, true))
     assert.is_truthy(out:find("as stored, %S+ %S+ with load_in_4bit"), out)
     assert.is_truthy(out:find "parameters +35168 %(35%.2k%)", out)
+    for _, case in ipairs { "bnb_nf4", "bnb_int8" } do -- the model's numbers, not those that a file packs them in
+      local packed = run("info", support.root .. "tests/golden/" .. case .. "/model")
+      assert.is_truthy(packed:find "parameters +12616 ", packed)
+    end
     -- What it says about training is what the planner says.
     local context = tonumber(out:match "context%s+(%d+) tokens")
     for name, words in pairs { ["LoRA, 4%-bit"] = "qlora", ["LoRA, 16%-bit"] = "lora", ["all weights"] = "full" } do

@@ -36,6 +36,40 @@ describe("the verb export", function()
     support.remove(model_dir)
   end)
 
+  -- The tiny model with another file of JSON; the error output of exporting it, and the code.
+  local function changed(file, change, formats)
+    local place = support.temp_dir()
+    for _, name in ipairs { "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json" } do
+      support.write(place .. "/" .. name, support.read(model_dir .. "/" .. name))
+    end
+    local json = unsloth.json.decode(support.read(place .. "/" .. file))
+    change(json)
+    support.write(place .. "/" .. file, unsloth.json.encode(json))
+    local _, err, code = verb("%s --to %s --output %s/out", place, formats, place)
+    local written = core.path_kind(place .. "/out") and table.concat(core.list_dir(place .. "/out"), " ") or ""
+    support.remove(place)
+    return err, code, written
+  end
+
+  check("says that a .gguf leaves dynamic rope scaling out", function()
+    local err, code = changed("config.json", function(config) config.rope_scaling = { rope_type = "dynamic", factor = 2 } end, "f16")
+    assert.equals(0, code, err)
+    assert.is_truthy(err:find("dynamic rope scaling has no name in a .gguf: its readers' answers differ beyond 256 tokens", 1, true), err)
+    err = changed("config.json", function(config) config.rope_scaling = { rope_type = "linear", factor = 2 } end, "f16")
+    assert.is_nil(err:find("no name", 1, true))
+  end)
+
+  check("refuses a .gguf of a tokenizer that none can express, before anything is written", function()
+    local err, code, written = changed("tokenizer.json", function(json) json.pre_tokenizer = nil end, "q8_0,merged_16bit")
+    assert.is_true(code ~= 0)
+    for _, part in ipairs { "has no name in a .gguf", "--to merged_16bit" } do assert.is_truthy(err:find(part, 1, true), err) end
+    assert.is_nil(err:find("report", 1, true))
+    assert.equals("", written)
+    err, code, written = changed("tokenizer.json", function(json) json.pre_tokenizer = nil end, "merged_16bit")
+    assert.equals(0, code, err)
+    assert.equals("merged_16bit", written)
+  end)
+
   check("writes every kind, and says what it found", function()
     local out, err, code = verb("%s --adapter %s/adapter --to q8_0,f32,merged_16bit,merged_4bit,float32,lora,gguf-lora --output %s/all", model_dir, dir, dir)
     assert.equals(0, code, err)

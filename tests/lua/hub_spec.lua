@@ -195,6 +195,33 @@ describe("the hub", function()
     assert.equals("", log())
   end)
 
+  it("refuses a model that cannot be loaded before its weights come", function()
+    local function made(name, from, change)
+      local config = unsloth.json.decode(support.read(top .. "/models/org/one/config.json"))
+      change(config)
+      core.make_dir(top .. "/models/org/" .. name)
+      for _, file in ipairs(core.list_dir(top .. "/models/org/" .. from)) do
+        if file:find "%.json$" or file:find "^model" then
+          support.write(("%s/models/org/%s/%s"):format(top, name, file), support.read(("%s/models/org/%s/%s"):format(top, from, file)))
+        end
+      end
+      support.write(("%s/models/org/%s/config.json"):format(top, name), unsloth.json.encode(config))
+    end
+    made("gptq", "one", function(config) config.quantization_config = { quant_method = "gptq", bits = 4 } end)
+    made("falcon", "two", function(config) config.architectures = { "FalconForCausalLM" } end)
+    for name, says in pairs { gptq = "load_in_4bit = true", falcon = "FalconForCausalLM is not supported" } do
+      for _, code in ipairs { GET:format("org/" .. name, ""), ASK:format("org/" .. name) } do
+        local out, err, status = child(code)
+        assert.is_true(status ~= 0, out)
+        has(err, ("org/%s/config.json"):format(name), says)
+      end
+      assert.equals(0, count "GET [^\n]*%.safetensors range=", log()) -- the weights' index may come, what it names may not
+      has(get("org/" .. name, "tokenizer_only = true"), "/snapshots/")
+      assert.is_true(core.path_kind(("%s/home/hub/models--org--%s"):format(top, name)) == "folder")
+    end
+    assert.equals(2, count "GET [^\n]*/config%.json range=", log())
+  end)
+
   it("goes on where it was cut, and tries again what fails for a moment", function()
     faults { cut = { ["model.safetensors"] = { 30000, 20000 }, ["tokenizer.json"] = { 100 } }, status = { api = { 503 }, ["config.json"] = { 500, 429 } },
       retry_after = "0" }

@@ -6,6 +6,7 @@ local errors = require "unsloth.errors"
 local o = args.parse(arg, {
   name = "download", words = "ORG/NAME[:FILE.gguf]",
   about = "Downloads what a model needs (config, tokenizer, safetensors, or one .gguf) into the Hugging Face cache, and prints its path.\n"
+    .. "config.json comes first: a model that cannot be loaded here is refused before its weights come.\n"
     .. "What the cache holds whole is not asked for again. HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count.",
   options = {
     { "revision", "NAME", "a branch, a tag or a commit (default: main)" },

@@ -155,6 +155,8 @@ if c then
     and (", %d of %d values of a head turn"):format(c.rotated, c.head_dim) or "")
 end
 if #found.tensors > 0 then
+  -- Of bitsandbytes' and of 8-bit floats the file holds scales too, and two numbers a byte.
+  if c and (types.u8 or types.i8 or types.f8_e4m3) then total = c.parameters end
   say("parameters", total < 1000 and "%d" or "%d (%s)", total, show.count(total))
   say_types(types)
 else
