@@ -37,6 +37,7 @@ describe("unsloth-lua chat", function()
     assert.equals("", err)
     out = chat { "Hi", "/reset", "Hi", "/undo", "Hi", "/retry" }
     assert.equals((first .. "\n"):rep(4), out)
+    assert.equals((first .. "\n"):rep(2), (chat { "Hi", "/clear", "Hi", "/exit", "Hi" }))
   end)
 
   support.it_program("takes a system prompt, and an adapter on and off", function()

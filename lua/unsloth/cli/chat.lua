@@ -123,6 +123,7 @@ command("undo", "", "forget the last message and its answer", function()
   for _ = 1, 2 do
     if #messages > 0 and messages[#messages].role ~= "system" then table.remove(messages) end
   end
+  say("%d messages are left", #messages)
 end)
 command("history", "", "show the conversation", function()
   for _, m in ipairs(messages) do say("%s: %s", m.role, m.content) end
@@ -153,6 +154,7 @@ command("template", "", "show what the model reads", function()
   say("%s", tokenizer:apply_chat_template(messages, { tokenize = false, add_generation_prompt = open }))
 end)
 command("quit", "", "end; so does the end of input", function() return true end)
+COMMANDS.exit, COMMANDS.clear = COMMANDS.quit, COMMANDS.reset -- as other programs call them
 
 -- True when the conversation is to end.
 local function run_command(line)
