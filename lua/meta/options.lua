@@ -4,66 +4,66 @@
 
 ---Options of unsloth.FastLanguageModel.from_pretrained.
 ---@class unsloth.LoadOptions
----@field device? string string
+---@field device? string string; "cpu", "cuda" or "cuda:1"; none is a GPU where there is one
 ---@field device_map? string string, default "sequential"; nothing to do: the model goes to one device, which `device` names
 ---@field disable_log_stats? boolean boolean; nothing to do: there are no such statistics
----@field dtype? string "bfloat16", "float16", "float32"
+---@field dtype? string "bfloat16", "float16", "float32"; what is computed in; none is the quickest of the device
 ---@field fast_inference? boolean boolean, default false; not here: generate runs in this process already; leave it out
 ---@field fix_tokenizer? boolean boolean; nothing to do: tokenizers are taken as they are
 ---@field float32_mixed_precision? boolean boolean; nothing to do: trained weights are always float32
 ---@field float8_kv_cache? boolean boolean, default false; not here: keys and values are kept in the model's type
----@field full_finetuning? boolean boolean, default false
+---@field full_finetuning? boolean boolean, default false; every weight is trained, without an adapter
 ---@field gpu_memory_utilization? number number; nothing to do: the memory plan takes what it needs
----@field load_in_16bit? boolean boolean, default false
----@field load_in_4bit? boolean boolean, default true
+---@field load_in_16bit? boolean boolean, default false; weights stay in 16 bits (LoRA)
+---@field load_in_4bit? boolean boolean, default true; frozen weights are quantised to NF4 as they are loaded, a quarter of 16 bits' memory (QLoRA)
 ---@field load_in_8bit? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
 ---@field load_in_fp8? boolean boolean, default false; not here: use load_in_4bit or load_in_16bit
----@field local_files_only? boolean boolean
+---@field local_files_only? boolean boolean; nothing is fetched: what the cache holds is used
 ---@field max_lora_rank? integer integer; nothing to do: any rank may be used
----@field max_seq_length? integer integer, default 0
----@field model_name? string string
+---@field max_seq_length? integer integer, default 0; the longest row, in tokens: longer ones are cut, and memory is planned for it; 0 or none is the model's own length
+---@field model_name? string string; a folder, a .gguf file, or org/name of the hub
 ---@field offload_embedding? boolean boolean, default false; not here: embeddings stay with the model
----@field plan_only? boolean boolean, default false
+---@field plan_only? boolean boolean, default false; no weights: only what needs shapes, as the memory plan
 ---@field qat_scheme? string string; not here: quantisation-aware training is not built in
 ---@field random_state? integer integer, default 3407; nothing to do: loading draws nothing at random
 ---@field resize_model_vocab? integer integer; not here: the vocabulary stays as it is
 ---@field return_logits? boolean boolean; nothing to do: model:logits gives them
----@field revision? string string
+---@field revision? string string; a branch, tag or commit of the hub
 ---@field rope_scaling? table table
 ---@field text_only? boolean boolean; nothing to do: models are text-only here
----@field token? string|boolean string or boolean
+---@field token? string|boolean string or boolean; the hub's access token; HF_TOKEN says it as well
 ---@field trust_remote_code? boolean boolean, default false; not here: no code of a model is run; leave it out
 ---@field unsloth_tiled_mlp? boolean boolean, default false; not here: the memory plan recomputes instead
 ---@field use_exact_model_name? boolean boolean; nothing to do: names are never changed
----@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"
+---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"; blocks compute their activations again in backward, for memory; by itself the plan decides
 
 ---Options of unsloth.FastLanguageModel.get_peft_model.
 ---@class unsloth.PeftOptions
 ---@field adapter_name? string string
----@field alpha_pattern? table table
----@field bias? string "all", "lora_only", "none", default "none"
+---@field alpha_pattern? table table; other alphas for modules, by name or pattern
+---@field bias? string "all", "lora_only", "none", default "none"; which biases are trained beside the adapter
 ---@field ensure_weight_tying? boolean boolean, default false
 ---@field exclude_modules? table|string table or string
 ---@field finetune_last_n_layers? integer integer
----@field init_lora_weights? boolean|string boolean or string, default true
+---@field init_lora_weights? boolean|string boolean or string, default true; how an adapter begins: true leaves answers as they are; "pissa", "loftq", "gaussian" or false draw otherwise
 ---@field layers_pattern? table|string table or string
----@field layers_to_transform? table|integer table or integer
+---@field layers_to_transform? table|integer table or integer; which layers get an adapter, counted from 0 as PEFT does; none is all
 ---@field loftq_config? table table
----@field lora_alpha? number number, default 16
----@field lora_dropout? number number, default 0
+---@field lora_alpha? number number, default 16; the adapter's weight: its product is multiplied by lora_alpha / r
+---@field lora_dropout? number number, default 0; the share of inputs that the adapter does not see, drawn anew for each token
 ---@field lora_embeddings? boolean boolean, default false
 ---@field max_seq_length? integer integer; nothing to do: from_pretrained has set it
----@field modules_to_save? table|string table or string
+---@field modules_to_save? table|string table or string; modules that are trained whole beside the adapter, as embed_tokens and lm_head
 ---@field qat_scheme? string string; not here: quantisation-aware training is not built in
----@field r? integer integer, default 16
----@field random_state? integer integer, default 3407
----@field rank_pattern? table table
----@field target_modules? table|string table or string
+---@field r? integer integer, default 16; the adapter's rank: how many directions each matrix may change in; 8 to 64 is usual
+---@field random_state? integer integer, default 3407; the seed of what is drawn at random
+---@field rank_pattern? table table; other ranks for modules, by name or pattern
+---@field target_modules? table|string table or string; which matrices get an adapter: names, a pattern, or "all-linear"
 ---@field target_parameters? table table
 ---@field temporary_location? string string; nothing to do: no temporary files are written
----@field use_dora? boolean boolean, default false
----@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"
----@field use_rslora? boolean boolean, default false
+---@field use_dora? boolean boolean, default false; directions and lengths of weights are trained apart (DoRA)
+---@field use_gradient_checkpointing? string|boolean "auto", "unsloth", false, true, default "auto"; blocks compute their activations again in backward, for memory; by itself the plan decides
+---@field use_rslora? boolean boolean, default false; the adapter is multiplied by lora_alpha / sqrt(r), which suits large ranks
 
 ---Options of unsloth.TrainingArguments.
 ---@class unsloth.TrainingArguments
@@ -79,7 +79,7 @@
 ---@field bf16? boolean boolean; nothing to do: from_pretrained's dtype decides
 ---@field bf16_full_eval? boolean boolean; nothing to do: from_pretrained's dtype decides
 ---@field chat_template_path? string string; not here: give the tokenizer its template by get_chat_template
----@field completion_only_loss? boolean boolean
+---@field completion_only_loss? boolean boolean; only the completion's tokens count, not the prompt's
 ---@field data_seed? integer integer
 ---@field dataloader_drop_last? boolean boolean, default false; not here: the last rows of an epoch are trained too
 ---@field dataloader_num_workers? integer integer; nothing to do: rows are tokenised once, before the first step
@@ -89,7 +89,7 @@
 ---@field dataset_batch_size? integer integer; nothing to do: rows are tokenised one by one
 ---@field dataset_kwargs? table table; nothing to do: there is nothing to pass on
 ---@field dataset_num_proc? integer integer; nothing to do: rows are tokenised in this process
----@field dataset_text_field? string string, default "text"
+---@field dataset_text_field? string string, default "text"; the column that holds the text
 ---@field ddp_backend? string string; nothing to do: one process trains
 ---@field ddp_broadcast_buffers? boolean boolean; nothing to do: one process trains
 ---@field ddp_bucket_cap_mb? integer integer; nothing to do: one process trains
@@ -101,14 +101,14 @@
 ---@field do_eval? boolean boolean; nothing to do: evaluate() evaluates
 ---@field do_predict? boolean boolean; nothing to do: model:generate answers
 ---@field do_train? boolean boolean; nothing to do: train() trains
----@field embedding_learning_rate? number number
+---@field embedding_learning_rate? number number; the same for embed_tokens and lm_head, which want a smaller one
 ---@field eos_token? string string; not here: put the token into the text itself
 ---@field eval_accumulation_steps? integer integer; nothing to do: evaluation keeps no logits
 ---@field eval_delay? number number, default 0
 ---@field eval_on_start? boolean boolean, default false
 ---@field eval_packing? boolean boolean; nothing to do: rows are always packed whole
----@field eval_steps? integer integer
----@field eval_strategy? string "epoch", "no", "steps", default "no"
+---@field eval_steps? integer integer; updates between two looks at the evaluation set
+---@field eval_strategy? string "epoch", "no", "steps", default "no"; when the evaluation set is looked at
 ---@field evaluation_strategy? string the same as eval_strategy
 ---@field fp16? boolean boolean; nothing to do: from_pretrained's dtype decides
 ---@field fp16_full_eval? boolean boolean; nothing to do: from_pretrained's dtype decides
@@ -116,7 +116,7 @@
 ---@field fsdp? string|table string or table, default ""; not here: several machines or devices are not built in yet; leave it out
 ---@field fsdp_config? table|string table or string; not here: several machines or devices are not built in yet; leave it out
 ---@field full_determinism? boolean boolean; nothing to do: the same run gives the same numbers, unless deterministic = false
----@field gradient_accumulation_steps? integer integer, default 2
+---@field gradient_accumulation_steps? integer integer, default 2; batches whose gradients are added before an update: an update sees this times the batch's rows
 ---@field gradient_checkpointing? boolean|string "auto", "unsloth", false, true
 ---@field gradient_checkpointing_kwargs? table table; nothing to do: the memory plan decides what is computed again
 ---@field greater_is_better? boolean boolean; nothing to do: no checkpoint is chosen for you
@@ -131,7 +131,7 @@
 ---@field include_tokens_per_second? boolean boolean; nothing to do: tokens per second are always shown
 ---@field label_names? table table; nothing to do: labels come from the text
 ---@field label_smoothing_factor? number number, default 0; not here: the loss is plain cross-entropy
----@field learning_rate? number number, default 5e-05
+---@field learning_rate? number number, default 5e-05; how far an update goes at its largest; 2e-4 is usual for adapters, 1e-5 for all weights
 ---@field length_column_name? string string; nothing to do: rows are packed, so their length does not matter
 ---@field load_best_model_at_end? boolean boolean, default false; not here: keep checkpoints with save_steps and load the one you want
 ---@field local_rank? integer integer, default -1; nothing to do: one process trains
@@ -139,25 +139,25 @@
 ---@field logging_dir? string string
 ---@field logging_first_step? boolean boolean, default false
 ---@field logging_nan_inf_filter? boolean boolean; nothing to do: an update that is not finite is skipped and said
----@field logging_steps? integer integer, default 1
+---@field logging_steps? integer integer, default 1; updates between two lines of the log
 ---@field logging_strategy? string "epoch", "no", "steps", default "steps"
 ---@field loss_type? string "nll", default "nll"
 ---@field lr_scheduler_kwargs? table table
----@field lr_scheduler_type? string|function string or function, default "linear"
----@field max_grad_norm? number number, default 1.0
+---@field lr_scheduler_type? string|function string or function, default "linear"; how the rate changes over the run: a name, or a function of step and steps that returns a rate
+---@field max_grad_norm? number number, default 1.0; longer gradients are shortened to this length; 0 leaves them
 ---@field max_length? integer the same as max_seq_length
----@field max_seq_length? integer integer
----@field max_steps? integer integer, default -1
+---@field max_seq_length? integer integer; the longest row, in tokens: longer ones are cut, and memory is planned for it; 0 or none is the model's own length
+---@field max_steps? integer integer, default -1; updates in all; counts before num_train_epochs
 ---@field memory_limit? number number
 ---@field metric_for_best_model? string string; nothing to do: no checkpoint is chosen for you
 ---@field model_init_kwargs? table table; not here: give them to from_pretrained
 ---@field neftune_noise_alpha? number number; not here: no noise is added to embeddings
 ---@field no_cuda? boolean boolean; nothing to do: from_pretrained's device decides
----@field num_train_epochs? number number, default 3.0
----@field optim? string string, default "adamw_8bit"
+---@field num_train_epochs? number number, default 3.0; how often each row is seen, when max_steps does not say how many updates
+---@field optim? string string, default "adamw_8bit"; the optimiser; the ones in 8 bits keep their state in a quarter of the memory
 ---@field optim_args? string string; not here: give adam_beta1, adam_beta2, adam_epsilon
 ---@field optim_target_modules? table|string table or string; not here: it belongs to GaLore, which is not built in
----@field output_dir? string string, default "trainer_output"
+---@field output_dir? string string, default "trainer_output"; where checkpoints and the report go
 ---@field overwrite_output_dir? boolean boolean; nothing to do: checkpoints of the same step are replaced
 ---@field packing? boolean boolean, default false; nothing to do: rows of an update always go without padding, attention kept inside each
 ---@field packing_strategy? string string; nothing to do: rows are always packed whole
@@ -166,23 +166,23 @@
 ---@field padding_free? boolean boolean; nothing to do: nothing is ever padded
 ---@field parallelism_config? table table; not here: several machines or devices are not built in yet; leave it out
 ---@field per_device_eval_batch_size? integer integer, default 4; nothing to do: evaluation packs rows as the memory plan allows
----@field per_device_train_batch_size? integer integer, default 4
+---@field per_device_train_batch_size? integer integer, default 4; rows of a batch
 ---@field prediction_loss_only? boolean boolean; nothing to do: evaluation gives the loss
 ---@field push_to_hub? boolean boolean, default false; not here: nothing is uploaded; save_pretrained writes files
 ---@field q_galore_config? table table; not here: use optim = "adamw_8bit"
 ---@field remove_unused_columns? boolean boolean; nothing to do: only the text's column is read
----@field report? boolean boolean, default true
----@field report_to? string|table string or table, default "none"
+---@field report? boolean boolean, default true; whether report.html and loss.svg are written into output_dir
+---@field report_to? string|table string or table, default "none"; who else is told: "tensorboard", "jsonl", or a list
 ---@field restore_callback_states_from_checkpoint? boolean boolean; nothing to do: callbacks are Lua functions
 ---@field resume_from_checkpoint? string|boolean string or boolean
 ---@field router_aux_loss_coef? number number
 ---@field run_name? string string
 ---@field save_only_model? boolean boolean, default false; not here: checkpoints are whole, so that a run can go on; use model:save_pretrained
 ---@field save_safetensors? boolean boolean, default true; not here: only safetensors are written
----@field save_steps? integer integer, default 500
----@field save_strategy? string "epoch", "no", "steps", default "steps"
----@field save_total_limit? integer integer
----@field seed? integer integer, default 3407
+---@field save_steps? integer integer, default 500; updates between two checkpoints
+---@field save_strategy? string "epoch", "no", "steps", default "steps"; when checkpoints are made
+---@field save_total_limit? integer integer; how many checkpoints are kept, the newest
+---@field seed? integer integer, default 3407; the seed of the rows' order and of dropout
 ---@field shuffle_dataset? boolean boolean, default false; not here: rows are shuffled every epoch; or call dataset:shuffle
 ---@field skip_memory_metrics? boolean boolean; nothing to do: the peak of memory is always shown
 ---@field tf32? boolean boolean; nothing to do: from_pretrained's dtype decides
@@ -192,25 +192,25 @@
 ---@field torch_empty_cache_steps? integer integer; nothing to do: memory is taken once
 ---@field use_cpu? boolean boolean; nothing to do: from_pretrained's device decides
 ---@field use_liger_kernel? boolean boolean; nothing to do: head and loss are fused already
----@field warmup_ratio? number number
----@field warmup_steps? number number, default 0
----@field weight_decay? number number, default 0.001
+---@field warmup_ratio? number number; the same as a share of all updates
+---@field warmup_steps? number number, default 0; updates over which the rate rises from 0
+---@field weight_decay? number number, default 0.001; how much of each weight an update takes away, times the rate
 
 ---Options of unsloth.SFTTrainer.
 ---@class unsloth.SFTTrainerOptions
 ---@field args? table table
----@field callbacks? table table
+---@field callbacks? table table; functions by event: on_step, on_log, on_evaluate, on_save, on_train_begin, on_train_end
 ---@field compute_loss_func? function function; not here: the loss is cross-entropy over counted labels
 ---@field compute_metrics? function function; not here: logits are never kept; evaluate in callbacks with model:generate
 ---@field data_collator? any any; nothing to do: rows are packed here; train_on_responses_only masks labels
 ---@field dataset_batch_size? integer integer; nothing to do: rows are tokenised one by one
 ---@field dataset_kwargs? table table; nothing to do: there is nothing to pass on
 ---@field dataset_num_proc? integer integer; nothing to do: rows are tokenised in this process
----@field dataset_text_field? string string
----@field eval_dataset? userdata userdata
+---@field dataset_text_field? string string; the column that holds the text
+---@field eval_dataset? userdata userdata; rows that are only looked at
 ---@field eval_packing? boolean boolean; nothing to do: rows are always packed whole
----@field formatting_func? function function
----@field max_seq_length? integer integer
+---@field formatting_func? function function; a function from a row to its text
+---@field max_seq_length? integer integer; the longest row, in tokens: longer ones are cut, and memory is planned for it; 0 or none is the model's own length
 ---@field model? userdata userdata
 ---@field model_init? function function; not here: give the model itself
 ---@field optimizers? table table; not here: args.optim names the optimiser
@@ -219,28 +219,28 @@
 ---@field preprocess_logits_for_metrics? function function; not here: logits are never kept; evaluate in callbacks with model:generate
 ---@field processing_class? userdata the same as tokenizer
 ---@field tokenizer? userdata userdata
----@field train_dataset? userdata userdata
+---@field train_dataset? userdata userdata; the rows: a data set, or one of unsloth.dataset_from_list
 
 ---Options of Model.stream.
 ---@class unsloth.GenerateOptions
 ---@field do_sample? boolean boolean
 ---@field eos_token_id? integer|table integer or table
 ---@field max_length? integer integer; not here: give max_new_tokens, which does not count the prompt
----@field max_new_tokens? integer integer, default 128
----@field min_p? number number, default 0.0
+---@field max_new_tokens? integer integer, default 128; at most so many tokens are made
+---@field min_p? number number, default 0.0; tokens below this share of the likeliest one's odds are not drawn
 ---@field num_beams? integer integer, default 1; not here: there is no beam search; sample with temperature or leave it at 1
 ---@field num_return_sequences? integer integer, default 1; not here: call generate once for each text
 ---@field pad_token_id? integer integer; nothing to do: nothing is padded
----@field repetition_penalty? number number, default 1.0
----@field seed? integer integer, default 3407
+---@field repetition_penalty? number number, default 1.0; above 1: tokens that were there already become less likely
+---@field seed? integer integer, default 3407; the seed of the rows' order and of dropout
 ---@field skip_special_tokens? boolean boolean, default true
 ---@field stop? string|table string or table
 ---@field stop_strings? string|table the same as stop
 ---@field streamer? any any; not here: write for piece in model:stream(prompt) do io.write(piece) end
----@field temperature? number number
+---@field temperature? number number; 0 takes the likeliest token, 1 draws by the model's own odds
 ---@field tokenizer? userdata userdata
----@field top_k? integer integer, default 0
----@field top_p? number number, default 1.0
+---@field top_k? integer integer, default 0; only so many of the likeliest tokens are drawn from
+---@field top_p? number number, default 1.0; only the likeliest tokens that reach this share together are drawn from
 ---@field use_cache? boolean boolean, default true; not here: keys and values are always kept; leave it out
 
 ---Options of unsloth.load_dataset.
@@ -274,4 +274,4 @@
 ---@field eps? number number, default 0.01
 ---@field rows? integer integer, default 1
 ---@field samples? integer integer, default 16
----@field seed? integer integer, default 3407
+---@field seed? integer integer, default 3407; the seed of the rows' order and of dropout

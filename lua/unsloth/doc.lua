@@ -237,6 +237,8 @@ function M.options_of(value)
   end
 end
 
+local MEANINGS = require "unsloth.meanings"
+
 --- One line about an option.
 function M.option_text(name, rule)
   local text = rule[1]:gsub("|", " or ")
@@ -251,6 +253,8 @@ function M.option_text(name, rule)
   if rule.alias then text = "the same as " .. rule.alias end
   if rule.note then text = text .. "; nothing to do: " .. rule.note end
   if rule.refuse then text = text .. "; not here: " .. rule.refuse end
+  local meaning = not (rule.alias or rule.note or rule.refuse) and MEANINGS[name]
+  if meaning then text = text .. "; " .. meaning end
   return name, text
 end
 

@@ -237,4 +237,14 @@ describe("data sets", function()
     end
     assert.is_true(#unsloth.load_dataset("text", { data_files = folder .. "/wiki_demo.txt", split = "train" }) > 10)
   end)
+
+  it("mean what help says, and nothing is explained that is no option", function()
+    local doc, count = require "unsloth.doc", 0
+    for name, meaning in pairs(require "unsloth.meanings") do
+      count = count + 1
+      assert.matches(name .. " }: ", doc.text(name), 1, true)
+      assert.matches("; " .. meaning, (doc.text(name):gsub("%s+", " ")), 1, true)
+    end
+    assert.is_true(count > 50)
+  end)
 end)
