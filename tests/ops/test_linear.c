@@ -238,7 +238,7 @@ static void test_dropout_share(void) {
 /* What the CPU decodes and the kernels do not is refused, at every number of tokens: it never comes out as nothing. */
 static void test_types(rig *r) {
     enum { COLS = 256, ROWS = 2, MOST = 16 };
-    uint8_t *w = calloc(ROWS, usli_row_bytes(USL_F32, COLS));
+    uint8_t *w = calloc(ROWS, usli_row_bytes(USL_F64, COLS)); /* the widest */
     float *x = calloc(MOST * COLS, sizeof *x), *y = malloc(MOST * ROWS * sizeof *y);
     for (int type = 0; type < 64; type++) {
         const usli_traits *t = usli_traits_of((usl_dtype)type);
