@@ -504,6 +504,7 @@ local function explain_interrupt(self, err)
   local rest = self.saved and ("%s is whole: "):format(self.saved) .. words.from:format(self.saved)
     or self.args.save_strategy == "no" and words.off .. ", so there is no checkpoint to go on from"
     or ("no checkpoint was due yet (%s), so there is none to go on from"):format(words.due)
+  self.state.global_step = self.handle:position() -- it may have come after an update, before that was noted
   err.message = ("interrupted at step %d of %d; %s"):format(self.state.global_step, self.state.max_steps, rest)
 end
 
