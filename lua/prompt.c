@@ -379,6 +379,7 @@ static void open_prompt(lua_State *L) {
 }
 
 void prompt_run(lua_State *L) {
+    program_has_prompt = 1;
     puts("help() tells what there is, Ctrl-D or quit leaves");
     fflush(stdout);
     set_prompting(1); /* until the end: between two calls nothing runs that Ctrl-C could end */
