@@ -96,7 +96,7 @@ end
 --- Rules for numbers in a range.
 function M.at_least(low)
   return function(value)
-    if not (value >= low and value < math.huge) then return ("%s or more is wanted"):format(low) end
+    if not (value >= low and value < math.huge) then return ("a number of %s or more, and no infinite one, is wanted"):format(low) end
   end
 end
 
