@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(THREADS) add_rows(const __grid_constant__ usli
         if (!__syncthreads_or(same)) continue;
         for (int w = 0; w < THREADS / USLI_WARP; w++)
             for (uint32_t left = votes[w]; left; left &= left - 1) {
-                int64_t from = (first + w * USLI_WARP + __ffs((int)left) - 1) * a.cols;
+                int64_t from = (first + w * USLI_WARP + __ffs((int)left) - 1) * a.lddy;
 #pragma unroll
                 for (int k = 0; k < COLUMNS; k++)
                     if (col[k] < a.cols) sum[k] += a.scale * to_f32(static_cast<const T *>(a.dy)[from + col[k]]);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(THREADS)
     make_p(const __grid_constant__ usli_embedding_args a, float *p, float *picked) {
     __shared__ float part[USLI_WARP];
     int64_t t = blockIdx.x;
-    const T *dy = static_cast<const T *>(a.dy) + t * a.cols;
+    const T *dy = static_cast<const T *>(a.dy) + t * a.lddy;
     for (int r = 0; r < a.lora.rank; r++) {
         float sum = 0;
         for (int64_t c = threadIdx.x; c < a.cols; c += THREADS) sum += to_f32(dy[c]) * a.lora.b[c * a.lora.rank + r];
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) add_b(const __grid_constant__ usli_em
     int r = (int)(i - c * a.lora.rank);
     float sum = 0;
     for (int64_t t = 0; t < a.tokens; t++)
-        sum += to_f32(static_cast<const T *>(a.dy)[t * a.cols + c]) * picked[t * a.lora.rank + r];
+        sum += to_f32(static_cast<const T *>(a.dy)[t * a.lddy + c]) * picked[t * a.lora.rank + r];
     a.lora.db[i] += a.scale * a.lora.scale * sum;
 }
 
@@ -156,8 +156,9 @@ size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
-    const usli_embedding_args *a = static_cast<const usli_embedding_args *>(args);
+    usli_embedding_args whole = *static_cast<const usli_embedding_args *>(args), *a = &whole;
     if (!a->tokens) return USL_OK;
+    if (!a->lddy) a->lddy = a->cols;
     if (pass == USLI_FORWARD) {
         USLI_TRY(usli_cuda_decode_check(x, &a->table, "embedding"));
         USLI_BY_DTYPE(a->dtype, T, forward<T>(x, a));

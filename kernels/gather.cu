@@ -6,13 +6,14 @@ namespace {
 
 enum { THREADS = 256 };
 
-/* Unit: what is copied at once. to_index: y[index[i]] = x[i], else y[i] = x[index[i]]; rows x_units, y_units apart. */
+/* Unit: what is copied at once. to_index: y[index[i]] = x[i], else y[i] = x[index[i]]; what has an index lies ld apart.
+ */
 template <typename Unit>
 __global__ void __launch_bounds__(THREADS)
-    copy_rows(const Unit *x, Unit *y, const int32_t *index, int64_t units, bool to_index) {
-    int64_t row = blockIdx.x, at = index[row];
-    const Unit *__restrict__ from = x + (to_index ? row : at) * units;
-    Unit *__restrict__ to = y + (to_index ? at : row) * units;
+    copy_rows(const Unit *x, Unit *y, const int32_t *index, int64_t units, int64_t ld, bool to_index) {
+    int64_t row = blockIdx.x, at = index[row] * ld;
+    const Unit *__restrict__ from = x + (to_index ? row * units : at);
+    Unit *__restrict__ to = y + (to_index ? at : row * units);
 #pragma unroll 4
     for (int64_t i = threadIdx.x; i < units; i += THREADS) to[i] = from[i];
 }
@@ -22,29 +23,30 @@ template <typename Unit> __global__ void __launch_bounds__(THREADS) clear(Unit *
     if (i < units) y[i] = Unit{};
 }
 
-template <typename Unit> void launch(usli_exec *x, const usli_gather_args *a, usli_pass pass, int64_t bytes) {
-    int64_t units = bytes / (int64_t)sizeof(Unit);
+template <typename Unit>
+void launch(usli_exec *x, const usli_gather_args *a, usli_pass pass, int64_t bytes, int64_t ld_bytes) {
+    int64_t units = bytes / (int64_t)sizeof(Unit), ld = ld_bytes / (int64_t)sizeof(Unit);
     if (pass == USLI_FORWARD) {
         if (a->rows) USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, copy_rows<Unit>)
-        (static_cast<const Unit *>(a->x), static_cast<Unit *>(a->y), a->index, units, false);
+        (static_cast<const Unit *>(a->x), static_cast<Unit *>(a->y), a->index, units, ld, false);
         return;
     }
-    int64_t all = units * a->x_rows;
+    int64_t all = ld * a->x_rows; /* what lies between rows is the caller's room */
     if (all)
         USLI_LAUNCH((unsigned)usli_ceil_div(all, THREADS), THREADS, 0, x, clear<Unit>)(static_cast<Unit *>(a->dx), all);
     if (a->rows) USLI_LAUNCH((unsigned)a->rows, THREADS, 0, x, copy_rows<Unit>)
-    (static_cast<const Unit *>(a->dy), static_cast<Unit *>(a->dx), a->index, units, true);
+    (static_cast<const Unit *>(a->dy), static_cast<Unit *>(a->dx), a->index, units, ld, true);
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *) {
     const usli_gather_args *a = static_cast<const usli_gather_args *>(args);
-    int64_t bytes = a->cols * (a->dtype == USL_F32 ? 4 : 2);
-    bool wide = bytes % 16 == 0 && usli_aligned16(a->x) && usli_aligned16(a->y) && usli_aligned16(a->dx) &&
+    int64_t e = a->dtype == USL_F32 ? 4 : 2, bytes = a->cols * e, ld = (a->ldx ? a->ldx : a->cols) * e;
+    bool wide = bytes % 16 == 0 && ld % 16 == 0 && usli_aligned16(a->x) && usli_aligned16(a->y) && usli_aligned16(a->dx) &&
                 usli_aligned16(a->dy);
     if (wide)
-        launch<uint4>(x, a, pass, bytes);
+        launch<uint4>(x, a, pass, bytes, ld);
     else
-        launch<uint16_t>(x, a, pass, bytes);
+        launch<uint16_t>(x, a, pass, bytes, ld);
     return usli_launched(x, "gather");
 }
 

@@ -46,19 +46,19 @@ __global__ void __launch_bounds__(THREADS) forward(usli_glu_args a, unsigned sha
     await_earlier();
     int64_t row, c = place(shares, V, &row);
     if (c >= a.cols) return;
-    const T *gate = static_cast<const T *>(a.gate_up) + row * 2 * a.cols + c;
+    const T *gate = static_cast<const T *>(a.gate_up) + row * a.ld + c;
     usli_pack<T, V> g = load_pack<T, V>(gate), u = load_pack<T, V>(gate + a.cols), h;
     float slope, weight = a.weight ? a.weight[row] : 1.0f;
 #pragma unroll
     for (int k = 0; k < V; k++)
         h.v[k] = from_f32<T>(activate<T, ACT>(to_f32(g.v[k]), &slope) * to_f32(u.v[k]) * weight);
-    store_pack<T, V>(static_cast<T *>(a.h) + row * a.cols + c, h);
+    store_pack<T, V>(static_cast<T *>(a.h) + row * a.ldh + c, h);
 }
 
 /* V columns of a row; returns their part of the weight's gradient. */
 template <typename T, int V, usli_act ACT>
 __device__ __forceinline__ float columns_back(const usli_glu_args &a, int64_t row, int64_t c, float weight) {
-    int64_t one = row * a.cols + c, two = row * 2 * a.cols + c;
+    int64_t one = row * a.cols + c, two = row * a.ld + c;
     const T *gate = static_cast<const T *>(a.gate_up) + two;
     usli_pack<T, V> g = load_pack<T, V>(gate), u = load_pack<T, V>(gate + a.cols);
     usli_pack<T, V> d = load_pack<T, V>(static_cast<const T *>(a.dh) + one), h;
@@ -116,14 +116,16 @@ template <typename T, int V> void launch_act(usli_exec *x, const usli_glu_args *
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *) {
-    const usli_glu_args *a = static_cast<const usli_glu_args *>(args);
+    usli_glu_args whole = *static_cast<const usli_glu_args *>(args), *a = &whole;
     if (!a->rows || !a->cols) return USL_OK;
+    if (!a->ld) a->ld = 2 * a->cols;
+    if (!a->ldh) a->ldh = a->cols;
     const void *all[] = { a->gate_up, a->h, a->dh, a->dgate_up, a->h_out };
     bool wide = true;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) wide = wide && usli_aligned16(all[i]);
     USLI_BY_DTYPE(a->dtype, T, {
         constexpr int V = 16 / sizeof(T);
-        if (wide && a->cols % V == 0)
+        if (wide && a->cols % V == 0 && a->ld % V == 0 && a->ldh % V == 0)
             launch_act<T, V>(x, a, pass);
         else
             launch_act<T, 1>(x, a, pass);

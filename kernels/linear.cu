@@ -6,9 +6,13 @@
  *   backward  dyb = dy B;  dA = dyb^T drop(x);  dB = dy^T xa;  dx = drop'(dyb A);  dx += dy W
  *
  * The skinny ones go to kernels of their own (skinny.cuh), dropout inside, where the shapes allow; else they are matrix
- * products like any other. Why not one product with k grown by the ranks: the grown gate|up product takes 10% longer
- * (0.13 ms at 4096 tokens on an H100), x must be copied beside xa, and decoded weights that are kept between passes
- * could not be used in place; writing bias + xa B^T first takes 0.07 ms.
+ * products like any other. Where there is room behind the rows (usli_linear_room), the second halves are no products of
+ * their own: k grows by the ranks, and one product does for base and adapters,
+ *
+ *   forward   y = [x | xa] [W | B]^T        backward   dx = [dy | dyb] [W; A]
+ *
+ * on one matrix [[W, B], [A, .]], decoded into the workspace or kept decoded. That saves writing y and dx and reading
+ * them again, 13 ms of the 255 of a step below.
  *
  * Llama-3-8B, 4096 tokens: 2 x 218 M x 4096 = 1.79 TFLOP a block and direction, 2.4 ms at 750 TFLOP/s. */
 #include "kernels/decode.cuh"
@@ -25,9 +29,9 @@ namespace {
 
 constexpr int THREADS = 256, ROWS_AT_ONCE = THREADS / USLI_WARP;
 
-/* A matrix as products take it: rows of y from `row` on. */
+/* A matrix as products take it: rows of y from `row` on, ld apart. */
 struct piece {
-    int64_t row, rows;
+    int64_t row, rows, ld;
     const void *data;
     bool decoded;
 };
@@ -37,11 +41,14 @@ struct layout {
     int64_t experts; /* 1 without any */
     usl_dtype dtype;
     size_t e;
-    int64_t ldx, ldy, ldd;
+    int64_t ldx, ldy, lddx, ldd;
+    int64_t grown; /* by how much k is; 0: it is not */
     int ranks;
     bool drops, biased, skinny;
     void *lora_a, *a_turned, *lora_b,
         *b_turned; /* (ranks, in), (in, ranks), (out, ranks), (ranks, out); NULL: not needed */
+    int64_t lda, ldb;                        /* of lora_a and lora_b */
+    int width_a, width_b;                    /* their ranks, with those that are padding */
     float *bias;   /* (out), for skinny products */
     void *xa, *dyb, *dy_room, *dx_room, *weights;
     const void *dropped, *dy;
@@ -71,28 +78,33 @@ const void *stored(const layout *l, const usli_matrix *w) {
     return w->cached ? w->cached : w->dtype == l->dtype && !w->nf4 ? w->data : nullptr;
 }
 
+/* From row to row of a matrix that is there. */
+int64_t ld_of(const layout *l, const usli_matrix *w) {
+    return w->cached && w->ld ? w->ld : l->a->in;
+}
+
 /* Consecutive segments that lie behind one another in memory, or in the workspace, are one piece, but for those that
  * are stacks of experts' matrices. */
 void add_pieces(layout *l, counter *c) {
     const usli_linear_args *a = l->a;
-    int64_t decoded = 0, row = 0;
+    int64_t decoded = 0, row = 0, ld = a->in + l->grown;
     for (int i = 0; i < a->segments; i++)
-        if (!stored(l, &a->segment[i].w)) decoded += a->segment[i].w.rows * a->in;
-    l->weights = c->take(decoded, l->e);
+        if (!stored(l, &a->segment[i].w)) decoded += a->segment[i].w.rows;
+    l->weights = c->take(decoded ? (decoded + l->grown) * ld : 0, l->e);
     const char *room = static_cast<const char *>(l->weights);
     for (int i = 0; i < a->segments; i++) {
         const usli_matrix *w = &a->segment[i].w;
-        size_t bytes = (size_t)(w->rows * a->in) * l->e;
-        piece p = { row, w->rows / l->experts, stored(l, w), false };
+        piece p = { row, w->rows / l->experts, ld_of(l, w), stored(l, w), false };
         if (!p.data) {
             p.data = room;
+            p.ld = ld;
             p.decoded = true;
-            room += bytes;
+            room += (size_t)(w->rows * ld) * l->e;
         }
         row += p.rows;
         piece *last = l->pieces ? &l->piece[l->pieces - 1] : nullptr;
-        bool joins = last && !a->experts && last->decoded == p.decoded &&
-                     static_cast<const char *>(last->data) + (size_t)(last->rows * a->in) * l->e == p.data;
+        bool joins = last && !a->experts && last->decoded == p.decoded && last->ld == p.ld &&
+                     static_cast<const char *>(last->data) + (size_t)(last->rows * p.ld) * l->e == p.data;
         if (joins)
             last->rows += p.rows;
         else
@@ -107,16 +119,42 @@ int64_t most(int64_t a, int64_t b) {
 /* The same in a dry run, whose addresses are aligned as the real ones. */
 bool skinny_fits(const layout *l, usli_pass pass) {
     const usli_linear_args *a = l->a;
-    if (a->experts || l->e != 2 || a->y_dtype != a->dtype || l->ranks > USLI_SKINNY_RANKS) return false;
+    if (a->experts || l->e != 2 || a->y_dtype != a->dtype || l->ranks > USLI_MOST_RANKS) return false;
     if (!usli_skinny_fits(a->x, a->in, l->ldx)) return false;
     return pass == USLI_FORWARD ? usli_skinny_fits(a->y, a->out, l->ldy)
-                                : usli_skinny_fits(a->dy, a->out, l->ldy) && usli_skinny_fits(a->dx, a->in, l->ldx);
+                                : usli_skinny_fits(a->dy, a->out, l->ldy) && usli_skinny_fits(a->dx, a->in, l->lddx);
+}
+
+/* By how much k may grow: there is room behind the rows of both operands, all matrices are decoded in the workspace or
+ * all lie behind one another with room, and nothing happens to the adapters' part alone. */
+int64_t growth(const layout *l, const usli_linear_args *a, usli_pass pass) {
+    int64_t width = usli_ceil_div(l->ranks, 16) * 16;
+    if (!l->skinny || !l->ranks || a->room < width) return 0;
+    if (pass == USLI_FORWARD ? l->biased : l->drops || !a->dx) return 0;
+    const char *next = nullptr;
+    for (int i = 0; i < a->segments; i++) {
+        const usli_matrix *w = &a->segment[i].w;
+        const char *data = static_cast<const char *>(stored(l, w));
+        int64_t ld = ld_of(l, w);
+        if (i && (data != next || ld != ld_of(l, &a->segment[0].w))) return 0;
+        if (data && ld < a->in + width) return 0;
+        next = data ? data + (size_t)(w->rows * ld) * l->e : nullptr;
+    }
+    return width;
+}
+
+/* Where B stands in the grown matrix, and A. */
+void *grown_b(const layout *l) {
+    return static_cast<char *>(const_cast<void *>(l->piece[0].data)) + (size_t)l->a->in * l->e;
+}
+void *grown_a(const layout *l) {
+    return static_cast<char *>(const_cast<void *>(l->piece[0].data)) + (size_t)(l->a->out * l->piece[0].ld) * l->e;
 }
 
 void take_forward(layout *l, counter *c) {
     const usli_linear_args *a = l->a;
     l->lora_a = c->take(l->experts * l->ranks * a->in, l->e);
-    l->lora_b = c->take(l->experts * l->ranks * a->out, l->e);
+    if (!l->grown) l->lora_b = c->take(l->experts * l->ranks * a->out, l->e);
     if (l->skinny) {
         if (l->biased) l->bias = static_cast<float *>(c->take(a->out, 4));
         if (l->ranks) l->room = static_cast<float *>(c->take(usli_narrow_room(a->tokens, a->in, l->ranks), 4));
@@ -132,11 +170,11 @@ void take_backward(layout *l, counter *c) {
         l->lddy = a->out;
     }
     if (!l->ranks) return;
-    l->lora_a = c->take(l->experts * l->ranks * a->in, l->e);
+    if (!l->grown) l->lora_a = c->take(l->experts * l->ranks * a->in, l->e);
     l->dyb = c->take(a->tokens * l->ranks, l->e);
     l->parts_a = l->parts_b = 1;
     if (l->skinny) {
-        l->a_turned = c->take(l->ranks * a->in, l->e);
+        if (!l->grown) l->a_turned = c->take(l->ranks * a->in, l->e);
         l->b_turned = c->take(l->ranks * a->out, l->e);
         l->parts_a = usli_gradient_parts(a->tokens, a->in);
         l->parts_b = usli_gradient_parts(a->tokens, a->out);
@@ -160,10 +198,12 @@ size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
     l->e = bytes_of(a->dtype);
     l->ldx = a->ldx ? a->ldx : a->in;
     l->ldy = a->ldy ? a->ldy : a->out;
+    l->lddx = a->lddx ? a->lddx : l->ldx;
     l->ranks = usli_linear_ranks(a);
     l->drops = l->ranks && a->dropout.p > 0;
     for (int i = 0; i < a->segments; i++) l->biased = l->biased || a->segment[i].bias;
     l->skinny = skinny_fits(l, pass);
+    l->grown = growth(l, a, pass);
     l->xa = a->xa ? a->xa : c.take(a->tokens * l->ranks, l->e);
     l->dropped = a->x;
     l->dy = a->dy;
@@ -174,6 +214,10 @@ size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
         take_backward(l, &c);
     l->ldd = l->dropped == a->x ? l->ldx : a->in;
     add_pieces(l, &c);
+    l->lda = a->in;
+    l->ldb = l->width_a = l->width_b = l->ranks;
+    if (l->grown && pass == USLI_FORWARD) l->lora_b = grown_b(l), l->ldb = l->piece[0].ld, l->width_b = (int)l->grown;
+    if (l->grown && pass == USLI_BACKWARD) l->lora_a = grown_a(l), l->lda = l->piece[0].ld, l->width_a = (int)l->grown;
     return c.used;
 }
 
@@ -214,10 +258,13 @@ adapters adapters_of(const layout *l) {
     return g;
 }
 
-/* Where stacked adapters go; NULL: not wanted. */
+/* Where stacked adapters go; NULL: not wanted. Rows of a and of b lie lda and ldb apart; they have width_a and width_b
+ * ranks, those beyond the ranks that there are being zero. */
 template <typename T> struct stacked {
     T *a, *a_turned, *b, *b_turned;
     float *bias;
+    int64_t lda, ldb;
+    int width_a, width_b;
 };
 
 constexpr int RANKS_A_THREAD = 8;
@@ -249,7 +296,7 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int first = (int)blockIdx.y * RANKS_A_THREAD, s = 0, count = min(g.ranks - first, RANKS_A_THREAD);
     int64_t expert = blockIdx.z;
-    float v[RANKS_A_THREAD];
+    float v[RANKS_A_THREAD] = {};
     if (i < g.in) {
 #pragma unroll
         for (int k = 0; k < RANKS_A_THREAD; k++) {
@@ -261,7 +308,7 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
         if (to.a_turned) store_ranks(to.a_turned + i * g.ranks + first, v, count);
 #pragma unroll
         for (int k = 0; k < RANKS_A_THREAD; k++)
-            if (to.a && k < count) to.a[(expert * g.ranks + first + k) * g.in + i] = from_f32<T>(v[k]);
+            if (to.a && first + k < to.width_a) to.a[(expert * g.ranks + first + k) * to.lda + i] = from_f32<T>(v[k]);
         return;
     }
     i -= g.in;
@@ -275,7 +322,7 @@ __global__ void __launch_bounds__(THREADS) stack(const __grid_constant__ adapter
         int own = first + k - g.s[s].rank0;
         v[k] = own >= 0 && own < g.s[s].rank ? g.s[s].scale * b[own] : 0.0f;
     }
-    if (to.b) store_ranks(to.b + (expert * g.out + i) * g.ranks + first, v, count);
+    if (to.b) store_ranks(to.b + (expert * g.out + i) * to.ldb + first, v, min(to.width_b - first, RANKS_A_THREAD));
 #pragma unroll
     for (int k = 0; k < RANKS_A_THREAD; k++)
         if (to.b_turned && k < count) to.b_turned[(first + k) * g.out + i] = from_f32<T>(v[k]);
@@ -395,18 +442,20 @@ usl_status decode_weights(usli_exec *x, const layout *l) {
     for (int i = 0; i < l->a->segments; i++) {
         const usli_matrix *w = &l->a->segment[i].w;
         if (stored(l, w)) continue;
-        USLI_TRY(usli_cuda_decode(x, w, l->dtype, room, l->a->in));
-        room += (size_t)(w->rows * l->a->in) * l->e;
+        USLI_TRY(usli_cuda_decode(x, w, l->dtype, room, l->a->in + l->grown));
+        room += (size_t)(w->rows * (l->a->in + l->grown)) * l->e;
     }
     return USL_OK;
 }
 
 void stack_adapters(usli_exec *x, const layout *l) {
     adapters g = adapters_of(l);
-    dim3 grid(blocks_for(g.in + g.out), (unsigned)usli_ceil_div(most(g.ranks, 1), RANKS_A_THREAD), (unsigned)g.experts);
+    int64_t width = most(most(l->width_a, l->width_b), 1);
+    dim3 grid(blocks_for(g.in + g.out), (unsigned)usli_ceil_div(width, RANKS_A_THREAD), (unsigned)g.experts);
     USLI_BY_DTYPE(l->dtype, T,
                   stacked<T> to = { static_cast<T *>(l->lora_a), static_cast<T *>(l->a_turned),
-                                    static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias };
+                                    static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias,
+                                    l->lda, l->ldb, l->width_a, l->width_b };
                   USLI_LAUNCH_EARLY(grid, THREADS, 0, x, stack<T>)(g, to));
 }
 
@@ -426,11 +475,13 @@ usli_wide wide_y(const layout *l, const void *y) {
     return { const_cast<void *>(y), l->a->tokens, l->a->out, l->ldy, nullptr };
 }
 
-usl_status make_xa(usli_exec *x, const layout *l) {
+/* `beside` x too, where k grows. */
+usl_status make_xa(usli_exec *x, const layout *l, bool beside) {
     const usli_linear_args *a = l->a;
     if (l->skinny) {
         usli_wide w = wide_x(l, a->x);
-        return usli_narrow(x, l->dtype, &w, l->lora_a, l->ranks, l->xa, l->room);
+        return usli_narrow(x, l->dtype, &w, l->lora_a, l->lda, l->ranks, l->xa,
+                           beside ? offset(a->x, l->e, a->in) : nullptr, l->ldx, l->room);
     }
     if (l->drops) launch_drop(x, l, a->x, l->ldx, const_cast<void *>(l->dropped), a->in, false);
     return product(x, l, false, true, a->tokens, l->ranks, a->in, l->dropped, l->ldd, l->lora_a, a->in, l->xa, l->dtype,
@@ -443,7 +494,8 @@ usl_status add_adapters(usli_exec *x, const layout *l, bool *started) {
     *started = a->y_mode == USLI_ACCUMULATE;
     if (!l->ranks && !l->biased) return USL_OK;
     if (l->ranks || l->skinny) stack_adapters(x, l);
-    if (l->ranks) USLI_TRY(make_xa(x, l));
+    if (l->ranks) USLI_TRY(make_xa(x, l, l->grown));
+    if (l->grown) return USL_OK;
     bool add = *started;
     *started = true;
     if (l->skinny) {
@@ -469,7 +521,7 @@ usl_status forward(usli_exec *x, const layout *l) {
     USLI_TRY(decode_weights(x, l));
     for (int i = 0; i < l->pieces; i++) {
         const piece *p = &l->piece[i];
-        USLI_TRY(product(x, l, false, true, a->tokens, p->rows, a->in, a->x, l->ldx, p->data, a->in,
+        USLI_TRY(product(x, l, false, true, a->tokens, p->rows, a->in + l->grown, a->x, l->ldx, p->data, p->ld,
                          offset(a->y, bytes_of(a->y_dtype), p->row), a->y_dtype, l->ldy, started));
     }
     return usli_launched(x, "linear");
@@ -481,7 +533,8 @@ usl_status make_dyb(usli_exec *x, const layout *l) {
         return product(x, l, false, false, a->tokens, l->ranks, a->out, l->dy, l->lddy, l->lora_b, l->ranks, l->dyb,
                        l->dtype, l->ranks, false);
     usli_wide dy = wide_y(l, l->dy);
-    return usli_narrow(x, l->dtype, &dy, l->b_turned, l->ranks, l->dyb, l->room);
+    return usli_narrow(x, l->dtype, &dy, l->b_turned, a->out, l->ranks, l->dyb,
+                       l->grown ? offset(l->dy, l->e, a->out) : nullptr, l->lddy, l->room);
 }
 
 usl_status adapter_gradients(usli_exec *x, const layout *l) {
@@ -507,27 +560,28 @@ usl_status start_dx(usli_exec *x, const layout *l, bool add) {
     const usli_linear_args *a = l->a;
     if (l->skinny) {
         usli_wide dx = wide_x(l, a->dx);
+        dx.ld = l->lddx;
         return usli_expand(x, l->dtype, &dx, l->dyb, l->a_turned, l->ranks, nullptr, add);
     }
     void *to = l->drops ? l->dx_room : a->dx;
     USLI_TRY(product(x, l, false, false, a->tokens, a->in, l->ranks, l->dyb, l->ranks, l->lora_a, a->in, to, l->dtype,
-                     l->drops ? a->in : l->ldx, !l->drops && add));
-    if (l->drops) launch_drop(x, l, to, a->in, a->dx, l->ldx, add);
+                     l->drops ? a->in : l->lddx, !l->drops && add));
+    if (l->drops) launch_drop(x, l, to, a->in, a->dx, l->lddx, add);
     return USL_OK;
 }
 
 usl_status make_dx(usli_exec *x, const layout *l) {
     const usli_linear_args *a = l->a;
     bool started = a->dx_mode == USLI_ACCUMULATE;
-    if (l->ranks) {
+    if (l->ranks && !l->grown) {
         USLI_TRY(start_dx(x, l, started));
         started = true;
     }
     USLI_TRY(decode_weights(x, l));
     for (int i = 0; i < l->pieces; i++) {
         const piece *p = &l->piece[i];
-        USLI_TRY(product(x, l, false, false, a->tokens, a->in, p->rows, offset(l->dy, l->e, p->row), l->lddy, p->data,
-                         a->in, a->dx, l->dtype, l->ldx, started));
+        USLI_TRY(product(x, l, false, false, a->tokens, a->in, p->rows + l->grown, offset(l->dy, l->e, p->row), l->lddy,
+                         p->data, p->ld, a->dx, l->dtype, l->lddx, started));
         started = true;
     }
     return USL_OK;
@@ -552,7 +606,7 @@ usl_status backward(usli_exec *x, const layout *l) {
                           a->dy, a->y_dtype, l->ldy, static_cast<T *>(l->dy_room), a->out, a->tokens * a->out));
     if (l->ranks) {
         stack_adapters(x, l);
-        if (adapts && !a->xa) USLI_TRY(make_xa(x, l));
+        if (adapts && !a->xa) USLI_TRY(make_xa(x, l, false));
         USLI_TRY(make_dyb(x, l));
     }
     if (adapts) USLI_TRY(adapter_gradients(x, l));
@@ -618,7 +672,7 @@ void lay_out(magnified *g, const usli_linear_args *a, usli_pass pass, void *ws) 
     if (pass == USLI_BACKWARD) {
         g->forward.xa = nullptr; /* what was saved stays */
         g->dz = c.take(a->tokens * a->out, bytes_of(a->y_dtype));
-        g->backward.dy = g->dz, g->backward.ldy = 0;
+        g->backward.dy = g->dz, g->backward.ldy = g->backward.room = 0;
     }
     g->bytes = c.used;
     g->inner = c.take(0, 1);

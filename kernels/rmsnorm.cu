@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(THREADS) forward_any(usli_rmsnorm_args a) {
     if (threadIdx.x == 0 && a.rstd) a.rstd[row] = rstd;
     if (both) n = a.res_out;
     for (int64_t i = threadIdx.x; i < a.cols; i += THREADS)
-        store_any(a.y, a.dtype, at + i,
+        store_any(a.y, a.dtype, row * a.ldy + i,
                   load_any(n, dtype, at + i) * rstd * (load_any(a.weight, a.weight_dtype, i) + a.weight_offset));
 }
 
@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(THREADS) backward_any(usli_rmsnorm_args a) {
     int64_t row = blockIdx.x, at = row * a.cols;
     float rstd = a.rstd[row], mean = 0;
     for (int64_t i = threadIdx.x; i < a.cols; i += THREADS)
-        mean += load_any(a.dy, a.dtype, at + i) * (load_any(a.weight, a.weight_dtype, i) + a.weight_offset) *
+        mean += load_any(a.dy, a.dtype, row * a.lddy + i) * (load_any(a.weight, a.weight_dtype, i) + a.weight_offset) *
                 load_any(a.n, a.n_dtype, at + i);
     float k = rstd * rstd * (block_sum<THREADS>(mean, part) / (float)a.cols);
     for (int64_t i = threadIdx.x; i < a.cols; i += THREADS) {
-        float g = load_any(a.dy, a.dtype, at + i) * (load_any(a.weight, a.weight_dtype, i) + a.weight_offset);
+        float g = load_any(a.dy, a.dtype, row * a.lddy + i) * (load_any(a.weight, a.weight_dtype, i) + a.weight_offset);
         float d = rstd * (g - load_any(a.n, a.n_dtype, at + i) * k);
-        if (a.dn_mode == USLI_ACCUMULATE) d += load_any(a.dn, a.res_dtype, at + i);
-        store_any(a.dn, a.res_dtype, at + i, d);
+        if (a.dn_mode == USLI_ACCUMULATE) d += load_any(a.dn, a.res_dtype, row * a.lddn + i);
+        store_any(a.dn, a.res_dtype, row * a.lddn + i, d);
     }
 }
 
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(N, 1024 / N) forward_row(usli_rmsnorm_args a) 
             if (i >= packs) continue;
             usli_pack<T, V> y;
             for (int k = 0; k < V; k++) y.v[k] = from_f32<T>(v[p][k] * rstd * (w[p].v[k] + a.weight_offset));
-            store_pack<T, V>(static_cast<T *>(a.y) + at + i * V, y);
+            store_pack<T, V>(static_cast<T *>(a.y) + row * a.ldy + i * V, y);
         }
     }
 }
@@ -107,7 +107,6 @@ __global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a)
     __shared__ float part[32];
     int packs = (int)(a.cols / V);
     bool add = a.dn_mode == USLI_ACCUMULATE;
-    R *dn = static_cast<R *>(a.dn);
     usli_pack<float, V> w[PACKS];
 #pragma unroll
     for (int p = 0; p < PACKS; p++) {
@@ -117,6 +116,8 @@ __global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a)
     await_earlier();
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         int64_t at = row * a.cols;
+        const T *dy_row = static_cast<const T *>(a.dy) + row * a.lddy;
+        R *dn = static_cast<R *>(a.dn) + row * a.lddn;
         usli_pack<R, V> n[PACKS], before[PACKS];
         usli_pack<T, V> dy[PACKS];
 #pragma unroll
@@ -124,8 +125,8 @@ __global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a)
             int i = p * N + (int)threadIdx.x;
             if (i >= packs) continue;
             n[p] = load_wide<R, V>(static_cast<const R *>(a.n) + at + i * V);
-            dy[p] = load_pack<T, V>(static_cast<const T *>(a.dy) + at + i * V);
-            if (add) before[p] = load_wide<R, V>(dn + at + i * V);
+            dy[p] = load_pack<T, V>(dy_row + i * V);
+            if (add) before[p] = load_wide<R, V>(dn + i * V);
         }
         float rstd = a.rstd[row], mean = 0;
 #pragma unroll
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(N, 1024 / N) backward_row(usli_rmsnorm_args a)
                 float d = rstd * (to_f32(dy[p].v[k]) * (w[p].v[k] + a.weight_offset) - to_f32(n[p].v[k]) * c);
                 n[p].v[k] = from_f32<R>(add ? d + to_f32(before[p].v[k]) : d);
             }
-            store_wide<R, V>(dn + at + i * V, n[p]);
+            store_wide<R, V>(dn + i * V, n[p]);
         }
     }
 }
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(THREADS) slices_any(usli_rmsnorm_args a, float
     if (col >= a.cols) return;
     float sum = 0;
     for (int64_t r = first; r < first + SLICE && r < a.rows; r++)
-        sum += load_any(a.dy, a.dtype, r * a.cols + col) * load_any(a.n, a.n_dtype, r * a.cols + col) * a.rstd[r];
+        sum += load_any(a.dy, a.dtype, r * a.lddy + col) * load_any(a.n, a.n_dtype, r * a.cols + col) * a.rstd[r];
     sums[(int64_t)blockIdx.y * a.cols + col] = sum;
 }
 
@@ -168,7 +169,7 @@ template <typename T, typename R> __global__ void __launch_bounds__(THREADS) sli
     usli_pack<float, V> sum = {};
 #pragma unroll 4
     for (int64_t r = first; r < end; r++) {
-        usli_pack<T, V> dy = load_pack<T, V>(static_cast<const T *>(a.dy) + r * a.cols + col);
+        usli_pack<T, V> dy = load_pack<T, V>(static_cast<const T *>(a.dy) + r * a.lddy + col);
         usli_pack<R, V> n = load_wide<R, V>(static_cast<const R *>(a.n) + r * a.cols + col);
         float rstd = a.rstd[r];
         for (int k = 0; k < V; k++) sum.v[k] += to_f32(dy.v[k]) * to_f32(n.v[k]) * rstd;
@@ -194,7 +195,7 @@ int packs_of(const usli_rmsnorm_args *a) {
         if (!usli_aligned16(all[i])) return 0;
     bool types = a->weight_dtype == USL_F32 && (a->res_dtype == a->dtype || a->res_dtype == USL_F32) &&
                  (!a->n || a->n_dtype == a->res_dtype);
-    if (!types || a->cols % v) return 0;
+    if (!types || a->cols % v || a->ldy % v || a->lddy % v || a->lddn % v) return 0;
     return a->cols / v <= MOST_PACKS ? (int)(a->cols / v) : 0;
 }
 
@@ -232,7 +233,9 @@ size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
-    const usli_rmsnorm_args *a = static_cast<const usli_rmsnorm_args *>(args);
+    usli_rmsnorm_args whole = *static_cast<const usli_rmsnorm_args *>(args), *a = &whole;
+    for (int64_t *ld : { &whole.ldy, &whole.lddy, &whole.lddn })
+        if (!*ld) *ld = whole.cols;
     bool back = pass == USLI_BACKWARD;
     int packs = packs_of(a);
     if (!a->rows) return USL_OK;

@@ -55,12 +55,19 @@ template <int RT> constexpr size_t down_shared() {
 
 template <typename T> struct narrow_args {
     const T *x, *a;
-    T *out;      /* one share: the result */
-    float *part; /* several: (shares, tokens, 16 RT) */
-    int64_t ldx, tokens, cols, share;
+    T *out, *also; /* one share: the result */
+    float *part;   /* several: (shares, tokens, 16 RT) */
+    int64_t ldx, lda, ld_also, tokens, cols, share;
     int ranks;
     usli_dropout d;
 };
+
+/* Value r of token t; also's rows are whole. */
+template <typename T>
+__device__ __forceinline__ void narrow_store(T *out, T *also, int64_t ld_also, int ranks, int64_t t, int r, float v) {
+    if (r < ranks) out[t * ranks + r] = from_f32<T>(v);
+    if (also) also[t * ld_also + r] = from_f32<T>(r < ranks ? v : 0.0f);
+}
 
 template <typename T, int RT>
 __device__ __forceinline__ void narrow_load(const narrow_args<T> &g, T *stage, int64_t t0, int64_t col, int64_t end) {
@@ -75,7 +82,7 @@ __device__ __forceinline__ void narrow_load(const narrow_args<T> &g, T *stage, i
             if (valid) from = g.x + (t0 + line) * g.ldx + col + c;
         } else {
             valid = valid && r < g.ranks;
-            if (valid) from = g.a + r * g.cols + col + c;
+            if (valid) from = g.a + r * g.lda + col + c;
         }
         cp_async16(stage + line * DOWN_LINE + c, from, valid);
     }
@@ -135,8 +142,8 @@ template <typename T, int RT, bool DROPS> __global__ void __launch_bounds__(DOWN
                 usli_pack<float, 2> v = { { first, second } };
                 store_pack<float, 2>(g.part + (blockIdx.y * g.tokens + t) * (16 * RT) + r, v);
             } else {
-                if (r < g.ranks) g.out[t * g.ranks + r] = from_f32<T>(first);
-                if (r + 1 < g.ranks) g.out[t * g.ranks + r + 1] = from_f32<T>(second);
+                narrow_store(g.out, g.also, g.ld_also, g.ranks, t, r, first);
+                narrow_store(g.out, g.also, g.ld_also, g.ranks, t, r + 1, second);
             }
         }
 }
@@ -145,7 +152,7 @@ constexpr int THREADS = 256;
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-    add_shares(const float *part, int shares, int64_t tokens, int width, int ranks, T *out) {
+    add_shares(const float *part, int shares, int64_t tokens, int width, int ranks, T *out, T *also, int64_t ld_also) {
     await_earlier();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, plane = tokens * width;
     if (i >= plane) return;
@@ -154,7 +161,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int s = 0; s < shares; s++) sum += part[s * plane + i];
     int64_t t = i / width;
     int r = (int)(i - t * width);
-    if (r < ranks) out[t * ranks + r] = from_f32<T>(sum);
+    narrow_store(out, also, ld_also, ranks, t, r, sum);
 }
 
 /* Columns of a block's share: enough blocks for the largest device, by shapes alone. */
@@ -177,7 +184,7 @@ template <typename T, int RT> usl_status launch_narrow(usli_exec *x, const usli_
     }
     if (shares > 1)
         USLI_LAUNCH_EARLY((unsigned)usli_ceil_div(w->tokens * 16 * RT, THREADS), THREADS, 0, x, add_shares<T>)
-    (g->part, (int)shares, w->tokens, 16 * RT, g->ranks, g->out);
+    (g->part, (int)shares, w->tokens, 16 * RT, g->ranks, g->out, g->also, g->ld_also);
     return usli_launched(x, "linear");
 }
 
@@ -445,9 +452,11 @@ template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const gra
                      : f<T, 4>(__VA_ARGS__))
 
 template <typename T>
-usl_status narrow_of(usli_exec *x, const usli_wide *w, const void *a, int ranks, void *out, float *room) {
+usl_status narrow_of(usli_exec *x, const usli_wide *w, const void *a, int64_t lda, int ranks, void *out, void *also,
+                     int64_t ld_also, float *room) {
     narrow_args<T> g = {};
     g.x = static_cast<const T *>(w->data), g.a = static_cast<const T *>(a), g.out = static_cast<T *>(out);
+    g.also = static_cast<T *>(also), g.ld_also = ld_also, g.lda = lda;
     g.part = room, g.ldx = w->ld, g.tokens = w->tokens, g.cols = w->cols, g.ranks = ranks;
     g.share = narrow_share(w->tokens, w->cols);
     if (w->dropout) g.d = *w->dropout;
@@ -483,10 +492,10 @@ int64_t usli_narrow_room(int64_t tokens, int64_t cols, int ranks) {
     return shares > 1 ? shares * tokens * round_up(ranks, 16) : 0;
 }
 
-usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int ranks, void *out,
-                       float *room) {
-    return dtype == USL_BF16 ? narrow_of<usli_bf16>(x, w, a, ranks, out, room)
-                             : narrow_of<usli_f16>(x, w, a, ranks, out, room);
+usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int64_t lda, int ranks,
+                       void *out, void *also, int64_t ld_also, float *room) {
+    return dtype == USL_BF16 ? narrow_of<usli_bf16>(x, w, a, lda, ranks, out, also, ld_also, room)
+                             : narrow_of<usli_f16>(x, w, a, lda, ranks, out, also, ld_also, room);
 }
 
 usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,

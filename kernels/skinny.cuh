@@ -6,8 +6,6 @@
 
 #include "kernels/device.cuh"
 
-enum { USLI_SKINNY_RANKS = 64 };
-
 /* A wide matrix (tokens, cols) as these kernels take it. */
 typedef struct usli_wide {
     void *data;
@@ -19,10 +17,11 @@ static inline bool usli_skinny_fits(const void *data, int64_t cols, int64_t ld) 
     return usli_aligned16(data) && cols % 8 == 0 && ld % 8 == 0;
 }
 
-/* out (tokens, ranks) = drop(x) a^T, a (ranks, cols). room: floats, as many as usli_narrow_room says. */
+/* out (tokens, ranks) = drop(x) a^T, a (ranks, cols), rows lda apart. also: where out is written a second time, rows
+ * ld_also apart, with zeros up to a multiple of 16 columns; or NULL. room: floats, as many as usli_narrow_room says. */
 int64_t usli_narrow_room(int64_t tokens, int64_t cols, int ranks);
-usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int ranks, void *out,
-                       float *room);
+usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const void *a, int64_t lda, int ranks,
+                       void *out, void *also, int64_t ld_also, float *room);
 
 /* y = bias + drop(p b^T), p (tokens, ranks), b (cols, ranks), or y += that. bias (cols) or NULL; ranks may be 0. */
 usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,

@@ -19,7 +19,8 @@ static void cast_task(void *arg, int64_t task, int worker) {
     int64_t col = task % j->pieces * VALUES, first = task / j->pieces * j->rows;
     int64_t n = a->src.cols - col < VALUES ? a->src.cols - col : VALUES;
     for (int64_t row = first; row < a->src.rows && row < first + j->rows; row++) {
-        char *dst = (char *)a->dst + (size_t)(row * a->src.cols + col) * usli_dtype_bytes(a->dtype);
+        int64_t to = row * (a->ld ? a->ld : a->src.cols) + col;
+        char *dst = (char *)a->dst + (size_t)to * usli_dtype_bytes(a->dtype);
         usli_matrix_decode(&a->src, row, col, n, 1, dst, a->dtype);
     }
 }

@@ -6,6 +6,10 @@
 
 enum { TOKENS = 16, COLS = 64 /* of a task, forward and backward */, CHUNK = 1024 };
 
+static int64_t dy_at(const usli_embedding_args *a, int64_t token, int64_t col) {
+    return token * (a->lddy ? a->lddy : a->cols) + col;
+}
+
 static void look_up(void *arg, int64_t task, int worker) {
     const usli_embedding_args *a = arg;
     (void)worker;
@@ -53,7 +57,7 @@ static void make_p(void *arg, int64_t task, int worker) {
         for (int r = 0; r < l->rank; r++) {
             double sum = 0;
             for (int64_t i = 0; i < a->cols; i++)
-                sum += (double)usli_get_float(a->dy, a->dtype, t * a->cols + i) * (double)l->b[i * l->rank + r];
+                sum += (double)usli_get_float(a->dy, a->dtype, dy_at(a, t, i)) * (double)l->b[i * l->rank + r];
             j->p[t * l->rank + r] = j->scale * (float)sum;
             j->picked[t * l->rank + r] = l->a[r * a->table.rows + a->ids[t]];
         }
@@ -74,7 +78,7 @@ static void add_b(void *arg, int64_t task, int worker) {
     (void)worker;
     for (int64_t i = task * COLS; i < a->cols && i < (task + 1) * COLS; i++)
         for (int64_t t = 0; t < a->tokens; t++)
-            v->axpy(j->scale * usli_get_float(a->dy, a->dtype, t * a->cols + i), j->picked + t * rank,
+            v->axpy(j->scale * usli_get_float(a->dy, a->dtype, dy_at(a, t, i)), j->picked + t * rank,
                     a->lora.db + i * rank, rank);
 }
 
@@ -99,7 +103,7 @@ static void add_columns(void *arg, int64_t task, int worker) {
     float room[COLS];
     int64_t col = task * COLS, n = a->cols - col < COLS ? a->cols - col : COLS;
     for (int64_t t = 0; t < a->tokens; t++) {
-        const void *dy = (const char *)a->dy + (size_t)(t * a->cols + col) * usli_dtype_bytes(a->dtype);
+        const void *dy = (const char *)a->dy + (size_t)dy_at(a, t, col) * usli_dtype_bytes(a->dtype);
         v->axpy(a->scale, usli_row_load(v, dy, a->dtype, room, n), a->dtable + a->ids[t] * a->cols + col, n);
     }
 }

@@ -8,7 +8,7 @@ enum { ROWS = 64 }; /* rows of a task */
 
 typedef struct job {
     const usli_gather_args *a;
-    size_t row_bytes;
+    size_t row_bytes, ld_bytes; /* ld: of x and dx */
 } job;
 
 static void gather_rows(void *arg, int64_t task, int worker) {
@@ -16,7 +16,7 @@ static void gather_rows(void *arg, int64_t task, int worker) {
     const usli_gather_args *a = j->a;
     (void)worker;
     for (int64_t i = task * ROWS; i < a->rows && i < (task + 1) * ROWS; i++)
-        memcpy((char *)a->y + (size_t)i * j->row_bytes, (const char *)a->x + (size_t)a->index[i] * j->row_bytes,
+        memcpy((char *)a->y + (size_t)i * j->row_bytes, (const char *)a->x + (size_t)a->index[i] * j->ld_bytes,
                j->row_bytes);
 }
 
@@ -24,7 +24,7 @@ static void zero_rows(void *arg, int64_t task, int worker) {
     const job *j = arg;
     (void)worker;
     int64_t first = task * ROWS, rows = j->a->x_rows - first < ROWS ? j->a->x_rows - first : ROWS;
-    memset((char *)j->a->dx + (size_t)first * j->row_bytes, 0, (size_t)rows * j->row_bytes);
+    memset((char *)j->a->dx + (size_t)first * j->ld_bytes, 0, (size_t)rows * j->ld_bytes);
 }
 
 /* The indices are distinct, so no two tasks write one row. */
@@ -33,7 +33,7 @@ static void scatter_rows(void *arg, int64_t task, int worker) {
     const usli_gather_args *a = j->a;
     (void)worker;
     for (int64_t i = task * ROWS; i < a->rows && i < (task + 1) * ROWS; i++)
-        memcpy((char *)a->dx + (size_t)a->index[i] * j->row_bytes, (const char *)a->dy + (size_t)i * j->row_bytes,
+        memcpy((char *)a->dx + (size_t)a->index[i] * j->ld_bytes, (const char *)a->dy + (size_t)i * j->row_bytes,
                j->row_bytes);
 }
 
@@ -44,7 +44,8 @@ static usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {
         if (a->index[i] < 0 || a->index[i] >= a->x_rows)
             return usli_fail(x->ctx, USL_ERR_INTERNAL, "gather: index %d of %lld rows", (int)a->index[i],
                              (long long)a->x_rows);
-    job j = { a, (size_t)a->cols * usli_dtype_bytes(a->dtype) };
+    size_t e = usli_dtype_bytes(a->dtype);
+    job j = { a, (size_t)a->cols * e, (size_t)(a->ldx ? a->ldx : a->cols) * e };
     int64_t tasks = (a->rows + ROWS - 1) / ROWS;
     if (pass == USLI_FORWARD) {
         usli_pool_run(x->ctx->pool, tasks, gather_rows, &j);

@@ -21,14 +21,14 @@ static void task_fn(void *arg, int64_t task, int worker) {
         if (j->pass == USLI_BACKWARD && a->dweight) a->dweight[r] = 0;
         for (int64_t c = 0; c < a->cols; c += COLS) {
             int64_t n = a->cols - c < COLS ? a->cols - c : COLS;
-            size_t gate = (size_t)(r * 2 * a->cols + c) * e, up = gate + (size_t)a->cols * e,
-                   one = (size_t)(r * a->cols + c) * e;
+            size_t gate = (size_t)(r * (a->ld ? a->ld : 2 * a->cols) + c) * e, up = gate + (size_t)a->cols * e,
+                   one = (size_t)(r * a->cols + c) * e, to = (size_t)(r * (a->ldh ? a->ldh : a->cols) + c) * e;
             const float *gs = usli_row_load(j->v, (const char *)a->gate_up + gate, a->dtype, g, n);
             const float *us = usli_row_load(j->v, (const char *)a->gate_up + up, a->dtype, u, n);
             if (j->pass == USLI_FORWARD) {
                 j->v->glu((int)a->act, gs, us, h, n);
                 if (a->weight) j->v->scale(a->weight[r], h, n);
-                usli_row_store(j->v, h, (char *)a->h + one, a->dtype, n);
+                usli_row_store(j->v, h, (char *)a->h + to, a->dtype, n);
                 continue;
             }
             const float *dh = usli_row_load(j->v, (const char *)a->dh + one, a->dtype, d, n);

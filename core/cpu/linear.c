@@ -23,7 +23,7 @@ enum {
 typedef struct linear {
     const usli_linear_args *a;
     usl_dtype product; /* type of decoded and converted operands */
-    int64_t ldx, ldy;
+    int64_t ldx, ldy, lddx;
     int ranks, adapters;
     const void *lora_a;                    /* (ranks, in), of type product */
     const void *lora_b[USLI_MAX_SEGMENTS]; /* (rows, rank), of type product */
@@ -84,6 +84,7 @@ static size_t lay_out(linear *l, const usli_linear_args *a, usli_pass pass, void
     counter r = { ws, 0 };
     *l = (linear){ .a = a, .product = a->dtype == USL_BF16 ? USL_BF16 : USL_F32, .ranks = usli_linear_ranks(a) };
     l->ldx = a->ldx ? a->ldx : a->in;
+    l->lddx = a->lddx ? a->lddx : l->ldx;
     l->ldy = a->ldy ? a->ldy : a->out;
     for (int i = 0; i < a->segments; i++) l->adapters += a->segment[i].lora.rank > 0;
     if (l->product != USL_F32 || l->adapters > 1) l->a_room = take(&r, l->ranks * a->in, l->product);
@@ -340,7 +341,7 @@ static usl_status make_dx(usli_exec *x, linear *l) {
         decode_pieces(x, &ps);
         dx_mask mask = { &a->dropout, col };
         usli_product p = {
-            .m = a->tokens, .n = cols, .alpha = 1, .beta = a->dx_mode == USLI_ACCUMULATE, .cdt = a->dtype, .ldc = l->ldx
+            .m = a->tokens, .n = cols, .alpha = 1, .beta = a->dx_mode == USLI_ACCUMULATE, .cdt = a->dtype, .ldc = l->lddx
         };
         p.c = at(a->dx, a->dtype, col);
         if (l->adapters) { /* dyb is scaled already, so one term does for all adapters */

@@ -20,8 +20,8 @@ static int64_t tasks_of(const usli_rmsnorm_args *a) {
     return (a->rows + ROWS - 1) / ROWS;
 }
 
-static const char *row_at(const void *p, usl_dtype dtype, int64_t row, int64_t cols) {
-    return (const char *)p + (size_t)(row * cols) * usli_dtype_bytes(dtype);
+static char *row_at(const void *p, usl_dtype dtype, int64_t row, int64_t ld) {
+    return (char *)(uintptr_t)p + (size_t)(row * ld) * usli_dtype_bytes(dtype);
 }
 
 static void forward_task(void *arg, int64_t task, int worker) {
@@ -46,7 +46,7 @@ static void forward_task(void *arg, int64_t task, int worker) {
         float rstd = 1.0f / sqrtf(j->v->dot(v, v, n) / (float)n + a->eps);
         if (a->rstd) a->rstd[r] = rstd;
         j->v->times(rstd, v, j->w, y, n);
-        usli_row_store(j->v, y, (char *)a->y + (size_t)(r * n) * usli_dtype_bytes(a->dtype), a->dtype, n);
+        usli_row_store(j->v, y, row_at(a->y, a->dtype, r, a->ldy ? a->ldy : n), a->dtype, n);
     }
 }
 
@@ -59,12 +59,12 @@ static void backward_task(void *arg, int64_t task, int worker) {
     if (dw) memset(dw, 0, (size_t)n * sizeof *dw);
     for (int64_t r = task * ROWS; r < a->rows && r < (task + 1) * ROWS; r++) {
         const float *v = usli_row_load(j->v, row_at(a->n, a->n_dtype, r, n), a->n_dtype, b0, n);
-        const float *dy = usli_row_load(j->v, row_at(a->dy, a->dtype, r, n), a->dtype, b1, n);
+        const float *dy = usli_row_load(j->v, row_at(a->dy, a->dtype, r, a->lddy ? a->lddy : n), a->dtype, b1, n);
         float rstd = a->rstd[r], mean = j->v->dot3(dy, j->w, v, n) / (float)n, k = rstd * rstd * mean;
         if (dw) j->v->add_times(rstd, dy, v, dw, n);
         if (!a->dn) continue;
         j->v->norm_backward(rstd, k, v, j->w, dy, g, n);
-        char *dn = (char *)a->dn + (size_t)(r * n) * usli_dtype_bytes(a->res_dtype);
+        char *dn = row_at(a->dn, a->res_dtype, r, a->lddn ? a->lddn : n);
         if (a->dn_mode == USLI_ACCUMULATE) j->v->axpy(1.0f, usli_row_load(j->v, dn, a->res_dtype, b3, n), g, n);
         usli_row_store(j->v, g, dn, a->res_dtype, n);
     }

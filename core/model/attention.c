@@ -3,12 +3,13 @@
 #include "core/base/dtype.h"
 #include "core/model/block_parts.h"
 
-static usli_rope_args rope_args(const usli_pass_state *s, int64_t layer, void *qkv) {
+/* width: from row to row of qkv. */
+static usli_rope_args rope_args(const usli_pass_state *s, int64_t layer, void *qkv, int64_t width) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     const usli_rope_table *angles = usli_model_rope(m, layer);
     const usli_weight *qn = usli_model_weight(m, USLI_Q_NORM, layer), *kn = usli_model_weight(m, USLI_K_NORM, layer);
-    int64_t q = c->heads * c->head_dim, width = q + 2 * c->kv_heads * c->head_dim;
+    int64_t q = c->heads * c->head_dim;
     return (usli_rope_args){ .tokens = s->batch->tokens,
                              .heads = (int)c->heads,
                              .kv_heads = (int)c->kv_heads,
@@ -30,13 +31,13 @@ static usli_rope_args rope_args(const usli_pass_state *s, int64_t layer, void *q
                              .norm_offset = c->arch->norm_offset };
 }
 
-/* qkv: after rope. */
-static usli_attention_args attention_args(const usli_pass_state *s, int64_t layer, char *qkv,
-                                          const usli_block_saved *saved) {
+/* qkv: after rope, rows width apart; o's rows are o_stride apart. */
+static usli_attention_args attention_args(const usli_pass_state *s, int64_t layer, char *qkv, int64_t width,
+                                          int64_t o_stride, const usli_block_saved *saved) {
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t e = usli_dtype_bytes(m->dtype);
-    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, width = q + 2 * kv;
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     usli_attention_args a = usli_attention_args_of(s, saved);
     a.kv_heads = (int)c->kv_heads;
     a.v_dim = (int)c->head_dim;
@@ -46,7 +47,7 @@ static usli_attention_args attention_args(const usli_pass_state *s, int64_t laye
     a.k = qkv + (size_t)q * e;
     a.v = qkv + (size_t)(q + kv) * e;
     a.q_stride = a.k_stride = a.v_stride = width;
-    a.o_stride = q;
+    a.o_stride = o_stride;
     return a;
 }
 
@@ -96,38 +97,41 @@ static usl_status plain_forward(usli_pass_state *s, int64_t layer, const usli_ca
     const usl_model *m = s->model;
     const usli_config *c = &m->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(m->dtype);
-    size_t q = (size_t)(c->heads * c->head_dim), width = q + 2 * (size_t)(c->kv_heads * c->head_dim);
-    usli_group g;
+    usli_group g, out;
     void *y;
     usli_group_make(s, layer, USLI_GROUP_QKV, &g);
+    usli_group_make(s, layer, USLI_GROUP_OUT, &out);
+    int64_t width = usli_group_out_stride(&g);
+    size_t qkv_bytes = t * (size_t)width * e, y_bytes = t * (size_t)usli_group_stride(&g) * e;
     if (s->training) {
         USLI_TAKE(saved->rstd1, s->exec, keep, t * sizeof(float));
         USLI_TAKE(saved->xa_qkv, s->exec, keep, usli_group_xa_bytes(&g));
         USLI_TAKE(saved->lse, s->exec, keep, t * (size_t)c->heads * sizeof(float));
     }
-    USLI_TAKE(saved->qkv, s->exec, keep, t * width * e);
-    USLI_TAKE(saved->o, s->exec, keep, t * q * e);
-    if (keep && usli_is_whole(s, layer) && usli_group_trains(&g))
-        USLI_TAKE(saved->y_attn, s->exec, true, t * (size_t)c->hidden * e);
+    USLI_TAKE(saved->qkv, s->exec, keep, qkv_bytes);
+    USLI_TAKE(saved->o, s->exec, keep, t * (size_t)usli_group_stride(&out) * e);
+    if (keep && usli_is_whole(s, layer) && usli_group_trains(&g)) USLI_TAKE(saved->y_attn, s->exec, true, y_bytes);
     size_t mark = s->exec->arena->high;
-    if (!(y = saved->y_attn)) USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
+    if (!(y = saved->y_attn)) USLI_TAKE(y, s->exec, false, y_bytes);
     usli_rmsnorm_args norm = usli_norm_args(s, USLI_ATTN_NORM, layer);
     norm.res = res;
     norm.x = x;
     norm.res_out = saved->n1;
     norm.y = y;
+    norm.ldy = usli_group_stride(&g);
     norm.rstd = saved->rstd1;
     USLI_TRY(usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD));
-    g.args.x = y;
+    usli_group_set_x(&g, y);
     g.args.y = saved->qkv;
+    g.args.ldy = width;
     g.args.xa = saved->xa_qkv;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
     s->exec->arena->high = mark;
     void *turned = saved->qkv;
-    if (keep && c->arch->qk_norm) USLI_TRY(usli_copy_heads(s, saved->qkv, t * width * e, &turned));
-    usli_rope_args rope = rope_args(s, layer, turned);
+    if (keep && c->arch->qk_norm) USLI_TRY(usli_copy_heads(s, saved->qkv, qkv_bytes, &turned));
+    usli_rope_args rope = rope_args(s, layer, turned, width);
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_FORWARD));
-    usli_attention_args attn = attention_args(s, layer, turned, saved);
+    usli_attention_args attn = attention_args(s, layer, turned, width, usli_group_stride(&out), saved);
     if (cache) USLI_TRY(usli_attention_cache(s, layer, cache, &attn));
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_FORWARD));
     s->exec->arena->high = mark;
@@ -141,7 +145,7 @@ static usl_status attention_out(usli_pass_state *s, int64_t layer, bool keep, us
     usli_group_make(s, layer, USLI_GROUP_OUT, &g);
     if (s->training) USLI_TAKE(saved->xa_o, s->exec, keep, usli_group_xa_bytes(&g));
     if (c->arch->post_norms) USLI_TRY(usli_branch_take(s, keep, &saved->attn, &saved->rstd_attn));
-    g.args.x = saved->o;
+    usli_group_set_x(&g, saved->o);
     g.args.y = c->arch->post_norms ? saved->attn : s->x;
     g.args.xa = saved->xa_o;
     USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_FORWARD));
@@ -160,10 +164,12 @@ usl_status usli_attention_out_backward(usli_pass_state *s, int64_t layer, usli_b
                                        void *d_o) {
     usli_group g;
     usli_group_make(s, layer, USLI_GROUP_OUT, &g);
-    g.args.x = saved->o;
+    usli_group_set_x(&g, saved->o);
     g.args.xa = saved->xa_o;
     g.args.dy = dx;
+    g.args.ldy = s->ldn;
     g.args.dx = d_o;
+    g.args.lddx = usli_group_stride(&g); /* as attention has o */
     return usli_op_linear(s->exec, &g.args, USLI_BACKWARD);
 }
 
@@ -171,33 +177,37 @@ static usl_status plain_backward(usli_pass_state *s, int64_t layer, usli_block_s
                                  bool wants_input) {
     const usli_config *c = &s->model->config;
     size_t t = (size_t)s->batch->tokens, e = usli_dtype_bytes(s->model->dtype), mark = s->exec->arena->high;
-    size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim), width = q + 2 * kv;
-    usli_group g;
+    size_t q = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
+    usli_group g, out;
+    usli_group_make(s, layer, USLI_GROUP_QKV, &g);
+    usli_group_make(s, layer, USLI_GROUP_OUT, &out);
+    int64_t width = usli_group_out_stride(&g), o_stride = usli_group_stride(&out);
+    size_t qkv_bytes = t * (size_t)width * e, y_bytes = t * (size_t)usli_group_stride(&g) * e;
     char *dqkv;
     void *d_o, *y = saved->y_attn, *dy = NULL, *turned = saved->qkv;
     const void *dx;
     USLI_TRY(usli_branch_backward(s, USLI_POST_ATTN_NORM, layer, saved->attn, saved->rstd_attn, dn, &dx));
-    USLI_TAKE(dqkv, s->exec, false, t * width * e);
+    USLI_TAKE(dqkv, s->exec, false, qkv_bytes);
     float *rstd = NULL;
     if (c->arch->qk_norm) USLI_TAKE(rstd, s->exec, false, t * (size_t)(c->heads + c->kv_heads) * sizeof(float));
     size_t inner = s->exec->arena->high;
-    USLI_TAKE(d_o, s->exec, false, t * q * e);
+    USLI_TAKE(d_o, s->exec, false, t * (size_t)o_stride * e);
     USLI_TRY(usli_attention_out_backward(s, layer, saved, dx, d_o));
     if (c->arch->qk_norm) {
-        USLI_TRY(usli_copy_heads(s, saved->qkv, t * width * e, &turned));
-        usli_rope_args again = rope_args(s, layer, turned);
+        USLI_TRY(usli_copy_heads(s, saved->qkv, qkv_bytes, &turned));
+        usli_rope_args again = rope_args(s, layer, turned, width);
         again.q_rstd = rstd;
         again.k_rstd = rstd + t * (size_t)c->heads;
         USLI_TRY(usli_op_rope(s->exec, &again, USLI_FORWARD));
     }
-    usli_attention_args attn = attention_args(s, layer, turned, saved);
+    usli_attention_args attn = attention_args(s, layer, turned, width, o_stride, saved);
     attn.d_o = d_o;
     attn.dq = dqkv;
     attn.dk = dqkv + q * e;
     attn.dv = dqkv + (q + kv) * e;
     USLI_TRY(usli_op_attention(s->exec, &attn, USLI_BACKWARD));
     s->exec->arena->high = inner;
-    usli_rope_args rope = rope_args(s, layer, saved->qkv);
+    usli_rope_args rope = rope_args(s, layer, saved->qkv, width);
     if (c->arch->qk_norm) {
         rope.q_in = rope.q;
         rope.k_in = rope.k;
@@ -209,16 +219,16 @@ static usl_status plain_backward(usli_pass_state *s, int64_t layer, usli_block_s
     rope.dq = attn.dq;
     rope.dk = attn.dk;
     USLI_TRY(usli_op_rope(s->exec, &rope, USLI_BACKWARD));
-    usli_group_make(s, layer, USLI_GROUP_QKV, &g);
     bool trained = usli_group_trains(&g);
     if (trained && !y) {
-        USLI_TAKE(y, s->exec, false, t * (size_t)c->hidden * e);
-        USLI_TRY(usli_norm_again(s, USLI_ATTN_NORM, layer, saved->n1, y));
+        USLI_TAKE(y, s->exec, false, y_bytes);
+        USLI_TRY(usli_norm_again(s, USLI_ATTN_NORM, layer, saved->n1, y, usli_group_stride(&g)));
     }
     if (wants_input) USLI_TAKE(dy, s->exec, false, t * (size_t)c->hidden * e);
-    g.args.x = y;
+    usli_group_set_x(&g, y);
     g.args.xa = saved->xa_qkv;
     g.args.dy = dqkv;
+    g.args.ldy = width;
     g.args.dx = dy;
     if (trained || wants_input) USLI_TRY(usli_op_linear(s->exec, &g.args, USLI_BACKWARD));
     if (wants_input) USLI_TRY(usli_norm_backward(s, USLI_ATTN_NORM, layer, saved->n1, saved->rstd1, dy, dn));

@@ -26,7 +26,7 @@ static void make_part(const usli_pass_state *s, const usli_block_saved *saved, v
     p->s.x = (char *)s->x + cells * usli_dtype_bytes(m->dtype);
     p->saved =
         (usli_block_saved){ .n1 = (char *)saved->n1 + stream, .n2 = saved->n2 ? (char *)saved->n2 + stream : NULL };
-    p->dn = dn ? (char *)dn + stream : NULL;
+    p->dn = dn ? (char *)dn + (size_t)(first * s->ldn) * usli_dtype_bytes(m->res_dtype) : NULL;
 }
 
 usl_status usli_block_forward(usli_pass_state *s, int64_t layer, const usli_cache *cache, const void *res,

@@ -22,6 +22,20 @@ static const struct {
     [USLI_GROUP_EXPERTS_OUT] = { { USLI_EXPERTS_OUT }, { 0 }, 1 },
 };
 
+int usli_group_slots(const usl_model *m, int64_t layer, usli_group_kind which, usli_slot *slot) {
+    bool other = m->config.arch->latent ? which == USLI_GROUP_QKV : which == USLI_GROUP_QUERY; /* both may have q */
+    int count = 0;
+    for (int i = 0; i < GROUPS[which].count && !other; i++)
+        if (usli_base_weight(m, GROUPS[which].slot[i], layer)->storage) slot[count++] = GROUPS[which].slot[i];
+    return count;
+}
+
+int64_t usli_group_room(const usl_model *m, int ranks) {
+    /* In latent attention and in mixtures rows are also other ops', which take them packed. */
+    if (m->config.experts || m->config.arch->latent) return 0;
+    return usli_linear_room(&m->exec, m->dtype, ranks);
+}
+
 void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, usli_group *g) {
     const usl_model *m = s->model;
     const usli_batch *b = s->batch;
@@ -55,6 +69,34 @@ void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, u
                                               .layer = (uint32_t)layer,
                                               .module = (uint32_t)which };
     }
+    g->room = s->training ? usli_group_room(m, usli_linear_ranks(&g->args)) : 0;
+}
+
+int64_t usli_group_stride(const usli_group *g) {
+    return g->args.in + g->room;
+}
+
+int64_t usli_group_out_stride(const usli_group *g) {
+    return g->args.out + g->room;
+}
+
+int64_t usli_gradient_stride(usli_pass_state *s) {
+    static const usli_group_kind READERS[] = { USLI_GROUP_OUT, USLI_GROUP_DOWN };
+    int64_t room = 0;
+    usli_group g;
+    for (int64_t l = 0; l < s->model->config.layers; l++)
+        for (size_t i = 0; i < sizeof READERS / sizeof *READERS; i++) {
+            usli_group_make(s, l, READERS[i], &g);
+            if (g.room > room) room = g.room;
+        }
+    return s->model->config.hidden + room;
+}
+
+void usli_group_set_x(usli_group *g, const void *x) {
+    g->args.x = x;
+    g->args.ldx = usli_group_stride(g);
+    g->args.room = g->room;
+    g->args.lddx = g->args.in;
 }
 
 size_t usli_group_xa_bytes(const usli_group *g) {
@@ -114,7 +156,7 @@ static usl_status branch_gradient(usli_pass_state *s, void *dn, const void **out
     const usl_model *m = s->model;
     *out = dn;
     if (m->res_dtype == m->dtype) return USL_OK;
-    int64_t n = s->batch->tokens * m->config.hidden;
+    int64_t n = s->batch->tokens * s->ldn;
     void *copy;
     USLI_TAKE(copy, s->exec, false, (size_t)n * usli_dtype_bytes(m->dtype));
     usli_cast_args cast = { .src = { .dtype = m->res_dtype, .rows = 1, .cols = n, .data = dn },
@@ -130,20 +172,22 @@ usl_status usli_branch_backward(usli_pass_state *s, usli_slot slot, int64_t laye
     USLI_TRY(branch_gradient(s, dn, out));
     if (!m->config.arch->post_norms) return USL_OK;
     void *d;
-    USLI_TAKE(d, s->exec, false, (size_t)s->batch->tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->dtype));
+    USLI_TAKE(d, s->exec, false, (size_t)(s->batch->tokens * s->ldn) * usli_dtype_bytes(m->dtype));
     usli_rmsnorm_args norm = branch_norm_args(s, slot, layer);
     norm.n = branch;
     norm.rstd = rstd;
     norm.dy = *out;
     norm.dn = d;
+    norm.lddy = norm.lddn = s->ldn;
     *out = d;
     return usli_op_rmsnorm(s->exec, &norm, USLI_BACKWARD);
 }
 
-usl_status usli_norm_again(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y) {
+usl_status usli_norm_again(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y, int64_t ldy) {
     usli_rmsnorm_args norm = usli_norm_args(s, slot, layer);
     norm.res = n;
     norm.y = y;
+    norm.ldy = ldy;
     return usli_op_rmsnorm(s->exec, &norm, USLI_FORWARD);
 }
 
@@ -154,6 +198,7 @@ usl_status usli_norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer,
     norm.rstd = rstd;
     norm.dy = dy;
     norm.dn = dn;
+    norm.lddn = s->ldn;
     norm.dn_mode = USLI_ACCUMULATE;
     return usli_op_rmsnorm(s->exec, &norm, USLI_BACKWARD);
 }

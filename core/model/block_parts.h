@@ -8,6 +8,7 @@
 typedef struct usli_group {
     usli_segment segment[3];
     usli_linear_args args;
+    int64_t room; /* what training wants behind the rows of x and dy */
 } usli_group;
 typedef enum usli_group_kind {
     USLI_GROUP_QKV,
@@ -21,8 +22,20 @@ typedef enum usli_group_kind {
     USLI_GROUP_SHARED_GATE,
     USLI_GROUP_EXPERTS_IN,
     USLI_GROUP_EXPERTS_OUT,
+    USLI_GROUP_KINDS
 } usli_group_kind;
+/* The slots of a group that a layer has, four at most; how many. */
+int usli_group_slots(const usl_model *m, int64_t layer, usli_group_kind which, usli_slot *slot);
+/* What training wants behind the rows of a group with so many ranks, see usli_linear_room. */
+int64_t usli_group_room(const usl_model *m, int ranks);
 void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, usli_group *g);
+/* From row to row of x, and of y and dy, with that room between them. */
+int64_t usli_group_stride(const usli_group *g);
+int64_t usli_group_out_stride(const usli_group *g);
+/* x has such rows, and the product may use the room; dx is packed. */
+void usli_group_set_x(usli_group *g, const void *x);
+/* The same of the gradient of the stream, which several groups' products read. */
+int64_t usli_gradient_stride(usli_pass_state *s);
 size_t usli_group_xa_bytes(const usli_group *g);
 /* Something in it is trained: backward wants its x. */
 bool usli_group_trains(const usli_group *g);
@@ -30,16 +43,16 @@ bool usli_group_trains(const usli_group *g);
 bool usli_is_whole(const usli_pass_state *s, int64_t layer);
 
 usli_rmsnorm_args usli_norm_args(const usli_pass_state *s, usli_slot slot, int64_t layer);
-/* y = norm(n) again, for the adapters' and weights' gradients. */
-usl_status usli_norm_again(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y);
-/* Adds to dn. */
+/* y = norm(n) again, its rows ldy apart, for the adapters' and weights' gradients. */
+usl_status usli_norm_again(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, void *y, int64_t ldy);
+/* Adds to dn, whose rows are s->ldn apart. */
 usl_status usli_norm_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *n, float *rstd,
                               const void *dy, void *dn);
 
 /* Where a branch has a norm behind it, what the branch made is kept for backward. */
 usl_status usli_branch_take(usli_pass_state *s, bool keep, void **out, float **rstd);
 usl_status usli_branch_norm(usli_pass_state *s, usli_slot slot, int64_t layer, const void *branch, float *rstd);
-/* The gradient of what a branch made, before the norm behind it where there is one. */
+/* The gradient of what a branch made, before the norm behind it where there is one; rows s->ldn apart. */
 usl_status usli_branch_backward(usli_pass_state *s, usli_slot slot, int64_t layer, const void *branch, float *rstd,
                                 void *dn, const void **out);
 

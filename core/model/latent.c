@@ -305,7 +305,7 @@ usl_status usli_latent_backward(usli_pass_state *s, int64_t layer, usli_block_sa
     bool trained = usli_group_trains(&g) || (!c->q_lora && usli_group_trains(&query));
     if (trained) {
         USLI_TAKE(y, s->exec, false, bytes_of(s, c->hidden));
-        USLI_TRY(usli_norm_again(s, USLI_ATTN_NORM, layer, saved->n1, y));
+        USLI_TRY(usli_norm_again(s, USLI_ATTN_NORM, layer, saved->n1, y, 0));
     }
     if (wants_input) USLI_TAKE(dy, s->exec, false, bytes_of(s, c->hidden));
     g.args.x = query.args.x = y;

@@ -4,6 +4,7 @@
 
 #include "core/base/dtype.h"
 #include "core/model/block.h"
+#include "core/model/block_parts.h"
 
 static size_t stream_bytes(const usl_model *m, int64_t tokens) {
     return (size_t)tokens * (size_t)m->config.hidden * usli_dtype_bytes(m->res_dtype);
@@ -136,8 +137,9 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
     int64_t t = s->batch->tokens, layers = m->config.layers;
     s->training = true;
     s->again = false;
+    s->ldn = usli_gradient_stride(s);
     USLI_TAKE(s->x, x, true, hidden_bytes(m, t));
-    USLI_TAKE(*hidden, x, false, hidden_bytes(m, t));
+    USLI_TAKE(*hidden, x, false, (size_t)(t * s->ldn) * usli_dtype_bytes(m->dtype));
     size_t mark = x->arena->high;
     const void *res = NULL;
     void *stream = NULL; /* n2 of blocks that keep nothing */
@@ -173,6 +175,7 @@ usl_status usli_pass_forward(usli_pass_state *s, void **hidden) {
     norm.x = s->x;
     norm.res_out = s->final_n;
     norm.y = *hidden;
+    norm.ldy = s->ldn;
     norm.rstd = s->final_rstd;
     USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_FORWARD));
     x->arena->high = mark;
@@ -203,12 +206,13 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
     int64_t lowest = dembed ? 0 : lowest_trained(m);
     size_t mark = x->arena->high;
     void *dn = dhidden;
-    if (m->res_dtype != m->dtype) USLI_TAKE(dn, x, false, stream_bytes(m, t));
+    if (m->res_dtype != m->dtype) USLI_TAKE(dn, x, false, (size_t)(t * s->ldn) * usli_dtype_bytes(m->res_dtype));
     usli_rmsnorm_args norm = final_norm(m, t);
     norm.n = s->final_n;
     norm.rstd = s->final_rstd;
     norm.dy = dhidden;
     norm.dn = dn;
+    norm.lddy = norm.lddn = s->ldn;
     USLI_TRY(usli_op_rmsnorm(x, &norm, USLI_BACKWARD));
     for (int64_t l = m->config.layers - 1; l >= lowest; l--) {
         USLI_TRY(usli_checkpoint(x->ctx));
@@ -235,6 +239,7 @@ usl_status usli_pass_backward(usli_pass_state *s, void *dhidden) {
                                   .scale = embedding_scale(m),
                                   .ids = s->batch->ids,
                                   .dy = dn,
+                                  .lddy = s->ldn,
                                   .dtable = w->grad };
         if (m->active) a.lora = usli_pass_lora(m, usli_adapter_module(m, m->active, USLI_EMBED, 0));
         USLI_TRY(usli_op_embedding(x, &a, USLI_BACKWARD));

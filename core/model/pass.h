@@ -86,6 +86,7 @@ typedef struct usli_pass_state {
     bool training, again;     /* again: backward repeats a forward */
     bool drops;               /* adapters drop values; not when only a loss is wanted */
     bool any_order;           /* attention's gradients need not repeat bit for bit */
+    int64_t ldn;              /* from row to row of the hidden states at the end and of the stream's gradient */
     void *x;                  /* (tokens, hidden) the branch output in flight */
     usli_block_saved *blocks; /* (layers), host memory, the caller's */
     void *final_n;            /* (tokens, hidden) */
@@ -100,11 +101,11 @@ usli_segment usli_pass_head(const usl_model *m);
 bool usli_pass_head_drops(const usl_model *m);
 /* Bytes of a block's input. */
 size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens);
-/* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, arena scratch that lives until the
- * caller resets exec->arena->high. s->model, batch, exec, recomputed, piece, inputs, blocks are set by the caller.
+/* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, rows s->ldn apart, arena scratch that
+ * lives until the caller resets exec->arena->high. s->model, batch, exec, recomputed, piece, inputs, blocks are set by the caller.
  */
 usl_status usli_pass_forward(usli_pass_state *s, void **hidden);
-/* dhidden: (tokens, hidden) model->dtype, gradient of *hidden; overwritten. Adds to the gradients of every trainable
+/* dhidden: like *hidden, its gradient; overwritten. Adds to the gradients of every trainable
  * parameter. Releases what forward kept. */
 usl_status usli_pass_backward(usli_pass_state *s, void *dhidden);
 /* The same forward without keeping, against a cache (or none: cache NULL). */

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "core/base/dtype.h"
-#include "core/model/model.h"
+#include "core/model/block_parts.h"
 #include "core/ops/planned.h"
 
 enum { ALIGN = 256, TABLE = 16, MAP = 256 };
@@ -37,10 +37,12 @@ static usl_status place_tables(usl_model *m) {
 static void point(usl_model *m, usli_weight *w, const char *to) {
     const usli_storage *s = w->storage;
     const void *cached = w->d.cached;
+    int64_t ld = w->d.ld;
     w->d = w->m;
     w->d.data = moved(w->m.data, s, to);
     w->d.scale = moved(w->m.scale, s, to);
     w->d.cached = cached;
+    w->d.ld = ld;
     if (!w->m.nf4) return;
     w->d_nf4 = *w->m.nf4;
     w->d_nf4.codes = moved(w->m.nf4->codes, s, to);
@@ -212,37 +214,60 @@ usl_status usli_model_pull(usl_model *m) {
 /* ---- Decoded copies ------------------------------------------------------------------------------------------------
  */
 
-static size_t decoded_bytes(const usl_model *m, usli_slot slot, int64_t layer) {
-    const usli_weight *w = usli_base_weight(m, slot, layer);
-    if (!w->storage || m->full || m->exec.backend->host || w->m.dtype == m->dtype) return 0;
-    return aligned((size_t)(w->m.rows * w->m.cols) * usli_dtype_bytes(m->dtype));
+/* With room for the ranks beside the matrices of a group, which stand behind one another, and behind the last, base and
+ * adapters are one product. */
+static int64_t room_of(const usl_model *m, int64_t layer, const usli_slot *slot, int count) {
+    int ranks = 0;
+    for (int i = 0; i < count; i++) {
+        if (usli_base_weight(m, slot[i], layer)->m.cols % 8) return 0;
+        if (m->active) ranks += usli_adapter_module(m, m->active, slot[i], layer)->rank;
+    }
+    return usli_group_room(m, ranks);
+}
+
+/* Bytes of a layer's decoded matrices, and of copies of those that products could take where they are if they had that
+ * room: 5% of a step for as much memory again, where nothing else wants it. Points at them when they begin at `at`. */
+static size_t layer_cache(const usl_model *m, int64_t layer, char *at) {
+    size_t bytes = 0, e = usli_dtype_bytes(m->dtype);
+    usli_slot slot[4];
+    for (int k = 0; k < USLI_GROUP_KINDS && !m->full && !m->exec.backend->host; k++) {
+        int count = usli_group_slots(m, layer, (usli_group_kind)k, slot);
+        int64_t room = room_of(m, layer, slot, count), ld = 0;
+        for (int i = 0; i < count; i++) {
+            usli_weight *w = usli_base_weight(m, slot[i], layer);
+            if (w->m.dtype == m->dtype && !room) continue;
+            ld = w->m.cols + room;
+            if (at) w->d.cached = at + bytes, w->d.ld = ld;
+            bytes += (size_t)(w->m.rows * ld) * e;
+            if (!room) bytes = aligned(bytes);
+        }
+        bytes = aligned(bytes + (size_t)(room * ld) * e);
+    }
+    return bytes;
 }
 
 size_t usli_model_cache_bytes(const usl_model *m, int64_t layers) {
     size_t bytes = 0;
-    for (int64_t l = 0; l < layers; l++)
-        for (int s = 0; s < USLI_LINEARS; s++) bytes += decoded_bytes(m, (usli_slot)s, l);
+    for (int64_t l = 0; l < layers; l++) bytes += layer_cache(m, l, NULL);
     return bytes;
 }
 
 void usli_model_set_cache(usl_model *m, void *base, int64_t layers) {
     char *at = base;
     m->placing++;
-    for (int64_t l = 0; l < m->config.layers; l++)
-        for (int s = 0; s < USLI_LINEARS; s++) {
-            usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
-            size_t bytes = decoded_bytes(m, (usli_slot)s, l);
-            bool there = base && l < layers && bytes;
-            w->d.cached = there ? at : NULL;
-            if (there) at += bytes;
-        }
+    for (int64_t l = 0; l < m->config.layers; l++) {
+        for (int s = 0; s < USLI_LINEARS; s++) usli_base_weight(m, (usli_slot)s, l)->d.cached = NULL;
+        if (base && l < layers) at += layer_cache(m, l, at);
+    }
 }
 
 usl_status usli_model_fill_cache(usl_model *m) {
     for (int64_t l = 0; l < m->config.layers; l++)
         for (int s = 0; s < USLI_LINEARS; s++) {
             usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
-            usli_cast_args a = { .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached };
+            usli_cast_args a = {
+                .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached, .ld = w->d.ld
+            };
             usli_arena none;
             usli_exec x = m->exec;
             usli_arena_init(&none, NULL, 0);

@@ -50,6 +50,9 @@ static usl_status check_linear(usli_exec *x, const usli_linear_args *a, usli_pas
     REQUIRE(out == a->out, "linear: segments have %lld rows, out is %lld", (long long)out, (long long)a->out);
     REQUIRE(!a->ldx || a->ldx >= a->in, "linear: ldx is too small");
     REQUIRE(!a->ldy || a->ldy >= a->out, "linear: ldy is too small");
+    REQUIRE(!a->lddx || a->lddx >= a->in, "linear: lddx is too small");
+    REQUIRE(!a->room || (a->ldx >= a->in + a->room && (pass == USLI_FORWARD || a->ldy >= a->out + a->room)),
+            "linear: rows without room");
     REQUIRE(a->dropout.p >= 0 && a->dropout.p < 1, "linear: dropout %g is not in [0, 1)", (double)a->dropout.p);
     REQUIRE(pass == USLI_FORWARD ? a->x && a->y : a->dy != NULL, "linear: a pointer is missing");
     uint64_t base = 2 * (uint64_t)a->tokens * (uint64_t)a->in * (uint64_t)a->out;

@@ -32,6 +32,7 @@ typedef struct usli_matrix {
     const float *scale;  /* I8: (rows) absmax / 127; fp8: per-block scales; else NULL */
     int64_t first_row;   /* rows that stand before these in data: those of a stack's other matrices. CPU only; else 0 */
     const void *cached;  /* the same numbers decoded to the type of the products, or NULL */
+    int64_t ld;          /* from row to row of cached; 0: cols. See usli_linear_room */
 } usli_matrix;
 
 /* Written by the host before an update and by ops during it; one lives on the device of each rank. */
@@ -82,7 +83,8 @@ typedef struct usli_embedding_args {
     float scale;
     const int32_t *ids; /* (tokens) */
     void *y;            /* (tokens, cols) */
-    const void *dy;
+    const void *dy;     /* rows lddy apart; 0: cols */
+    int64_t lddy;
     float *dtable;  /* (vocabulary, cols), accumulated; NULL: not wanted */
     usli_lora lora; /* no magnitude */
 } usli_embedding_args;
@@ -109,6 +111,7 @@ typedef struct usli_rmsnorm_args {
     usl_dtype n_dtype;
     const void *dy;
     void *dn;
+    int64_t ldy, lddy, lddn; /* from row to row of y, dy, dn; 0: cols */
     usli_write dn_mode;
     float *dweight; /* (cols) */
 } usli_rmsnorm_args;
@@ -145,13 +148,15 @@ typedef struct usli_linear_args {
     const void *x;     /* (tokens, in), rows ldx apart */
     void *y;           /* (tokens, out), rows ldy apart */
     int64_t ldx, ldy;  /* 0: packed */
+    int64_t room;      /* columns behind x's and dy's rows that the op may write; see usli_linear_room */
     usli_write y_mode;
     void *xa; /* (tokens, sum of ranks) dtype, saved; NULL: recomputed in backward, not written in forward */
     usli_dropout dropout;
     int experts;
     const int32_t *expert_offsets; /* (experts + 1) */
     const void *dy;                /* (tokens, out), y_dtype, rows ldy apart */
-    void *dx;                      /* (tokens, in), rows ldx apart */
+    void *dx;                      /* (tokens, in), rows lddx apart */
+    int64_t lddx;                  /* 0: as ldx */
     usli_write dx_mode;
 } usli_linear_args;
 
@@ -243,11 +248,12 @@ typedef struct usli_glu_args {
     int64_t rows, cols;
     usli_act act;
     usl_dtype dtype;
-    const void *gate_up; /* (rows, 2 * cols) */
-    void *h;             /* (rows, cols) */
+    const void *gate_up; /* (rows, 2 * cols), rows ld apart */
+    void *h;             /* (rows, cols), rows ldh apart */
     const void *dh;      /* (rows, cols); h_out may alias it */
-    void *dgate_up;
-    void *h_out;
+    void *dgate_up;      /* like gate_up */
+    void *h_out;         /* (rows, cols) */
+    int64_t ld, ldh;     /* 0: packed */
     const float *weight; /* (rows) or NULL */
     float *dweight;      /* (rows), assigned; with weight only */
 } usli_glu_args;
@@ -315,10 +321,11 @@ typedef struct usli_gather_args {
     int64_t rows, cols, x_rows;
     usl_dtype dtype;
     const int32_t *index; /* (rows) */
-    const void *x;        /* (x_rows, cols) */
+    const void *x;        /* (x_rows, cols), rows ldx apart */
     void *y;              /* (rows, cols) */
     const void *dy;
-    void *dx;
+    void *dx;    /* like x; what lies between its rows is cleared too */
+    int64_t ldx; /* 0: cols */
 } usli_gather_args;
 
 /* ---- scatter: y[index[i]] = x[i], the rest of y stays; for keys and values into their cache. No backward pass.
@@ -392,7 +399,8 @@ typedef struct usli_adamw_args {
 typedef struct usli_cast_args {
     usli_matrix src;
     usl_dtype dtype; /* of dst */
-    void *dst;       /* (rows, cols) */
+    void *dst;       /* (rows, cols), rows ld apart */
+    int64_t ld;      /* 0: cols */
 } usli_cast_args;
 
 /* ---- sample: the next token of each row
@@ -424,6 +432,14 @@ static inline int usli_linear_ranks(const usli_linear_args *a) {
     int ranks = 0;
     for (int i = 0; i < a->segments; i++) ranks += a->segment[i].lora.rank;
     return ranks;
+}
+
+/* Columns that a group of so many ranks would like behind the rows of x, of dy and of its decoded matrices, and rows
+ * behind the last of these: with xa, dy B, B and A there, base and adapters are one product. 0: it can use none. */
+enum { USLI_MOST_RANKS = 64 };
+static inline int64_t usli_linear_room(const usli_exec *x, usl_dtype dtype, int ranks) {
+    bool fits = !x->backend->host && dtype != USL_F32 && ranks <= USLI_MOST_RANKS;
+    return fits ? (ranks + 15) / 16 * 16 : 0;
 }
 
 #endif

@@ -141,7 +141,8 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
                                .x = hidden,
                                .y = picked,
                                .dy = dpicked,
-                               .dx = hidden };
+                               .dx = hidden,
+                               .ldx = s->ldn };
         USLI_TRY(usli_op_gather(x, &g, USLI_FORWARD));
         for (int64_t first = 0; first < t->count; first += most) {
             chunk c = { first,

@@ -20,6 +20,7 @@ typedef struct spec {
     int pads; /* 1: rows of x and y are longer than they say; 2: by whole pieces of 16 bytes */
     bool accumulate, full;
     bool dora; /* segments with an adapter have a magnitude */
+    int room;  /* 1: behind the rows of x and y is room for 64 ranks; 2: and matrices are kept decoded, with room too */
 } spec;
 
 typedef struct segment_data {
@@ -38,6 +39,7 @@ typedef struct data {
     int ranks;
     segment_data seg[USLI_MAX_SEGMENTS];
     void *x, *dy, *y0, *dx0;
+    void *decoded; /* NULL: matrices are not kept decoded */
     float *xv, *dyv, *y0v, *dx0v, *keep; /* keep: (tokens, in) factor of dropout */
     int32_t update, row[512], position[512];
     usli_dropout dropout;
@@ -78,6 +80,25 @@ static void store_weight(usli_rng *rng, usl_dtype dtype, int64_t rows, int64_t c
     free(v);
 }
 
+enum { ROOM = 64 };
+
+/* What stands behind rows of 16-bit values is no number until an op has written it. */
+static void spoil_room(void *rows, int64_t ld, int64_t cols, const spec *s) {
+    for (int64_t t = 0; t < s->tokens; t++)
+        memset((uint16_t *)rows + t * ld + cols, 0xff, (size_t)(ld - cols) * sizeof(uint16_t));
+}
+
+/* All matrices behind one another in the products' type. */
+static void keep_decoded(data *d) {
+    const spec *s = d->s;
+    size_t ld = (size_t)(s->in + ROOM), bytes = ld * (size_t)(d->out + ROOM) * sizeof(uint16_t);
+    uint16_t *at = d->decoded = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    memset(at, 0xff, bytes);
+    for (int i = 0; i < s->segments; i++)
+        for (int64_t r = 0; r < s->rows[i]; r++, at += ld)
+            usli_from_f32(d->seg[i].w + r * s->in, at, s->dtype, s->in);
+}
+
 static void make_data(const spec *s, data *d) {
     usli_rng rng;
     usli_rng_seed(&rng, 11);
@@ -97,12 +118,17 @@ static void make_data(const spec *s, data *d) {
         d->out += s->rows[i];
         d->ranks += s->rank[i];
     }
-    d->ldx = s->in + (s->pads == 2 ? 8 : s->pads ? 7 : 0);
-    d->ldy = d->out + (s->pads == 2 ? 16 : s->pads ? 9 : 0);
+    d->ldx = s->in + (s->room ? ROOM + 8 : s->pads == 2 ? 8 : s->pads ? 7 : 0);
+    d->ldy = d->out + (s->room ? ROOM + 16 : s->pads == 2 ? 16 : s->pads ? 9 : 0);
     d->x = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->xv);
     d->dx0 = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->dx0v);
     d->dy = rig_random(&rng, s->y_dtype, s->tokens * d->ldy, &d->dyv);
     d->y0 = rig_random(&rng, s->y_dtype, s->tokens * d->ldy, &d->y0v);
+    if (s->room) {
+        spoil_room(d->x, d->ldx, s->in, s);
+        spoil_room(d->dy, d->ldy, d->out, s);
+    }
+    if (s->room == 2) keep_decoded(d);
     d->update = 3;
     for (int t = 0; t < s->tokens; t++) d->row[t] = 40 + t / 5, d->position[t] = t % 5;
     d->dropout = (usli_dropout){ s->p, 3407, &d->update, d->row, d->position, 2, 1 };
@@ -123,7 +149,7 @@ static void free_data(data *d) {
             free(g->magnitude), free(g->norm);
     }
     free(d->x), free(d->dy), free(d->y0), free(d->dx0), free(d->xv), free(d->dyv), free(d->y0v), free(d->dx0v),
-        free(d->keep);
+        free(d->keep), free(d->decoded);
 }
 
 static float scale_of(int segment) {

@@ -18,6 +18,7 @@ static bool is_4bit(usl_dtype dtype) {
 
 static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
     const spec *s = d->s;
+    const uint16_t *decoded = d->decoded;
     for (int i = 0; i < s->segments; i++) {
         const segment_data *w = &d->seg[i];
         segs[i] = (usli_segment){ .w = { .dtype = s->weight[i],
@@ -39,7 +40,24 @@ static void fill_segments(const data *d, const grads *g, usli_segment *segs) {
                                             .dmagnitude = w->magnitude ? g->dmagnitude[i] : NULL },
                                   .dw = s->full ? g->dw[i] : NULL,
                                   .dbias = s->bias ? g->dbias[i] : NULL };
+        if (!decoded) continue;
+        segs[i].w.cached = decoded;
+        segs[i].w.ld = s->in + ROOM;
+        decoded += s->rows[i] * segs[i].w.ld;
     }
+}
+
+/* Where base and adapters can be one product, they are: something stands behind the rows. */
+static void check_growth(const data *d, const void *rows, int64_t ld, int64_t cols, bool apart) {
+#ifdef USLI_RIG_CUDA
+    const spec *s = d->s;
+    bool grows = s->room && d->ranks && d->ranks <= USLI_MOST_RANKS && !apart;
+    for (int i = 0; i < s->segments; i++) grows = grows && s->weight[i] != s->dtype;
+    for (int64_t t = 0; s->room && t < s->tokens; t++)
+        CHECK((((const uint16_t *)rows)[t * ld + cols] != 0xffff) == grows, "%s: token %d", s->name, (int)t);
+#else
+    (void)d, (void)rows, (void)ld, (void)cols, (void)apart;
+#endif
 }
 
 static void run_case(rig *r, const data *d, outputs *o) {
@@ -61,8 +79,9 @@ static void run_case(rig *r, const data *d, outputs *o) {
                            .y_dtype = s->y_dtype,
                            .x = d->x,
                            .y = o->y,
-                           .ldx = s->pads ? d->ldx : 0,
-                           .ldy = s->pads ? d->ldy : 0,
+                           .ldx = s->pads || s->room ? d->ldx : 0,
+                           .ldy = s->pads || s->room ? d->ldy : 0,
+                           .room = s->room ? ROOM : 0,
                            .y_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN,
                            .xa = s->keep_xa && d->ranks ? o->xa : NULL,
                            .dropout = d->dropout,
@@ -70,7 +89,9 @@ static void run_case(rig *r, const data *d, outputs *o) {
                            .dx = o->dx,
                            .dx_mode = s->accumulate ? USLI_ACCUMULATE : USLI_ASSIGN };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_linear, &a, USLI_FORWARD));
+    check_growth(d, d->x, d->ldx, s->in, s->bias);
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_linear, &a, USLI_BACKWARD));
+    if (!s->dora) check_growth(d, d->dy, d->ldy, d->out, s->p > 0);
 }
 
 static void free_outputs(const data *d, outputs *o) {
@@ -195,8 +216,8 @@ static void check_difference(const data *d, const char *what, float *input, floa
 }
 
 static void test_formulas(bool dora) {
-    spec s = { "formulas", 5,    9,     2,    { 4, 3 }, { USL_F32, USL_F32 }, { 2, 3 }, USL_F32, USL_F32, 0.25f, true,
-               false,      true, false, true, dora };
+    spec s = { "formulas", 5,     9,    2, { 4, 3 }, { USL_F32, USL_F32 }, { 2, 3 }, USL_F32, USL_F32, 0.25f, true,
+               false,      0, false, true, dora, 0 };
     static data d;
     make_data(&s, &d);
     grads g;
