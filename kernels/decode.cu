@@ -56,14 +56,15 @@ __global__ void __launch_bounds__(THREADS)
 
 /* V values a thread, all of one row. */
 template <int TYPE, typename T, int V>
-__global__ void __launch_bounds__(THREADS) rows(const void *src, T *dst, int64_t pieces, int64_t per_row, int64_t ld) {
+__global__ void __launch_bounds__(THREADS)
+    rows(const void *src, int64_t src_ld, T *dst, int64_t pieces, int64_t per_row, int64_t ld) {
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (i >= pieces) return;
-    int64_t row = i / per_row;
+    int64_t row = i / per_row, col = (i - row * per_row) * V;
     usli_pack<T, V> out;
 #pragma unroll
-    for (int k = 0; k < V; k++) out.v[k] = from_f32<T>(value_of<TYPE>(src, i * V + k));
-    store_pack<T, V>(dst + row * ld + (i - row * per_row) * V, out);
+    for (int k = 0; k < V; k++) out.v[k] = from_f32<T>(value_of<TYPE>(src, row * src_ld + col + k));
+    store_pack<T, V>(dst + row * ld + col, out);
 }
 
 /* 16 values a thread, all of one sub-block. */
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(THREADS)
     if (i >= pieces) return;
     int64_t row = i / per_row;
     float v[16];
-    values16<TYPE>::get(src, i * 16, v);
+    values16<TYPE>::get(src, i * 16, v); /* blocks: their rows are packed */
     usli_pack<T, 16> out;
 #pragma unroll
     for (int k = 0; k < 16; k += 2) store_two<T>(&out.v[k], v[k], v[k + 1]);
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(THREADS)
 
 template <int TYPE, typename T> void launch(usli_exec *x, const usli_matrix *w, T *dst, int64_t ld) {
     constexpr int V = 16 / sizeof(T);
-    int64_t n = w->rows * w->cols;
+    int64_t n = w->rows * w->cols, src_ld = w->ld ? w->ld : w->cols;
     bool aligned = ld % V == 0 && usli_aligned16(dst);
     if constexpr (values16<TYPE>::SHARED)
         if (aligned && w->cols % 16 == 0 && usli_aligned16(w->data)) {
@@ -93,9 +94,9 @@ template <int TYPE, typename T> void launch(usli_exec *x, const usli_matrix *w, 
         }
     if (aligned && w->cols % V == 0)
         USLI_LAUNCH((unsigned)usli_ceil_div(n / V, THREADS), THREADS, 0, x, rows<TYPE, T, V>)
-    (w->data, dst, n / V, w->cols / V, ld);
-    else USLI_LAUNCH((unsigned)usli_ceil_div(n, THREADS), THREADS, 0, x, rows<TYPE, T, 1>)(w->data, dst, n, w->cols,
-                                                                                           ld);
+    (w->data, src_ld, dst, n / V, w->cols / V, ld);
+    else USLI_LAUNCH((unsigned)usli_ceil_div(n, THREADS), THREADS, 0, x, rows<TYPE, T, 1>)(w->data, src_ld, dst, n,
+                                                                                           w->cols, ld);
 }
 
 template <typename T> void decode(usli_exec *x, const usli_matrix *w, T *dst, int64_t ld) {

@@ -14,7 +14,7 @@ __device__ __forceinline__ float value_at(const usli_dora_args &a, const usli_nf
     else if constexpr (TYPE == ANY_I8)
         return (float)static_cast<const int8_t *>(a.w.data)[i] * a.w.scale[row];
     else
-        return value_of<TYPE>(a.w.data, i);
+        return value_of<TYPE>(a.w.data, row * a.w.ld + col);
 }
 
 template <int TYPE>
@@ -53,7 +53,8 @@ template <int TYPE> void launch(usli_exec *x, const usli_dora_args *a) {
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass, void *) {
-    const usli_dora_args *a = static_cast<const usli_dora_args *>(args);
+    usli_dora_args whole = *static_cast<const usli_dora_args *>(args), *a = &whole;
+    if (!a->w.ld) a->w.ld = a->w.cols;
     USLI_TRY(usli_cuda_decode_check(x, &a->w, "dora"));
     if (a->w.nf4)
         launch<ANY_NF4>(x, a);

@@ -41,8 +41,8 @@ void launch(usli_exec *x, const usli_gather_args *a, usli_pass pass, int64_t byt
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *) {
     const usli_gather_args *a = static_cast<const usli_gather_args *>(args);
     int64_t e = a->dtype == USL_F32 ? 4 : 2, bytes = a->cols * e, ld = (a->ldx ? a->ldx : a->cols) * e;
-    bool wide = bytes % 16 == 0 && ld % 16 == 0 && usli_aligned16(a->x) && usli_aligned16(a->y) && usli_aligned16(a->dx) &&
-                usli_aligned16(a->dy);
+    bool wide = bytes % 16 == 0 && ld % 16 == 0 && usli_aligned16(a->x) && usli_aligned16(a->y) &&
+                usli_aligned16(a->dx) && usli_aligned16(a->dy);
     if (wide)
         launch<uint4>(x, a, pass, bytes, ld);
     else

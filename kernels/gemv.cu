@@ -241,14 +241,14 @@ gemv_segment segment_of(const usli_segment *from, int64_t row0, int rank0) {
     if (w->nf4)
         s.nf4 = *w->nf4;
     else if (w->dtype != USL_I8)
-        s.row_bytes = w->cols / t->block * t->block_bytes;
+        s.row_bytes = (w->ld ? w->ld : w->cols) / t->block * t->block_bytes;
     s.bias = from->bias, s.bias_dtype = from->bias_dtype;
     s.b = from->lora.b, s.lora_scale = from->lora.scale, s.rank = from->lora.rank, s.rank0 = rank0;
     return s;
 }
 
 bool aligned(const usli_matrix *w) {
-    return usli_aligned16(w->nf4 ? w->nf4->codes : w->data);
+    return usli_aligned16(w->nf4 ? w->nf4->codes : w->data) && w->ld % 8 == 0;
 }
 
 } // namespace

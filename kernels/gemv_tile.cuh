@@ -58,7 +58,9 @@ template <typename T> struct held_plain {
     static constexpr int AHEAD = 2;
     uint4 v[2];
     __device__ __forceinline__ void load(const gemv_segment &s, int64_t in, int64_t r, int64_t first) {
-        const uint4 *p = reinterpret_cast<const uint4 *>(static_cast<const T *>(s.data) + r * in + first);
+        (void)in;
+        const char *row = static_cast<const char *>(s.data) + r * s.row_bytes;
+        const uint4 *p = reinterpret_cast<const uint4 *>(row + first * (int64_t)sizeof(T));
         v[0] = __ldg(p);
         v[1] = __ldg(p + 1);
     }

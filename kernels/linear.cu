@@ -46,10 +46,10 @@ struct layout {
     int ranks;
     bool drops, biased, skinny;
     void *lora_a, *a_turned, *lora_b,
-        *b_turned; /* (ranks, in), (in, ranks), (out, ranks), (ranks, out); NULL: not needed */
-    int64_t lda, ldb;                        /* of lora_a and lora_b */
-    int width_a, width_b;                    /* their ranks, with those that are padding */
-    float *bias;   /* (out), for skinny products */
+        *b_turned;        /* (ranks, in), (in, ranks), (out, ranks), (ranks, out); NULL: not needed */
+    int64_t lda, ldb;     /* of lora_a and lora_b */
+    int width_a, width_b; /* their ranks, with those that are padding */
+    float *bias;          /* (out), for skinny products */
     void *xa, *dyb, *dy_room, *dx_room, *weights;
     const void *dropped, *dy;
     int64_t lddy;
@@ -80,7 +80,8 @@ const void *stored(const layout *l, const usli_matrix *w) {
 
 /* From row to row of a matrix that is there. */
 int64_t ld_of(const layout *l, const usli_matrix *w) {
-    return w->cached && w->ld ? w->ld : l->a->in;
+    int64_t ld = w->cached ? w->cached_ld : w->ld;
+    return ld ? ld : l->a->in;
 }
 
 /* Consecutive segments that lie behind one another in memory, or in the workspace, are one piece, but for those that
@@ -454,8 +455,8 @@ void stack_adapters(usli_exec *x, const layout *l) {
     dim3 grid(blocks_for(g.in + g.out), (unsigned)usli_ceil_div(width, RANKS_A_THREAD), (unsigned)g.experts);
     USLI_BY_DTYPE(l->dtype, T,
                   stacked<T> to = { static_cast<T *>(l->lora_a), static_cast<T *>(l->a_turned),
-                                    static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias,
-                                    l->lda, l->ldb, l->width_a, l->width_b };
+                                    static_cast<T *>(l->lora_b), static_cast<T *>(l->b_turned), l->bias, l->lda, l->ldb,
+                                    l->width_a, l->width_b };
                   USLI_LAUNCH_EARLY(grid, THREADS, 0, x, stack<T>)(g, to));
 }
 

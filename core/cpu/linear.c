@@ -340,9 +340,12 @@ static usl_status make_dx(usli_exec *x, linear *l) {
         for (int i = 0; i < a->segments; i++) add_piece(&ps, i, 0, a->segment[i].w.rows, col, cols);
         decode_pieces(x, &ps);
         dx_mask mask = { &a->dropout, col };
-        usli_product p = {
-            .m = a->tokens, .n = cols, .alpha = 1, .beta = a->dx_mode == USLI_ACCUMULATE, .cdt = a->dtype, .ldc = l->lddx
-        };
+        usli_product p = { .m = a->tokens,
+                           .n = cols,
+                           .alpha = 1,
+                           .beta = a->dx_mode == USLI_ACCUMULATE,
+                           .cdt = a->dtype,
+                           .ldc = l->lddx };
         p.c = at(a->dx, a->dtype, col);
         if (l->adapters) { /* dyb is scaled already, so one term does for all adapters */
             p.term[p.terms++] = (usli_term){ false,      false,      l->ranks, l->dyb, at(l->lora_a, l->product, col),

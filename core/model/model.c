@@ -68,9 +68,9 @@ static usl_status begin(usl_ctx *ctx, const usl_model_opts *opts, usl_model **ou
 
 static usl_status finish(usl_model *m, const usl_model_opts *opts) {
     const usli_config *c = &m->config;
-    USLI_TRY(usli_model_place(m));
     m->dtype = opts->dtype == USL_DTYPE_AUTO ? default_dtype(m) : opts->dtype;
     m->res_dtype = m->dtype == USL_F16 && c->arch->wide_stream ? USL_F32 : m->dtype;
+    USLI_TRY(usli_model_place(m)); /* as products of that type want it */
     m->context = opts->max_seq_length > 0 ? opts->max_seq_length : c->context < 2048 ? c->context : 2048;
     return usli_model_make_angles(m);
 }

@@ -141,6 +141,7 @@ typedef struct usli_adapter {
 typedef struct usli_place {
     char *at;
     size_t bytes;
+    size_t room;  /* of bytes: what stands there beside weights */
     bool on_host; /* memory that the GPU reads by itself */
 } usli_place;
 

@@ -102,7 +102,8 @@ bool usli_pass_head_drops(const usl_model *m);
 /* Bytes of a block's input. */
 size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens);
 /* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, rows s->ldn apart, arena scratch that
- * lives until the caller resets exec->arena->high. s->model, batch, exec, recomputed, piece, inputs, blocks are set by the caller.
+ * lives until the caller resets exec->arena->high. s->model, batch, exec, recomputed, piece, inputs, blocks are set by
+ * the caller.
  */
 usl_status usli_pass_forward(usli_pass_state *s, void **hidden);
 /* dhidden: like *hidden, its gradient; overwritten. Adds to the gradients of every trainable

@@ -37,12 +37,12 @@ static usl_status place_tables(usl_model *m) {
 static void point(usl_model *m, usli_weight *w, const char *to) {
     const usli_storage *s = w->storage;
     const void *cached = w->d.cached;
-    int64_t ld = w->d.ld;
+    int64_t cached_ld = w->d.cached_ld;
     w->d = w->m;
     w->d.data = moved(w->m.data, s, to);
     w->d.scale = moved(w->m.scale, s, to);
     w->d.cached = cached;
-    w->d.ld = ld;
+    w->d.cached_ld = cached_ld;
     if (!w->m.nf4) return;
     w->d_nf4 = *w->m.nf4;
     w->d_nf4.codes = moved(w->m.nf4->codes, s, to);
@@ -54,6 +54,34 @@ static void point(usl_model *m, usli_weight *w, const char *to) {
     w->d.nf4 = &w->d_nf4;
 }
 
+/* Matrices that products take where they lie have room for adapters beside them, and behind the last of a group, so
+ * that base and adapters are one product: a fiftieth more memory. `last`: it is that one. */
+static int64_t room_of(const usl_model *m, usli_slot slot, int64_t layer, bool *last) {
+    usli_slot group[4];
+    int kind = 0, count = 0, i = 0;
+    for (; slot < USLI_LINEARS && kind < USLI_GROUP_KINDS && i == count; kind++) {
+        count = usli_group_slots(m, layer, (usli_group_kind)kind, group);
+        for (i = 0; i < count && group[i] != slot;) i++;
+    }
+    if (i == count || m->full) return 0;
+    *last = i == count - 1;
+    for (i = 0; i < count; i++) {
+        const usli_weight *w = usli_base_weight(m, group[i], layer);
+        if (w->m.dtype != m->dtype || w->m.data != w->storage->data || w->m.cols % 16) return 0;
+    }
+    return usli_group_room(m, USLI_MOST_RANKS);
+}
+
+/* Of a weight where it is placed. */
+static size_t place_bytes(const usl_model *m, usli_slot slot, int64_t layer) {
+    const usli_weight *w = usli_base_weight(m, slot, layer);
+    bool last = false;
+    int64_t room = room_of(m, slot, layer, &last), ld = w->m.cols + room;
+    if (!room) return aligned(w->storage->bytes);
+    size_t bytes = (size_t)(w->m.rows * ld) * usli_dtype_bytes(m->dtype);
+    return last ? aligned(bytes + (size_t)(room * ld) * usli_dtype_bytes(m->dtype)) : bytes;
+}
+
 static usl_status fill(usl_model *m, const usli_weight *w, char *to, bool on_host) {
     if (w->m.nf4) USLI_TRY(place_tables(m));
     if (!on_host) return m->exec.backend->copy_in(&m->exec, to, w->storage->data, w->storage->bytes);
@@ -61,23 +89,56 @@ static usl_status fill(usl_model *m, const usli_weight *w, char *to, bool on_hos
     return USL_OK;
 }
 
+/* The same, rows ld apart: on the device by way of scratch. */
+static usl_status fill_rows(usl_model *m, const usli_weight *w, int64_t ld, char *to, bool on_host, void *scratch) {
+    size_t e = usli_dtype_bytes(m->dtype), row = (size_t)w->m.cols * e;
+    const char *from = w->storage->data;
+    if (on_host) {
+        for (int64_t r = 0; r < w->m.rows && !m->plan_only; r++)
+            memcpy(to + (size_t)(r * ld) * e, from + (size_t)r * row, row);
+        return USL_OK;
+    }
+    USLI_TRY(m->exec.backend->copy_in(&m->exec, scratch, from, w->storage->bytes));
+    usli_cast_args a = { .src = w->m, .dtype = m->dtype, .dst = to, .ld = ld };
+    usli_arena none;
+    usli_exec x = m->exec;
+    a.src.data = scratch;
+    usli_arena_init(&none, NULL, 0);
+    x.arena = &none;
+    return m->plan_only ? USL_OK : usli_op_cast(&x, &a, USLI_FORWARD);
+}
+
 void usli_model_point(usl_model *m, int64_t layer, const char *at) {
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
         usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
+        bool last;
         if (!w->storage) continue;
         point(m, w, at);
-        at += aligned(w->storage->bytes);
+        int64_t room = room_of(m, (usli_slot)s, layer, &last);
+        if (room) w->d.ld = w->m.cols + room;
+        at += place_bytes(m, (usli_slot)s, layer);
     }
 }
 
 usl_status usli_model_fill_place(usl_model *m, int64_t layer, char *at, bool on_host) {
-    for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
+    size_t most = 0;
+    void *scratch = NULL;
+    bool last;
+    for (int s = 0; s < USLI_LAYER_SLOTS && !on_host; s++) {
+        const usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
+        if (w->storage && room_of(m, (usli_slot)s, layer, &last) && w->storage->bytes > most) most = w->storage->bytes;
+    }
+    USLI_TRY(usli_device_alloc(&m->exec, most, &scratch));
+    usl_status st = USL_OK;
+    for (int s = 0; s < USLI_LAYER_SLOTS && st == USL_OK; s++) {
         const usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
         if (!w->storage) continue;
-        USLI_TRY(fill(m, w, at, on_host));
-        at += aligned(w->storage->bytes);
+        int64_t room = room_of(m, (usli_slot)s, layer, &last);
+        st = room ? fill_rows(m, w, w->m.cols + room, at, on_host, scratch) : fill(m, w, at, on_host);
+        at += place_bytes(m, (usli_slot)s, layer);
     }
-    return USL_OK;
+    usli_device_free(&m->exec, scratch); /* waits for what is under way */
+    return st;
 }
 
 usl_status usli_refuse_place(const usl_model *m, int64_t layer, bool on_host) {
@@ -98,7 +159,9 @@ static usl_status place_layer(usl_model *m, int64_t layer, size_t *room) {
     usli_place *p = &m->places[layer];
     for (int s = 0; s < USLI_LAYER_SLOTS; s++) {
         const usli_weight *w = usli_base_weight(m, (usli_slot)s, layer);
-        if (w->storage) p->bytes += aligned(w->storage->bytes);
+        if (!w->storage) continue;
+        p->bytes += place_bytes(m, (usli_slot)s, layer);
+        p->room += place_bytes(m, (usli_slot)s, layer) - aligned(w->storage->bytes);
     }
     if (m->full || p->bytes <= *room) p->at = x->backend->alloc(x, p->bytes);
     if (p->at) {
@@ -135,13 +198,9 @@ static usl_status place_ends(usl_model *m) {
     return USL_OK;
 }
 
-usl_status usli_model_place(usl_model *m) {
+static usl_status place(usl_model *m) {
     usli_exec *x = &m->exec;
-    int64_t count = weight_count(m), layers = m->config.layers;
-    if (x->backend->host) {
-        for (int64_t i = 0; i < count; i++) m->weights[i].d = m->weights[i].m;
-        return USL_OK;
-    }
+    int64_t layers = m->config.layers;
     if (!(m->places = usli_calloc(m->ctx, (size_t)layers, sizeof *m->places)))
         return usli_nomem(m->ctx, (size_t)layers * sizeof *m->places);
     USLI_TRY(place_ends(m));
@@ -153,6 +212,16 @@ usl_status usli_model_place(usl_model *m) {
         USLI_TRY(place_layer(m, l, &room));
     }
     return x->backend->sync(x);
+}
+
+usl_status usli_model_place(usl_model *m) {
+    if (m->exec.backend->host) {
+        for (int64_t i = 0; i < weight_count(m); i++) m->weights[i].d = m->weights[i].m;
+        return USL_OK;
+    }
+    usl_status st = place(m);
+    if (st != USL_OK) usli_model_unplace(m); /* passes are refused from now on */
+    return st;
 }
 
 void usli_model_unplace(usl_model *m) {
@@ -194,7 +263,12 @@ usl_status usli_model_embed_to_host(usl_model *m) {
 }
 
 usl_status usli_model_check_weights(const usl_model *m) {
-    return m->plan_only ? usli_refuse_planned(m->ctx) : USL_OK;
+    if (m->plan_only) return usli_refuse_planned(m->ctx);
+    bool placed = m->exec.backend->host || m->base || m->places;
+    return placed ? USL_OK
+                  : usli_fail(m->ctx, USL_ERR_NOMEM,
+                              "the model's weights left the GPU and found no room to come back; close it and open it "
+                              "again");
 }
 
 usl_status usli_model_pull(usl_model *m) {
@@ -214,30 +288,33 @@ usl_status usli_model_pull(usl_model *m) {
 /* ---- Decoded copies ------------------------------------------------------------------------------------------------
  */
 
-/* With room for the ranks beside the matrices of a group, which stand behind one another, and behind the last, base and
- * adapters are one product. */
-static int64_t room_of(const usl_model *m, int64_t layer, const usli_slot *slot, int count) {
+static bool is_decoded(const usl_model *m, const usli_weight *w) {
+    return w->m.dtype != m->dtype;
+}
+
+/* As the workspace has it, so that bits do not depend on what is kept. */
+static int64_t cache_room(const usl_model *m, int64_t layer, const usli_slot *slot, int count) {
     int ranks = 0;
     for (int i = 0; i < count; i++) {
-        if (usli_base_weight(m, slot[i], layer)->m.cols % 8) return 0;
+        const usli_weight *w = usli_base_weight(m, slot[i], layer);
+        if (!is_decoded(m, w) || w->m.cols % 8) return 0;
         if (m->active) ranks += usli_adapter_module(m, m->active, slot[i], layer)->rank;
     }
     return usli_group_room(m, ranks);
 }
 
-/* Bytes of a layer's decoded matrices, and of copies of those that products could take where they are if they had that
- * room: 5% of a step for as much memory again, where nothing else wants it. Points at them when they begin at `at`. */
+/* Bytes of a layer's decoded matrices; points at them when they begin at `at`. */
 static size_t layer_cache(const usl_model *m, int64_t layer, char *at) {
     size_t bytes = 0, e = usli_dtype_bytes(m->dtype);
     usli_slot slot[4];
     for (int k = 0; k < USLI_GROUP_KINDS && !m->full && !m->exec.backend->host; k++) {
         int count = usli_group_slots(m, layer, (usli_group_kind)k, slot);
-        int64_t room = room_of(m, layer, slot, count), ld = 0;
+        int64_t room = cache_room(m, layer, slot, count), ld = 0;
         for (int i = 0; i < count; i++) {
             usli_weight *w = usli_base_weight(m, slot[i], layer);
-            if (w->m.dtype == m->dtype && !room) continue;
+            if (!is_decoded(m, w)) continue;
             ld = w->m.cols + room;
-            if (at) w->d.cached = at + bytes, w->d.ld = ld;
+            if (at) w->d.cached = at + bytes, w->d.cached_ld = ld;
             bytes += (size_t)(w->m.rows * ld) * e;
             if (!room) bytes = aligned(bytes);
         }
@@ -266,7 +343,7 @@ usl_status usli_model_fill_cache(usl_model *m) {
         for (int s = 0; s < USLI_LINEARS; s++) {
             usli_weight *w = usli_base_weight(m, (usli_slot)s, l);
             usli_cast_args a = {
-                .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached, .ld = w->d.ld
+                .src = w->d, .dtype = m->dtype, .dst = (void *)(uintptr_t)w->d.cached, .ld = w->d.cached_ld
             };
             usli_arena none;
             usli_exec x = m->exec;

@@ -31,8 +31,15 @@ int64_t usli_model_streamable(const usl_model *m) {
     return m->places && !m->full && !usli_model_sharers(m) ? m->config.layers : 0;
 }
 
+/* Wherever they are. */
+static uint64_t placed_bytes(const usl_model *m) {
+    uint64_t bytes = usli_model_weight_bytes(m);
+    for (int64_t l = 0; m->places && l < m->config.layers; l++) bytes += m->places[l].room;
+    return bytes;
+}
+
 uint64_t usli_model_device_bytes(const usl_model *m, int64_t streamed, bool host_embed) {
-    uint64_t bytes = usli_model_weight_bytes(m), embed = usli_base_weight(m, USLI_EMBED, 0)->storage->bytes;
+    uint64_t bytes = placed_bytes(m), embed = usli_base_weight(m, USLI_EMBED, 0)->storage->bytes;
     bool now = streamed < 0;
     if (m->host_embed || (!now && host_embed)) bytes -= embed;
     for (int64_t l = 0; m->places && l < m->config.layers; l++)
@@ -43,7 +50,7 @@ uint64_t usli_model_device_bytes(const usl_model *m, int64_t streamed, bool host
 
 uint64_t usli_model_host_bytes(const usl_model *m, int64_t streamed, bool host_embed) {
     uint64_t ring = m->places ? 2 * largest(m, streamed) : 0;
-    return usli_model_weight_bytes(m) + ring - usli_model_device_bytes(m, streamed, host_embed);
+    return placed_bytes(m) + ring - usli_model_device_bytes(m, streamed, host_embed);
 }
 
 static void release(usl_model *m, char *at, bool on_host) {
@@ -66,7 +73,8 @@ static usl_status move(usl_model *m, int64_t layer, bool to_host) {
         return st;
     }
     release(m, p->at, p->on_host);
-    *p = (usli_place){ at, p->bytes, to_host };
+    p->at = at;
+    p->on_host = to_host;
     m->placing++;
     usli_model_point(m, layer, at);
     return USL_OK;

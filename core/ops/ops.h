@@ -32,7 +32,7 @@ typedef struct usli_matrix {
     const float *scale;  /* I8: (rows) absmax / 127; fp8: per-block scales; else NULL */
     int64_t first_row;   /* rows that stand before these in data: those of a stack's other matrices. CPU only; else 0 */
     const void *cached;  /* the same numbers decoded to the type of the products, or NULL */
-    int64_t ld;          /* from row to row of cached; 0: cols. See usli_linear_room */
+    int64_t ld, cached_ld; /* from row to row of data, of 16-bit types alone, and of cached; 0: cols */
 } usli_matrix;
 
 /* Written by the host before an update and by ops during it; one lives on the device of each rank. */

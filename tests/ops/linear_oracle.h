@@ -20,7 +20,8 @@ typedef struct spec {
     int pads; /* 1: rows of x and y are longer than they say; 2: by whole pieces of 16 bytes */
     bool accumulate, full;
     bool dora; /* segments with an adapter have a magnitude */
-    int room;  /* 1: behind the rows of x and y is room for 64 ranks; 2: and matrices are kept decoded, with room too */
+    int room;  /* 1: behind the rows of x and y is room for 64 ranks; 2: and matrices are kept decoded, with room too;
+                3: and they lie like that where they are */
 } spec;
 
 typedef struct segment_data {
@@ -39,7 +40,7 @@ typedef struct data {
     int ranks;
     segment_data seg[USLI_MAX_SEGMENTS];
     void *x, *dy, *y0, *dx0;
-    void *decoded; /* NULL: matrices are not kept decoded */
+    void *decoded;                       /* NULL: matrices are not kept decoded */
     float *xv, *dyv, *y0v, *dx0v, *keep; /* keep: (tokens, in) factor of dropout */
     int32_t update, row[512], position[512];
     usli_dropout dropout;
@@ -95,8 +96,7 @@ static void keep_decoded(data *d) {
     uint16_t *at = d->decoded = aligned_alloc(64, (bytes + 63) / 64 * 64);
     memset(at, 0xff, bytes);
     for (int i = 0; i < s->segments; i++)
-        for (int64_t r = 0; r < s->rows[i]; r++, at += ld)
-            usli_from_f32(d->seg[i].w + r * s->in, at, s->dtype, s->in);
+        for (int64_t r = 0; r < s->rows[i]; r++, at += ld) usli_from_f32(d->seg[i].w + r * s->in, at, s->dtype, s->in);
 }
 
 static void make_data(const spec *s, data *d) {
@@ -128,7 +128,7 @@ static void make_data(const spec *s, data *d) {
         spoil_room(d->x, d->ldx, s->in, s);
         spoil_room(d->dy, d->ldy, d->out, s);
     }
-    if (s->room == 2) keep_decoded(d);
+    if (s->room >= 2) keep_decoded(d);
     d->update = 3;
     for (int t = 0; t < s->tokens; t++) d->row[t] = 40 + t / 5, d->position[t] = t % 5;
     d->dropout = (usli_dropout){ s->p, 3407, &d->update, d->row, d->position, 2, 1 };
