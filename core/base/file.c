@@ -14,7 +14,9 @@
 #include <time.h>
 #include <unistd.h>
 
-static usl_status io_fail(usl_ctx *ctx, const char *path, const char *what) {
+#include "core/base/temporary.h"
+
+usl_status usli_io_fail(usl_ctx *ctx, const char *path, const char *what) {
     int e = errno;
     const char *remedy = e == ENOSPC || e == EDQUOT  ? "; free some disk space or choose another folder"
                          : e == EACCES || e == EPERM ? "; check the permissions"
@@ -27,12 +29,12 @@ usl_status usli_map_open(usl_ctx *ctx, const char *path, usli_map **out) {
     *out = NULL;
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_READ));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return io_fail(ctx, path, "cannot be opened");
+    if (fd < 0) return usli_io_fail(ctx, path, "cannot be opened");
     struct stat sb;
     usl_status st = USL_OK;
     usli_map *map = NULL;
     if (fstat(fd, &sb) != 0) {
-        st = io_fail(ctx, path, "cannot be read");
+        st = usli_io_fail(ctx, path, "cannot be read");
     } else if (!S_ISREG(sb.st_mode)) {
         st = usli_fail(ctx, USL_ERR_IO, "%s: is not a regular file", path);
     } else if (!(map = usli_calloc(ctx, 1, sizeof *map)) || !(map->path = usli_strdup(ctx, path))) {
@@ -43,7 +45,7 @@ usl_status usli_map_open(usl_ctx *ctx, const char *path, usli_map **out) {
         if (map->size) {
             void *data = mmap(NULL, map->size, PROT_READ, MAP_PRIVATE, fd, 0);
             if (data == MAP_FAILED)
-                st = io_fail(ctx, path, "cannot be mapped");
+                st = usli_io_fail(ctx, path, "cannot be mapped");
             else
                 map->data = data;
         }
@@ -95,21 +97,13 @@ enum { WRITE_BUFFER = 1 << 18 };
 
 struct usli_writer {
     usl_ctx *ctx;
-    char *path, *tmp;
-    int fd;
+    char *path;
+    usli_temporary t;
     uint64_t offset;
     size_t used;
-    bool unsynced, committed;
+    bool unsynced, finished, committed;
     char buffer[WRITE_BUFFER];
 };
-
-char *usli_temporary_path(usl_ctx *ctx, const char *path) {
-    static atomic_uint serial; /* a name, not a state: two writers of one process never share a temporary file */
-    size_t len = strlen(path) + 40;
-    char *name = usli_malloc(ctx, len);
-    if (name) snprintf(name, len, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
-    return name;
-}
 
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     struct stat sb;
@@ -122,20 +116,11 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     if (!w) return usli_nomem(ctx, sizeof *w);
     w->ctx = ctx;
     w->offset = w->used = 0;
-    w->committed = w->unsynced = false;
-    w->fd = -1;
+    w->committed = w->finished = w->unsynced = false;
     w->path = usli_strdup(ctx, path);
-    w->tmp = usli_temporary_path(ctx, path);
-    usl_status st = USL_OK;
-    if (!w->path || !w->tmp) {
-        st = usli_nomem(ctx, strlen(path));
-    } else {
-        w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (w->fd < 0) st = io_fail(ctx, path, "cannot be written");
-    }
+    usl_status st = w->path ? usli_temporary_file(ctx, path, &w->t) : usli_nomem(ctx, strlen(path));
     if (st != USL_OK) {
         usli_free(ctx, w->path);
-        usli_free(ctx, w->tmp);
         usli_free(ctx, w);
         return st;
     }
@@ -145,9 +130,9 @@ usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
 
 static usl_status write_all(usli_writer *w, const char *data, size_t size) {
     while (size) {
-        ssize_t n = write(w->fd, data, size);
+        ssize_t n = write(w->t.fd, data, size);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return io_fail(w->ctx, w->path, "cannot be written");
+        if (n < 0) return usli_io_fail(w->ctx, w->path, "cannot be written");
         data += n;
         size -= (size_t)n;
     }
@@ -199,13 +184,15 @@ static void sync_parent(const char *path) {
     close(fd);
 }
 
+/* It stays open, and so locked, until it is closed. */
 usl_status usli_writer_finish(usli_writer *w) {
-    if (w->fd < 0) return USL_OK;
+    if (w->finished) return USL_OK;
     USLI_TRY(flush(w));
-    if (!w->unsynced && fsync(w->fd) != 0 && errno != EINVAL) return io_fail(w->ctx, w->path, "cannot be synced");
-    int fd = w->fd;
-    w->fd = -1;
-    return close(fd) == 0 ? USL_OK : io_fail(w->ctx, w->path, "cannot be written");
+    if (!w->unsynced && fsync(w->t.fd) != 0 && errno != EINVAL)
+        return usli_io_fail(w->ctx, w->path, "cannot be synced");
+    USLI_TRY(usli_temporary_give_name(w->ctx, &w->t));
+    w->finished = true;
+    return USL_OK;
 }
 
 void usli_writer_leave_unsynced(usli_writer *w) {
@@ -213,12 +200,12 @@ void usli_writer_leave_unsynced(usli_writer *w) {
 }
 
 const char *usli_writer_temporary(const usli_writer *w) {
-    return w->tmp;
+    return w->t.name;
 }
 
 usl_status usli_writer_commit(usli_writer *w) {
     USLI_TRY(usli_writer_finish(w));
-    if (rename(w->tmp, w->path) != 0) return io_fail(w->ctx, w->path, "cannot be renamed into place");
+    if (rename(w->t.name, w->path) != 0) return usli_io_fail(w->ctx, w->path, "cannot be renamed into place");
     w->committed = true;
     if (!w->unsynced) sync_parent(w->path);
     return USL_OK;
@@ -226,17 +213,15 @@ usl_status usli_writer_commit(usli_writer *w) {
 
 void usli_writer_close(usli_writer *w) {
     if (!w) return;
-    if (w->fd >= 0) close(w->fd);
-    if (!w->committed) unlink(w->tmp);
+    usli_temporary_close(w->ctx, &w->t, w->committed);
     usli_free(w->ctx, w->path);
-    usli_free(w->ctx, w->tmp);
     usli_free(w->ctx, w);
 }
 
 usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to) {
     USLI_TRY(usli_may(ctx, from, USL_ACCESS_WRITE));
     USLI_TRY(usli_may(ctx, to, USL_ACCESS_WRITE));
-    if (rename(from, to) != 0) return io_fail(ctx, to, "cannot be renamed into place");
+    if (rename(from, to) != 0) return usli_io_fail(ctx, to, "cannot be renamed into place");
     sync_parent(to);
     return USL_OK;
 }
@@ -252,7 +237,11 @@ usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, siz
 
 usl_status usli_remove_file(usl_ctx *ctx, const char *path) {
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
-    return unlink(path) == 0 || errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be removed");
+    return unlink(path) == 0 || errno == ENOENT ? USL_OK : usli_io_fail(ctx, path, "cannot be removed");
+}
+
+void usli_remove_empty_dir(const char *path) {
+    (void)rmdir(path);
 }
 
 bool usli_is_file(const char *path) {
@@ -276,7 +265,7 @@ usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
         char c = *p;
         *p = 0;
         if (mkdir(copy, 0777) != 0 && errno != EEXIST) {
-            st = io_fail(ctx, path, "the folder cannot be made");
+            st = usli_io_fail(ctx, path, "the folder cannot be made");
             break;
         }
         *p = c;
@@ -325,7 +314,7 @@ usl_status usli_list_dir(usl_ctx *ctx, const char *path, char ***names, size_t *
     *count = 0;
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_READ));
     DIR *dir = opendir(path);
-    if (!dir) return io_fail(ctx, path, "the folder cannot be read");
+    if (!dir) return usli_io_fail(ctx, path, "the folder cannot be read");
     size_t cap = 0;
     usl_status st = USL_OK;
     for (struct dirent *e; (e = readdir(dir));) {
@@ -356,8 +345,8 @@ void usli_free_names(usl_ctx *ctx, char **names, size_t count) {
 static usl_status remove_tree(usl_ctx *ctx, const char *path, int depth) {
     struct stat sb;
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
-    if (lstat(path, &sb) != 0) return errno == ENOENT ? USL_OK : io_fail(ctx, path, "cannot be looked at");
-    if (!S_ISDIR(sb.st_mode)) return unlink(path) == 0 ? USL_OK : io_fail(ctx, path, "the file cannot be removed");
+    if (lstat(path, &sb) != 0) return errno == ENOENT ? USL_OK : usli_io_fail(ctx, path, "cannot be looked at");
+    if (!S_ISDIR(sb.st_mode)) return unlink(path) == 0 ? USL_OK : usli_io_fail(ctx, path, "the file cannot be removed");
     if (depth == 0) return usli_fail(ctx, USL_ERR_IO, "%s: folders nest too deeply to be removed", path);
     char **names;
     size_t count;
@@ -369,7 +358,7 @@ static usl_status remove_tree(usl_ctx *ctx, const char *path, int depth) {
         usli_free(ctx, child);
     }
     usli_free_names(ctx, names, count);
-    if (st == USL_OK && rmdir(path) != 0) st = io_fail(ctx, path, "the folder cannot be removed");
+    if (st == USL_OK && rmdir(path) != 0) st = usli_io_fail(ctx, path, "the folder cannot be removed");
     return st;
 }
 

@@ -1,9 +1,12 @@
-/* Files: mapped for reading, written under a temporary name, synced and renamed, so that a reader sees the old file or
+/* Files: mapped for reading, written beside, synced and renamed, so that a reader sees the old file or
  * the whole new one. The only floor with POSIX calls. */
 #ifndef USLI_BASE_FILE_H
 #define USLI_BASE_FILE_H
 
 #include "core/base/ctx.h"
+
+/* A sentence about path, from errno: what it cannot be, why, and the remedy. */
+usl_status usli_io_fail(usl_ctx *ctx, const char *path, const char *what);
 
 /* A read-only mapping, counted: weights keep their file alive. */
 typedef struct usli_map {
@@ -21,13 +24,14 @@ void usli_map_release(usli_map *map);
 /* Reads a whole file; *out is new (usli_free), has a 0 after its last byte; *size may be NULL. */
 usl_status usli_read_file(usl_ctx *ctx, const char *path, char **out, size_t *size);
 
-/* A file being written under "path.tmp-PID-N". Commit syncs and renames; close without commit removes it. */
+/* A file being written beside path, without a name or under another (temporary.h). Commit syncs and renames; close
+ * without commit removes it. */
 typedef struct usli_writer usli_writer;
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out);
 usl_status usli_writer_write(usli_writer *w, const void *data, size_t size); /* buffered */
 usl_status usli_writer_pad(usli_writer *w, size_t alignment);                /* zeros up to a multiple of alignment */
 uint64_t usli_writer_offset(const usli_writer *w);
-/* The file is whole under its temporary name, for a look before commit; nothing more is written. */
+/* The file is whole and has its temporary name, for a look before commit; nothing more is written. */
 usl_status usli_writer_finish(usli_writer *w);
 /* For what can be made again: a crash of the machine may leave a torn file. */
 void usli_writer_leave_unsynced(usli_writer *w);
@@ -37,12 +41,12 @@ void usli_writer_close(usli_writer *w);        /* NULL is fine */
 /* Opens, writes, commits. */
 usl_status usli_write_file(usl_ctx *ctx, const char *path, const void *data, size_t size);
 
-/* "path.tmp-PID-N", new (usli_free), no other's; NULL for want of memory. */
-char *usli_temporary_path(usl_ctx *ctx, const char *path);
 /* A file or a folder takes another name; what had it, if a file, is replaced. */
 usl_status usli_rename(usl_ctx *ctx, const char *from, const char *to);
 /* Fine when there is none. */
 usl_status usli_remove_file(usl_ctx *ctx, const char *path);
+/* Only when nothing is in it. */
+void usli_remove_empty_dir(const char *path);
 bool usli_is_file(const char *path);
 bool usli_is_dir(const char *path);
 /* Makes path and its parents; fine when it is there. */

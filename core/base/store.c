@@ -9,15 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static usl_status store_fail(usl_ctx *ctx, const char *path, const char *what) {
-    int e = errno;
-    const char *remedy = e == ENOSPC || e == EDQUOT  ? "; free some disk space or choose another folder"
-                         : e == EACCES || e == EPERM ? "; check the permissions"
-                                                     : "";
-    return usli_fail(ctx, e == ENOENT ? USL_ERR_NOT_FOUND : USL_ERR_IO, "%s: %s: %s%s", path, what, strerror(e),
-                     remedy);
-}
-
 /* ---- Files that grow ---- */
 
 struct usli_growing {
@@ -38,7 +29,7 @@ usl_status usli_growing_open(usl_ctx *ctx, const char *path, usli_growing **out,
     g->ctx = ctx;
     g->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (g->fd < 0 || fstat(g->fd, &sb) != 0) {
-        usl_status st = store_fail(ctx, path, "cannot be written");
+        usl_status st = usli_io_fail(ctx, path, "cannot be written");
         usli_growing_close(g);
         return st;
     }
@@ -52,7 +43,7 @@ usl_status usli_growing_write(usli_growing *g, const void *data, size_t size) {
     while (size) {
         ssize_t n = write(g->fd, p, size);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return store_fail(g->ctx, g->path, "cannot be written");
+        if (n < 0) return usli_io_fail(g->ctx, g->path, "cannot be written");
         p += n;
         size -= (size_t)n;
     }
@@ -60,13 +51,13 @@ usl_status usli_growing_write(usli_growing *g, const void *data, size_t size) {
 }
 
 usl_status usli_growing_clear(usli_growing *g) {
-    return ftruncate(g->fd, 0) == 0 ? USL_OK : store_fail(g->ctx, g->path, "cannot be emptied");
+    return ftruncate(g->fd, 0) == 0 ? USL_OK : usli_io_fail(g->ctx, g->path, "cannot be emptied");
 }
 
 usl_status usli_growing_commit(usli_growing *g, const char *path) {
     USLI_TRY(usli_may(g->ctx, path, USL_ACCESS_WRITE));
-    if (fsync(g->fd) != 0 && errno != EINVAL) return store_fail(g->ctx, g->path, "cannot be synced");
-    return rename(g->path, path) == 0 ? USL_OK : store_fail(g->ctx, path, "cannot be renamed into place");
+    if (fsync(g->fd) != 0 && errno != EINVAL) return usli_io_fail(g->ctx, g->path, "cannot be synced");
+    return rename(g->path, path) == 0 ? USL_OK : usli_io_fail(g->ctx, path, "cannot be renamed into place");
 }
 
 void usli_growing_close(usli_growing *g) {
@@ -92,12 +83,12 @@ usl_status usli_lock_try(usl_ctx *ctx, const char *path, usli_lock **out) {
     lock->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     usl_status st = USL_OK;
     if (lock->fd < 0) {
-        st = store_fail(ctx, path, "the lock cannot be made");
+        st = usli_io_fail(ctx, path, "the lock cannot be made");
     } else if (flock(lock->fd, LOCK_EX | LOCK_NB) == 0) {
         *out = lock;
         return USL_OK;
     } else if (errno != EWOULDBLOCK && errno != EINTR) {
-        st = store_fail(ctx, path, "cannot be locked");
+        st = usli_io_fail(ctx, path, "cannot be locked");
     }
     usli_lock_release(lock);
     return st;
@@ -122,9 +113,9 @@ usl_status usli_make_link(usl_ctx *ctx, const char *path, const char *target) {
     if (symlink(target, beside) != 0) {
         st = errno == EPERM || errno == ENOSYS || errno == EOPNOTSUPP
                  ? usli_fail(ctx, USL_ERR_UNSUPPORTED, "%s: this file system has no symbolic links", path)
-                 : store_fail(ctx, path, "the link cannot be made");
+                 : usli_io_fail(ctx, path, "the link cannot be made");
     } else if (rename(beside, path) != 0) {
-        st = store_fail(ctx, path, "the link cannot be put into place");
+        st = usli_io_fail(ctx, path, "the link cannot be put into place");
         unlink(beside);
     }
     usli_free(ctx, beside);

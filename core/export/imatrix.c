@@ -1,5 +1,6 @@
 #include "core/export/imatrix.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "core/base/dtype.h"
@@ -49,16 +50,33 @@ static void observe(usli_exec *x, const usli_linear_args *a) {
     }
 }
 
-/* Means; a feature that was never there still counts a little. */
-static void finish(const usl_model *m, usli_imatrix *im) {
+/* Means; a feature that was never there still counts a little. Only the proportions count where they are used: the
+ * largest is brought to between a half and 1, by a power of two, so that no sum of products of them overflows. */
+static usl_status finish(const usl_model *m, usli_imatrix *im) {
     for (int64_t i = 0; i < place_count(m); i++) {
         float *f = im->features[i];
         int64_t n = m->weights[i].m.cols;
-        double sum = 0;
-        for (int64_t c = 0; f && c < n; c++) sum += (double)f[c];
-        for (int64_t c = 0; f && c < n; c++)
-            f[c] = (float)(((double)f[c] + 1e-4 * sum / (double)n) / (double)im->tokens);
+        double sum = 0, most = 0;
+        int power;
+        for (int64_t c = 0; f && c < n; c++) {
+            sum += (double)f[c];
+            most = fmax(most, (double)f[c]);
+        }
+        if (!isfinite(sum)) {
+            int64_t layered = m->config.layers * USLI_LAYER_SLOTS;
+            usli_slot slot = (usli_slot)(i < layered ? i % USLI_LAYER_SLOTS : i - layered + USLI_EMBED);
+            char name[128];
+            usli_slot_name(&m->config, slot, i < layered ? i / USLI_LAYER_SLOTS : 0, false, name, sizeof name);
+            return usli_fail(
+                m->ctx, USL_ERR_INVALID,
+                "the importance of %s is not a finite number: the calibration text makes what it is "
+                "multiplied by overflow; load the model with dtype = \"float32\", or look for broken weights",
+                name);
+        }
+        frexp(most, &power);
+        for (int64_t c = 0; f && c < n; c++) f[c] = (float)ldexp((double)f[c] + 1e-4 * sum / (double)n, -power);
     }
+    return USL_OK;
 }
 
 usl_status usli_imatrix_new(usl_model *m, const int32_t *ids, int64_t count, int64_t context, usli_imatrix **out) {
@@ -93,18 +111,16 @@ usl_status usli_imatrix_new(usl_model *m, const int32_t *ids, int64_t count, int
         st = usli_progress(ctx, "calibrating", (uint64_t)i, (uint64_t)count);
         if (st == USL_OK) st = usli_logits(m, ids + i, n, logits);
         if (st == USL_OK) st = w.st;
-        if (im) im->tokens += n;
     }
     m->exec.observe = NULL;
     m->exec.observer = NULL;
     usli_free(ctx, row);
     usli_free(ctx, logits);
-    if (st == USL_OK) {
-        finish(m, im);
+    if (st == USL_OK) st = finish(m, im);
+    if (st == USL_OK)
         *out = im;
-        return st;
-    }
-    usli_imatrix_free(im);
+    else
+        usli_imatrix_free(im);
     return st;
 }
 

@@ -1,5 +1,6 @@
-/* An importance matrix: of each linear weight's input, the mean square of every feature over a calibration text; of a
- * stack of experts one for all of them. What is multiplied by large numbers is quantised with more care. */
+/* An importance matrix: of each linear weight's input, the mean square of every feature over a calibration text, in
+ * proportion to the others; of a stack of experts one for all of them. What is multiplied by large numbers is quantised
+ * with more care. */
 #ifndef USLI_EXPORT_IMATRIX_H
 #define USLI_EXPORT_IMATRIX_H
 
@@ -10,8 +11,7 @@ typedef struct usl_imatrix usli_imatrix;
 struct usl_imatrix {
     usl_ctx *ctx;
     int64_t layers;
-    float **features; /* by place in the model's weights; NULL: no product was seen */
-    int64_t tokens;
+    float **features; /* by place in the model's weights, the largest of each about 1; NULL: no product was seen */
 };
 
 /* Runs the ids through the model, a row of at most `context` at a time. *out is new: usli_imatrix_free. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/dtype.h"
+#include "core/base/temporary.h"
 #include "core/export/export.h"
 #include "core/io/json.h"
 #include "core/export/merged4.h"
@@ -209,18 +210,38 @@ static usl_status list(usl_ctx *ctx, const char *dir, const char *target, listin
     return good ? USL_OK : usli_nomem(ctx, l->count * sizeof *l->paths);
 }
 
-/* Without config.json a folder is no model: it goes first and comes last. Memory is had before anything is moved. */
+/* Without config.json a folder is no model: it goes first and comes last. Memory is had before anything is moved. Of
+ * two exports to one folder the later is whole there: each moves with the folder locked. */
 static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
-    listing old, new = { 0 };
-    usl_status st = list(ctx, dir, dir, &old);
+    listing old = { 0 }, new = { 0 };
+    int lock;
+    usl_status st = usli_folder_lock(ctx, dir, &lock);
+    if (st == USL_OK) st = list(ctx, dir, dir, &old);
     if (st == USL_OK) st = list(ctx, from, dir, &new);
     for (size_t i = 0; i < old.count && st == USL_OK; i++)
         if (is_stale(old.names[i])) st = usli_remove_file(ctx, old.paths[i]);
     for (int last = 0; last < 2; last++)
         for (size_t i = 0; i < new.count &&st == USL_OK; i++)
             if ((strcmp(new.names[i], "config.json") == 0) == last) st = usli_rename(ctx, new.paths[i], new.targets[i]);
+    /* What was moved and is no whole model. */
+    for (size_t i = 0; i < new.count &&st != USL_OK; i++)
+        if (!usli_is_file(new.paths[i])) usli_remove_quietly(new.targets[i]);
     forget(ctx, &old);
     forget(ctx, &new);
+    usli_folder_unlock(lock);
+    return st;
+}
+
+/* What killed exports left in it goes before the room on the disk is looked at. Another that fails just now may take
+ * the empty folder away. */
+static usl_status begin(usl_ctx *ctx, const char *dir, usli_temporary *t) {
+    char *inside = usli_path_join(ctx, dir, "export");
+    usl_status st = inside ? USL_ERR_NOT_FOUND : usli_nomem(ctx, strlen(dir));
+    for (int attempt = 0; attempt < 3 && st == USL_ERR_NOT_FOUND; attempt++) {
+        st = usli_make_dirs(ctx, dir);
+        if (st == USL_OK) st = usli_temporary_folder(ctx, inside, t);
+    }
+    usli_free(ctx, inside);
     return st;
 }
 
@@ -238,15 +259,15 @@ usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer 
     usl_export_report unread = { .size = sizeof unread };
     if (!report) report = &unread;
     bool was_there = usli_is_dir(dir);
-    char *inside = usli_path_join(ctx, dir, "export"), *beside = inside ? usli_temporary_path(ctx, inside) : NULL;
-    usl_status st = beside ? write_files(s, tok, beside, dtype, report) : usli_nomem(ctx, strlen(dir));
+    usli_temporary t = { .fd = -1 };
+    usl_status st = begin(ctx, dir, &t);
+    if (st == USL_OK) st = write_files(s, tok, t.name, dtype, report);
     if (st == USL_OK && verify)
-        st = dtype == USL_NF4 ? usli_merged4_check(s, tok, beside, dir, report)
-                              : usli_export_check(s, tok, beside, dir, dtype, report);
-    if (st == USL_OK) st = move_in(ctx, beside, dir);
-    if (beside) usli_remove_quietly(beside);
-    if (st != USL_OK && !was_there) usli_remove_quietly(dir);
-    usli_free(ctx, inside);
-    usli_free(ctx, beside);
+        st = dtype == USL_NF4 ? usli_merged4_check(s, tok, t.name, dir, report)
+                              : usli_export_check(s, tok, t.name, dir, dtype, report);
+    if (st == USL_OK) st = move_in(ctx, t.name, dir);
+    usli_temporary_close(ctx, &t, false);
+    /* Another export may be at work in it. */
+    if (st != USL_OK && !was_there) usli_remove_empty_dir(dir);
     return st;
 }

@@ -3,6 +3,8 @@
  */
 #include "core/quant/grids.h"
 
+#include <stdbool.h>
+
 /* clang-format off */
 static const uint16_t IQ2_XXS[256] = {
     0, 2, 5, 8, 10, 17, 20, 32, 34, 40, 42, 65, 68, 80, 88, 97, 100, 128, 130, 138, 162, 257, 260, 272, 277, 320, 388, 408, 512, 514, 546,
@@ -250,17 +252,24 @@ const usli_grid usli_grid_iq3_s = { IQ3_S, 512, 4, 3, { 1, 3, 5, 7, 9, 11, 13, 1
 const usli_grid usli_grid_iq1 = { IQ1, 2048, 8, 2, { -1, 0, 1 } };
 
 void usli_runs_of(const usli_grid *grid, usli_runs *out) {
-    int shift = grid->bits * grid->digits / 2;
+    int bits = grid->bits * grid->digits / 4, half = 2 * bits, first = 0;
+    for (int q = 0; q < 4; q++)
+        for (int i = 0; i < grid->count; i++)
+            out->part[q][i] = (uint8_t)(grid->points[i] >> (bits * q) & ((1 << bits) - 1));
+    out->points = grid->count;
     out->count = 0;
-    for (int i = 0; i < 256; i++) out->of[i] = USLI_NO_RUN;
-    for (int i = 0; i < grid->count; i++) {
-        uint8_t high = (uint8_t)(grid->points[i] >> shift);
-        if (out->of[high] == USLI_NO_RUN) {
-            out->of[high] = (uint8_t)out->count;
-            out->high[out->count] = high;
-            out->start[out->count++] = (uint16_t)i;
-        }
-        out->low[i] = (uint8_t)(grid->points[i] & ((1 << shift) - 1));
+    for (int i = 1; i <= grid->count; i++) {
+        bool same = i < grid->count && grid->points[i] >> half == grid->points[first] >> half;
+        if (same && i < first + USLI_RUN) continue;
+        out->start[out->count++] = (uint16_t)first;
+        first = i;
     }
     out->start[out->count] = (uint16_t)grid->count;
+    for (int r = 0; r < USLI_MOST_RUNS; r++) {
+        int from = r < out->count ? r : 0, at = out->start[from], last = out->start[from + 1] - 1;
+        for (int q = 0; q < 2; q++) {
+            out->high[q][r] = out->part[2 + q][at];
+            for (int i = 0; i < USLI_RUN; i++) out->low[q][r][i] = out->part[q][at + i < last ? at + i : last];
+        }
+    }
 }

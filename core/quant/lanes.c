@@ -342,7 +342,17 @@ static inline lanes to_halves(lanes x, bool scales, uint16_t h[LANES]) {
 #else
     for (int k = 0; k < LANES; k++) h[k] = usli_f32_to_f16(x[k]);
 #endif
+#if defined(__AVX2__)
+    if (scales) {
+        __m128i all = _mm_loadu_si128((const __m128i *)(const void *)h), none = _mm_setzero_si128();
+        __m256i some = (__m256i)(x != 0);
+        __m128i some_16 = _mm_packs_epi32(_mm256_castsi256_si128(some), _mm256_extracti128_si256(some, 1));
+        __m128i lost = _mm_and_si128(_mm_cmpeq_epi16(_mm_slli_epi16(all, 1), none), some_16);
+        _mm_storeu_si128((__m128i *)(void *)h, _mm_or_si128(all, _mm_srli_epi16(lost, 15)));
+    }
+#else
     for (int k = 0; scales && k < LANES; k++) h[k] |= (uint16_t)((h[k] & 0x7fffu) == 0 && x[k] != 0);
+#endif
 #if defined(__F16C__)
     back = (lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)h));
 #else
@@ -370,9 +380,31 @@ static inline void codes_of(const float *x, float start, float inverse, int lo, 
 #endif
 }
 
+/* Codes as codes_of makes them, each beside the one 16 further on. */
+static inline void nibbles_of(const float *x, float start, float inverse, int lo, int hi, int shift, uint8_t qs[16]) {
+#if defined(__AVX2__)
+    __m256i w[4];
+    for (int i = 0; i < 4; i++)
+        w[i] = _mm256_cvtps_epi32((__m256)((load(x + LANES * i) - splat(start)) * splat(inverse)));
+    __m256i least = _mm256_set1_epi16((short)lo), most = _mm256_set1_epi16((short)hi);
+    for (int i = 0; i < 2; i++) {
+        w[i] = _mm256_packs_epi32(w[2 * i], w[2 * i + 1]);
+        w[i] = _mm256_add_epi16(_mm256_min_epi16(_mm256_max_epi16(w[i], least), most), _mm256_set1_epi16((short)shift));
+    }
+    __m256i both = _mm256_or_si256(w[0], _mm256_slli_epi16(w[1], 4));
+    __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    _mm_storeu_si128((__m128i *)(void *)qs, _mm_shuffle_epi32(bytes, 0xd8));
+#else
+    int8_t q[USLI_QK];
+    codes_of(x, start, inverse, lo, hi, shift, q);
+    for (int j = 0; j < 16; j++) qs[j] = (uint8_t)((q[j] & 15) | (q[j + 16] & 15) << 4);
+#endif
+}
+
 /* Up to eight blocks together, so that their scales are solved for side by side. */
 typedef struct group {
     uint16_t d[LANES], m[LANES];
+    float inverses[LANES], starts[LANES];
     int8_t q[LANES][USLI_QK];
 } group;
 
@@ -413,32 +445,45 @@ static inline void group_symmetric(const float *x, int blocks, int half_range, g
         codes_of(x + USLI_QK * b, 0, inverses[b], -half_range, half_range - 1, half_range, g->q[b]);
 }
 
+/* The larger of lanes 0 and 2, and of 1 and 3, of both halves of a and b: then side by side those of a and b. */
+static inline lanes larger_halves(lanes a, lanes b) {
+    return larger(__builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13),
+                  __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15));
+}
+static inline lanes larger_quarters(lanes ab, lanes cd) {
+    return larger(__builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13),
+                  __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15));
+}
+
 /* The codes are those for the scale and the start as their halves hold them. Solving for both gains four hundredths of
  * the error and takes as long as all the rest: a type of four bits or five that is chosen for its speed does without.
  */
 static inline void group_affine(const float *x, int blocks, int top, group *g) {
-    float lows[LANES] = { 0 }, highs[LANES] = { 0 }, inverses[LANES], starts[LANES];
-    for (int b = 0; b < blocks; b++) {
+    lanes ends[LANES];
+    for (int b = 0; b < LANES; b++) {
+        if (b >= blocks) {
+            ends[b] = ends[0];
+            continue;
+        }
         lanes high = splat(-FLT_MAX), low = splat(FLT_MAX);
         for (int i = 0; i < 4; i++) {
             high = larger(load(x + USLI_QK * b + LANES * i), high);
             low = smaller(load(x + USLI_QK * b + LANES * i), low);
         }
-        /* Across both at once. */
-        lanes both = larger(__builtin_shufflevector(high, -low, 0, 1, 2, 3, 8, 9, 10, 11),
-                            __builtin_shufflevector(high, -low, 4, 5, 6, 7, 12, 13, 14, 15));
-        both = larger(both, __builtin_shufflevector(both, both, 2, 3, 0, 1, 6, 7, 4, 5));
-        both = larger(both, __builtin_shufflevector(both, both, 1, 0, 3, 2, 5, 4, 7, 6));
-        highs[b] = both[0];
-        lows[b] = -both[4];
+        /* Four of the high end, and four of the low one less than 0. */
+        ends[b] = larger(__builtin_shufflevector(high, -low, 0, 1, 2, 3, 8, 9, 10, 11),
+                         __builtin_shufflevector(high, -low, 4, 5, 6, 7, 12, 13, 14, 15));
     }
+    for (int b = 0; b < LANES; b += 4)
+        ends[b] = larger_quarters(larger_halves(ends[b], ends[b + 1]), larger_halves(ends[b + 2], ends[b + 3]));
+    lanes highs = __builtin_shufflevector(ends[0], ends[4], 0, 1, 2, 3, 8, 9, 10, 11);
+    lanes lows = -__builtin_shufflevector(ends[0], ends[4], 4, 5, 6, 7, 12, 13, 14, 15);
     /* Nothing but NaN leaves the ends the wrong way round. */
-    lanes start = pick(load(highs) < load(lows), splat(0), load(lows)), range = larger(load(highs) - start, splat(0));
+    lanes start = pick(highs < lows, splat(0), lows), range = larger(highs - start, splat(0));
     lanes inverse = inverse_of(to_halves(range * (1.0f / (float)top), true, g->d));
     start = to_halves(start, false, g->m);
-    memcpy(inverses, &inverse, sizeof inverses);
-    memcpy(starts, &start, sizeof starts);
-    for (int b = 0; b < blocks; b++) codes_of(x + USLI_QK * b, starts[b], inverses[b], 0, top, 0, g->q[b]);
+    memcpy(g->inverses, &inverse, sizeof inverse);
+    memcpy(g->starts, &start, sizeof start);
 }
 
 static inline void group_eight_bits(const float *x, int blocks, group *g) {
@@ -486,15 +531,20 @@ static void q4_0(const float *x, void *dst, int64_t n) {
     }
 }
 
+/* The scales of the next blocks are under way while the codes of these are packed. */
 static void q4_1(const float *x, void *dst, int64_t n) {
     usli_block_q4_1 *out = dst;
-    group g;
-    for (int size; (size = group_size(n)) > 0; n -= size * USLI_QK, x += size * USLI_QK) {
-        group_affine(x, size, 15, &g);
+    group g[2];
+    int size = group_size(n), next;
+    if (size > 0) group_affine(x, size, 15, &g[0]);
+    for (int at = 0; size > 0; at = 1 - at, x += size * USLI_QK, size = next) {
+        n -= size * USLI_QK;
+        next = group_size(n);
+        if (next > 0) group_affine(x + size * USLI_QK, next, 15, &g[1 - at]);
         for (int b = 0; b < size; b++, out++) {
-            out->d = g.d[b];
-            out->m = g.m[b];
-            pack_nibbles(g.q[b], out->qs);
+            out->d = g[at].d[b];
+            out->m = g[at].m[b];
+            nibbles_of(x + USLI_QK * b, g[at].starts[b], g[at].inverses[b], 0, 15, 0, out->qs);
         }
     }
 }
@@ -517,6 +567,7 @@ static void q5_1(const float *x, void *dst, int64_t n) {
     group g;
     for (int size; (size = group_size(n)) > 0; n -= size * USLI_QK, x += size * USLI_QK) {
         group_affine(x, size, 31, &g);
+        for (int b = 0; b < size; b++) codes_of(x + USLI_QK * b, g.starts[b], g.inverses[b], 0, 31, 0, g.q[b]);
         for (int b = 0; b < size; b++, out++) {
             out->d = g.d[b];
             out->m = g.m[b];

@@ -15,7 +15,8 @@ import xllamacpp.xllamacpp
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUMBERS = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14,
-           "iq4_nl": 20, "iq4_xs": 23, "iq3_xxs": 18, "iq3_s": 21, "iq2_s": 22, "iq1_m": 29}  # the other three want an importance
+           "iq4_nl": 20, "iq4_xs": 23, "iq3_xxs": 18, "iq3_s": 21, "iq2_xxs": 16, "iq2_xs": 17, "iq2_s": 22, "iq1_s": 19, "iq1_m": 29}
+EQUAL = "iq2_xxs iq2_xs iq1_s".split()  # ggml wants an importance for these: the same for all values, as ours has without one
 COLS = 4096
 
 
@@ -48,9 +49,11 @@ class Ggml:
         self.chunk.restype = ctypes.c_size_t
         self.chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
                                ctypes.c_void_p]
+        self.ones, self.equal = np.ones(COLS, dtype=np.float32), [NUMBERS[name] for name in EQUAL]
 
     def quantize(self, number, x, out):
-        self.chunk(number, x.ctypes.data, out.ctypes.data, 0, x.size // COLS, COLS, None)
+        importance = self.ones.ctypes.data if number in self.equal else None
+        self.chunk(number, x.ctypes.data, out.ctypes.data, 0, x.size // COLS, COLS, importance)
 
 
 def seconds(quantizer, number, x, out):

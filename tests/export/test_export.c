@@ -340,6 +340,40 @@ static void test_importance(rig *r) {
     usl_imatrix_free(im);
 }
 
+/* Activations of any size make importances that quantisers can work with; those that overflow are refused. */
+static void test_large_importances(rig *r) {
+    static const char CONFIG[] =
+        "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":256,\"intermediate_size\":256,"
+        "\"num_hidden_layers\":1,\"num_attention_heads\":4,\"num_key_value_heads\":4,"
+        "\"vocab_size\":80,\"max_position_embeddings\":64}";
+    static const int32_t IDS[] = { 1, 2, 3, 4, 5, 6, 7, 8 };
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    usl_model *m = NULL;
+    opts.device = "cpu";
+    opts.dtype = USL_F32;
+    OK(r, usl_model_random(r->ctx, CONFIG, 1, &opts, &m));
+    float *norm = (float *)(uintptr_t)usli_model_weight(m, USLI_ATTN_NORM, 0)->m.data;
+    static float once[256];
+    for (int power = 0; power <= 100; power += 50) { /* 2^100 is more than a float's root */
+        usli_imatrix *im = NULL;
+        for (int i = 0; i < 256; i++) norm[i] = ldexpf(1, power);
+        if (power == 100) {
+            CHECK(usli_imatrix_new(m, IDS, 8, 8, &im) == USL_ERR_INVALID && strstr(usl_ctx_errmsg(r->ctx), "finite"),
+                  "importances that are infinite: %s", usl_ctx_errmsg(r->ctx));
+            break;
+        }
+        OK(r, usli_imatrix_new(m, IDS, 8, 8, &im));
+        const float *f = usli_imatrix_of(im, USLI_Q, 0);
+        float most = 0;
+        for (int i = 0; i < 256; i++) most = fmaxf(most, f[i]);
+        CHECK(most >= 0.5f && most <= 1.0f, "the largest importance is %g", (double)most);
+        CHECK(!power || memcmp(once, f, sizeof once) == 0, "importances change with the size of the activations");
+        memcpy(once, f, sizeof once);
+        usli_imatrix_free(im);
+    }
+    usl_model_free(m);
+}
+
 static void test_refusals(rig *r) {
     char path[128];
     in_dir(r, "never.gguf", path);
@@ -377,6 +411,7 @@ int main(void) {
     open_rig(&r);
     test_reports(&r);
     test_importance(&r);
+    test_large_importances(&r);
     test_refusals(&r);
     test_wrong_file(&r);
     test_base(&r);

@@ -133,12 +133,14 @@ describe("the verb export", function()
       assert.equals(1, code, err)
       assert.is_truthy(err:find("cannot be written", 1, true), err)
       assert.equals("", (support.shell("find %s/full%d -type f", dir, i)))
-      local found = ("find %s/killed%d -type f -size +0"):format(dir, i)
-      support.shell([[mkdir %s/killed%d; %s export %s --to %s --output %s/killed%d & own=$!
-        while kill -0 $own && [ -z "$(%s)" ]; do :; done; kill -KILL $own]], dir, i, PROGRAM, model, list, dir, i, found)
-      assert.equals("", (support.shell("%s ! -name '*.tmp-*'", found)))
-      _, err, code = verb("%s --to %s --output %s/killed%d", model, list, dir, i)
+      local place = ("%s/killed%d"):format(dir, i)
+      support.shell([[mkdir %s; %s export %s --to %s --output %s & own=$!
+        while kill -0 $own && [ -z "$(find /proc/$own/fd -lname '%s/*')" ]; do :; done; kill -KILL $own; wait $own]],
+        place, PROGRAM, model, list, place, place)
+      assert.equals("", (support.shell("find %s -type f ! -path '*.tmp-*'", place)))
+      _, err, code = verb("%s --to %s --output %s", model, list, place)
       assert.equals(0, code, err)
+      assert.equals("", (support.shell("find %s -name '*.tmp-*'", place)))
     end
   end)
 

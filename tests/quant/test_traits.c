@@ -185,6 +185,27 @@ static void test_lattices(void) {
     fclose(f);
 }
 
+/* Of importances only the proportions count, however large or small they are. */
+static void test_importances(usl_dtype type) {
+    static const float SCALES[] = { 0x1p100f, 0x1p-100f, 0x1p120f };
+    static unsigned char again[COUNT * 4];
+    static float scaled[COUNT];
+    const usli_traits *t = usli_traits_of(type);
+    uint32_t seed = 3;
+    for (int i = 0; i < COUNT; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        source[i] = (float)(seed >> 8) / 16777216.0f - 0.5f;
+        expected[i] = (float)(seed >> 24) / 64.0f;
+    }
+    t->encode(source, expected, blocks, COUNT);
+    for (size_t k = 0; k < sizeof SCALES / sizeof *SCALES; k++) {
+        for (int i = 0; i < COUNT; i++) scaled[i] = SCALES[k] * expected[i];
+        t->encode(source, scaled, again, COUNT);
+        CHECK(memcmp(blocks, again, usli_row_bytes(type, COUNT)) == 0, "%s: importances times %g change the bytes",
+              usl_dtype_name(type), (double)SCALES[k]);
+    }
+}
+
 /* Every instruction set gives the same bytes, for values of any kind. */
 static void test_builds(void) {
 #if defined(__x86_64__)
@@ -274,6 +295,7 @@ int main(void) {
         if (usli_traits_of((usl_dtype)i) && usli_traits_of((usl_dtype)i)->block == 256 && i != USL_IQ4_XS) {
             test_hostile((usl_dtype)i);
             test_weights((usl_dtype)i);
+            test_importances((usl_dtype)i);
         }
     test_hostile(USL_NF4);
     test_hostile(USL_FP4);
