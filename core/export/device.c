@@ -10,6 +10,9 @@
 
 #include "core/quant/traits.h"
 
+/* A slab: 16 MiB of rows, and as many for what is made of them. Smaller ones would be a launch's time. */
+enum { VALUES = 1 << 22, BYTES = 1 << 24 };
+
 bool usli_quantiser_makes(usl_dtype type) {
     switch (type) {
     case USL_Q2_K:
@@ -40,14 +43,14 @@ static int64_t widest(const usl_model *m) {
 
 static bool take_memory(usli_quantiser *q, int64_t cols) {
     usli_exec *x = &q->exec;
-    size_t rows = USLI_SLAB_VALUES * sizeof(float);
+    size_t rows = (size_t)q->values * sizeof(float);
     if (!(q->importance = x->backend->alloc(x, (size_t)cols * sizeof(float)))) return false;
     for (int i = 0; i < 2; i++) {
         usli_slab *s = &q->slab[i];
         if (!(s->rows = x->backend->alloc_host(x, rows))) return false;
-        if (!(s->blocks = x->backend->alloc_host(x, USLI_SLAB_BYTES))) return false;
+        if (!(s->blocks = x->backend->alloc_host(x, q->bytes))) return false;
         if (!(s->device_rows = x->backend->alloc(x, rows))) return false;
-        if (!(s->device_blocks = x->backend->alloc(x, USLI_SLAB_BYTES))) return false;
+        if (!(s->device_blocks = x->backend->alloc(x, q->bytes))) return false;
     }
     return true;
 }
@@ -58,6 +61,8 @@ usli_quantiser *usli_quantiser_open(usl_model *m) {
     if (!q) return NULL;
     q->exec = m->exec;
     q->exec.arena = &q->none;
+    q->values = VALUES;
+    q->bytes = BYTES;
     usli_arena_init(&q->none, NULL, 0);
     if (take_memory(q, widest(m))) return q;
     usli_quantiser_close(q);

@@ -5,9 +5,6 @@
 
 #include "core/model/model.h"
 
-/* Values of a slab, and bytes of all that is made of them. */
-enum { USLI_SLAB_VALUES = 1 << 22, USLI_SLAB_BYTES = 1 << 24 };
-
 typedef struct usli_slab {
     char *rows, *blocks; /* pinned memory of the host: what the device reads, what it has written */
     char *device_rows, *device_blocks;
@@ -18,7 +15,9 @@ typedef struct usli_quantiser {
     usli_arena none;
     float *importance; /* on the device */
     bool weighted;
-    bool gone; /* it ran out of memory: nothing more is asked of it */
+    bool gone;      /* it ran out of memory: nothing more is asked of it */
+    int64_t values; /* that a slab holds, as float32 */
+    size_t bytes;   /* of all that is made of them */
     usli_slab slab[2];
 } usli_quantiser;
 

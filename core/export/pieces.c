@@ -187,8 +187,10 @@ static bool asks_device(job *j) {
 static int64_t lay_out(const job *j, size_t offsets[MOST_OUTPUTS]) {
     size_t row = 0, at = 0;
     for (int i = 0; i < j->count; i++) row += j->out[i].row_bytes;
-    int64_t slab = (USLI_SLAB_BYTES - ALIGN * MOST_OUTPUTS) / (int64_t)row;
-    if (slab > USLI_SLAB_VALUES / j->cols) slab = USLI_SLAB_VALUES / j->cols;
+    const usli_quantiser *q = j->s->device;
+    int64_t slab = ((int64_t)q->bytes - ALIGN * j->count) / (int64_t)row;
+    if (slab > q->values / j->cols) slab = q->values / j->cols;
+    if (slab < 1) return 0;
     for (int i = 0; i < j->count; i++) {
         offsets[i] = at;
         at += ((size_t)slab * j->out[i].row_bytes + ALIGN - 1) / ALIGN * ALIGN;
