@@ -537,11 +537,12 @@ template <int TOP> __device__ __forceinline__ void weighted_affine(const usli_bl
  */
 
 /* The middles between neighbours of IQ4's 16 values and the steps over them. */
-#define USLI_IQ4_STEPS(X)                                                                                  \
-    X(-115.5f, 23)                                                                                         \
-    X(-93.5f, 21)                                                                                          \
-    X(-74, 18) X(-57, 16) X(-42, 14) X(-28.5f, 13) X(-16, 12) X(-4.5f, 11) X(7, 12) X(19, 12) X(31.5f, 13) \
-        X(45.5f, 15) X(61, 16) X(79, 20) X(101, 24)
+#define USLI_IQ4_STEPS(X)                                                                                              \
+    X(-115.5f, 23)                                                                                                     \
+    X(-93.5f, 21)                                                                                                      \
+    X(-74, 18)                                                                                                         \
+    X(-57, 16) X(-42, 14) X(-28.5f, 13) X(-16, 12) X(-4.5f, 11) X(7, 12) X(19, 12) X(31.5f, 13) X(45.5f, 15) X(61, 16) \
+        X(79, 20) X(101, 24)
 
 __device__ __forceinline__ num iq4_nearest(num x) {
     float value = -127;

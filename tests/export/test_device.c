@@ -9,7 +9,8 @@
 #include "core/quant/traits.h"
 #include "tests/test.h"
 
-/* ---- The device ---------------------------------------------------------------------------------------------------- */
+/* ---- The device ----------------------------------------------------------------------------------------------------
+ */
 
 enum { MOST_WORK = 4096 };
 
@@ -77,7 +78,8 @@ static void imagine(usl_model *m) {
     m->exec.backend = &device.backend;
 }
 
-/* ---- Exports into memory ------------------------------------------------------------------------------------------- */
+/* ---- Exports into memory -------------------------------------------------------------------------------------------
+ */
 
 static const usl_dtype OUTPUTS[] = { USL_Q8_0, USL_BF16, USL_Q4_K, USL_MXFP4, USL_Q6_K };
 enum { OUTPUT_COUNT = sizeof OUTPUTS / sizeof *OUTPUTS };
@@ -183,7 +185,8 @@ static void test_refusals(const usli_export_source *s, const sheet *cpu, sheet *
     device.fail_work = 0;
 }
 
-/* ---- Models -------------------------------------------------------------------------------------------------------- */
+/* ---- Models --------------------------------------------------------------------------------------------------------
+ */
 
 static usl_imatrix *any_importance(usl_model *m) {
     int32_t ids[40];
