@@ -536,26 +536,23 @@ template <int TOP> __device__ __forceinline__ void weighted_affine(const usli_bl
 /* ---- Codes that index uneven steps (iq4.c) ------------------------------------------------------------------------
  */
 
-/* The middles between neighbours of IQ4's 16 values and the steps over them. */
-#define USLI_IQ4_STEPS(X)                                                                                              \
-    X(-115.5f, 23)                                                                                                     \
-    X(-93.5f, 21)                                                                                                      \
-    X(-74, 18)                                                                                                         \
-    X(-57, 16) X(-42, 14) X(-28.5f, 13) X(-16, 12) X(-4.5f, 11) X(7, 12) X(19, 12) X(31.5f, 13) X(45.5f, 15) X(61, 16) \
-        X(79, 20) X(101, 24)
+/* The middles between neighbours of IQ4's 16 values and the steps over them; all whole numbers or halves, so that sums
+ * of them are exact in any order. */
+#define USLI_IQ4_BOUNDS -115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f, 7, 19, 31.5f, 45.5f, 61, 79, 101
+#define USLI_IQ4_STEPS 23, 21, 18, 16, 14, 13, 12, 11, 12, 12, 13, 15, 16, 20, 24
 
 __device__ __forceinline__ num iq4_nearest(num x) {
+    constexpr float BOUNDS[15] = { USLI_IQ4_BOUNDS }, STEPS[15] = { USLI_IQ4_STEPS };
     float value = -127;
-#define X(bound, step) value += x.v > (bound) ? (float)(step) : 0.0f; /* whole numbers: exact in any order */
-    USLI_IQ4_STEPS(X)
-#undef X
+#pragma unroll
+    for (int k = 0; k < 15; k++) value += x.v > BOUNDS[k] ? STEPS[k] : 0.0f;
     return value;
 }
 __device__ __forceinline__ int iq4_code(num x) {
+    constexpr float BOUNDS[15] = { USLI_IQ4_BOUNDS };
     int code = 0;
-#define X(bound, step) code += x.v > (bound);
-    USLI_IQ4_STEPS(X)
-#undef X
+#pragma unroll
+    for (int k = 0; k < 15; k++) code += x.v > BOUNDS[k];
     return code;
 }
 

@@ -48,7 +48,7 @@ end
 --- Seconds as they are, and merged.
 local function measure(device)
   local model = unsloth.FastLanguageModel.from_config(config, { device = device, dtype = "bfloat16", full_finetuning = false, random_state = 1 })
-  local handle <close> = model
+  local _ <close> = model
   local plain = export(model, device)
   unsloth.FastLanguageModel.get_peft_model(model, { r = 16, init_lora_weights = false })
   return plain, export(model, device .. ", merged")
