@@ -66,7 +66,7 @@ usli_quantiser *usli_quantiser_open(usl_model *m) {
     usli_arena_init(&q->none, NULL, 0);
     if (take_memory(q, widest(m))) return q;
     usli_quantiser_close(q);
-    usli_log(m->ctx, USL_LOG_WARN, "the GPU has no memory left to quantise with: the CPU does it");
+    usli_log(m->ctx, USL_LOG_WARN, "there is no memory left for the GPU to quantise in: the CPU does it");
     return NULL;
 }
 

@@ -236,7 +236,7 @@ static usl_status by_device(job *j, const usli_export_out *out) {
     for (int i = 0; i < j->count; i++) j->out[i].on_device = false, j->out[i].data = NULL;
     if (asked != USL_ERR_NOMEM) return st != USL_OK ? st : asked;
     q->gone = true;
-    usli_log(ctx, USL_LOG_WARN, "the GPU has no memory left to quantise with: the CPU does the rest");
+    usli_log(ctx, USL_LOG_WARN, "there is no memory left for the GPU to quantise in: the CPU does the rest");
     return st;
 }
 
