@@ -1,0 +1,223 @@
+/* A GPU records the work of passes whose shapes come again, and rounds shapes up so that they do. Recorded or not, the
+ * bits are the same; rounded or not (the CPU does not round), the losses are, up to rounding. For a GPU, or its
+ * emulation on the CPU, which keeps the launches of a recording with their arguments as they were. */
+#include "tests/test.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/train/trainer.h"
+#include "kernels/cuda.h"
+
+#define SIZES "\"vocab_size\":67,\"hidden_size\":32,\"intermediate_size\":48,\"num_hidden_layers\":2,"
+#define HEADS "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"max_position_embeddings\":128,"
+static const char LLAMA[] = "{\"architectures\":[\"LlamaForCausalLM\"]," SIZES HEADS
+                            "\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":true,\"initializer_range\":0.05}";
+/* Norms behind the branches, norms of heads, a window that rows are longer than, two rope tables. */
+static const char GEMMA3[] = "{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES HEADS
+                             "\"head_dim\":8,\"sliding_window\":7,\"sliding_window_pattern\":2,"
+                             "\"initializer_range\":0.05}";
+
+enum { STEPS = 7, ROWS = 9, BATCH = 2, ACCUMULATION = 2, LONGEST = 60 };
+
+typedef struct setup {
+    const char *config, *optimizer, *recompute, *device;
+    usl_dtype dtype;
+    bool four_bit, full, dora, embeds;
+    double dropout;
+    size_t most; /* bytes for recorded work; 0: as planned */
+    int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
+    const char *dir;
+} setup;
+
+typedef struct outcome {
+    double loss[STEPS], norm[STEPS], eval[STEPS], flops[STEPS];
+    float *params;
+    size_t count;
+    int64_t replays;
+    int recorded; /* shapes */
+} outcome;
+
+/* Windows of 4 rows come to 60 to 180 tokens: below a bucket, above it, and at the plan's most. */
+static void add_rows(usl_ctx *ctx, usl_rows *rows) {
+    for (int r = 0; r < ROWS; r++) {
+        int32_t ids[LONGEST], labels[LONGEST];
+        int n = 9 + r * 13 % (LONGEST - 9);
+        for (int i = 0; i < n; i++) ids[i] = (i * 7 + r * 31 + i * i) % 67, labels[i] = i < 3 ? -100 : ids[i];
+        CHECK_OK(ctx, usl_rows_add(rows, ids, labels, (size_t)n));
+    }
+}
+
+static void collect(usl_ctx *ctx, usl_model *m, outcome *o) {
+    int trainable;
+    const char *name;
+    for (int64_t i = 0; (name = usl_model_param_name(m, i, &trainable)); i++) {
+        usl_tensor *t;
+        if (!trainable) continue;
+        CHECK_OK(ctx, usl_model_get_param(m, name, &t));
+        size_t n = (size_t)usl_tensor_elements(t);
+        o->params = realloc(o->params, (o->count + n) * sizeof *o->params);
+        memcpy(o->params + o->count, usl_tensor_data(t), n * sizeof *o->params);
+        o->count += n;
+        usl_tensor_free(t);
+    }
+}
+
+static usl_model *make(usl_ctx *ctx, const setup *s) {
+    usl_model_opts mo = USL_MODEL_OPTS_INIT;
+    usl_lora_opts lo = USL_LORA_OPTS_INIT;
+    usl_model *m;
+    mo.dtype = s->dtype;
+    mo.device = s->device;
+    mo.load_in_4bit = s->four_bit;
+    mo.full_finetuning = s->full;
+    mo.max_seq_length = LONGEST;
+    CHECK_OK(ctx, usl_model_random(ctx, s->config, 7, &mo, &m));
+    if (!m) exit(test_end("graphs"));
+    lo.rank = 4;
+    lo.init = "random";
+    lo.dropout = s->dropout;
+    lo.use_dora = s->dora;
+    if (s->embeds) lo.modules_to_save = "embed_tokens";
+    if (!s->full) CHECK_OK(ctx, usl_model_add_lora(m, &lo));
+    return m;
+}
+
+static usl_trainer *begin(usl_ctx *ctx, usl_model *m, usl_rows *rows, const setup *s) {
+    usl_train_opts to = USL_TRAIN_OPTS_INIT;
+    usl_trainer *t;
+    to.batch = BATCH;
+    to.accumulation = ACCUMULATION;
+    to.max_steps = STEPS;
+    to.learning_rate = 1e-2;
+    to.warmup_steps = 2;
+    to.weight_decay = 0.01;
+    to.optimizer = s->optimizer;
+    to.recompute = s->recompute;
+    CHECK_OK(ctx, usl_trainer_new(m, rows, rows, &to, &t));
+    if (!t) exit(test_end("graphs"));
+    if (s->most) usli_graphs_begin(&t->graphs, s->most);
+    return t;
+}
+
+static void train(const setup *s, bool recording, outcome *o) {
+    usl_ctx_opts co = USL_CTX_OPTS_INIT;
+    usl_ctx *ctx;
+    usl_rows *rows;
+    co.threads = 2;
+    memset(o, 0, sizeof *o);
+    if (recording)
+        unsetenv("USL_NO_GRAPHS");
+    else
+        setenv("USL_NO_GRAPHS", "1", 1);
+    CHECK(usl_ctx_new(&co, &ctx) == USL_OK, "context");
+    CHECK_OK(ctx, usl_rows_new(ctx, 0, &rows));
+    add_rows(ctx, rows);
+    usl_model *m = make(ctx, s);
+    usl_trainer *t = begin(ctx, m, rows, s);
+    for (int i = 0; i < STEPS; i++) {
+        usl_step_stats stats = { .size = sizeof stats };
+        if (s->stop_at && i == s->stop_at) {
+            CHECK_OK(ctx, usl_trainer_save(t, s->dir, NULL));
+            usl_trainer_free(t);
+            usl_model_free(m);
+            m = make(ctx, s);
+            t = begin(ctx, m, rows, s);
+            CHECK_OK(ctx, usl_trainer_resume(t, s->dir, NULL));
+        }
+        CHECK_OK(ctx, usl_trainer_step(t, &stats));
+        o->loss[i] = stats.loss;
+        o->norm[i] = stats.grad_norm;
+        o->flops[i] = stats.flops;
+        if (i % 3 != 1) continue;
+        CHECK_OK(ctx, usl_trainer_evaluate(t, &stats));
+        o->eval[i] = stats.loss;
+    }
+    o->replays = t->graphs.replays;
+    for (int i = 0; i < USLI_GRAPH_KEYS; i++) o->recorded += t->graphs.at[i].work[0] != NULL;
+    collect(ctx, m, o);
+    usl_trainer_free(t);
+    usl_rows_free(rows);
+    usl_model_free(m);
+    usl_ctx_free(ctx);
+}
+
+static void same(const char *what, const outcome *a, const outcome *b) {
+    for (int i = 0; i < STEPS; i++)
+        CHECK(a->loss[i] == b->loss[i] && a->norm[i] == b->norm[i] && a->eval[i] == b->eval[i] &&
+                  a->flops[i] == b->flops[i],
+              "%s, update %d: loss %.17g and %.17g, norm %.9g and %.9g, later %.17g and %.17g, flops %g and %g", what,
+              i + 1, a->loss[i], b->loss[i], a->norm[i], b->norm[i], a->eval[i], b->eval[i], a->flops[i], b->flops[i]);
+    CHECK(a->count == b->count && a->count > 0 && !memcmp(a->params, b->params, a->count * sizeof *a->params),
+          "%s: the weights differ", what);
+}
+
+/* limit: of what the CPU, which does not round shapes, has for losses; 0: it is not asked. */
+static void case_of(const char *name, setup s, double limit) {
+    outcome plain, recorded, cpu;
+    s.device = "cuda";
+    if (!s.config) s.config = LLAMA;
+    if (!s.recompute) s.recompute = "none";
+    if (!s.optimizer) s.optimizer = "adamw_8bit";
+    train(&s, false, &plain);
+    train(&s, true, &recorded);
+    CHECK(plain.replays == 0 && plain.recorded == 0, "%s: recorded against the user's will", name);
+    CHECK(recorded.replays >= STEPS, "%s: %lld halves replayed", name, (long long)recorded.replays);
+    same(name, &plain, &recorded);
+    CHECK(plain.loss[STEPS - 1] < plain.loss[0] && plain.norm[0] > 0, "%s: loss %g to %g", name, plain.loss[0],
+          plain.loss[STEPS - 1]);
+    if (limit > 0) {
+        s.device = "cpu";
+        train(&s, true, &cpu);
+        for (int i = 0; i < STEPS; i++) {
+            CHECK(fabs(cpu.loss[i] - recorded.loss[i]) <= limit * cpu.loss[i],
+                  "%s, update %d: the CPU's loss is %.9g, not %.9g", name, i + 1, cpu.loss[i], recorded.loss[i]);
+            CHECK(fabs(cpu.norm[i] - recorded.norm[i]) <= 20 * limit * cpu.norm[i],
+                  "%s, update %d: the CPU's norm is %.9g, not %.9g", name, i + 1, cpu.norm[i], recorded.norm[i]);
+            CHECK(cpu.flops[i] == recorded.flops[i], "%s, update %d: %g FLOP, of which the CPU does %g", name, i + 1,
+                  recorded.flops[i], cpu.flops[i]);
+        }
+        free(cpu.params);
+    }
+    printf("%s: %lld halves replayed of %d shapes\n", name, (long long)recorded.replays, recorded.recorded);
+    free(plain.params);
+    free(recorded.params);
+}
+
+/* A run that is cut in two; one that may record little. */
+static void others(void) {
+    setup s = { .config = LLAMA, .optimizer = "adamw_8bit", .recompute = "none", .device = "cuda", .dtype = USL_BF16 };
+    outcome whole, other;
+    char dir[] = "/tmp/usl-graphs-XXXXXX", cmd[64];
+    CHECK(mkdtemp(dir) != NULL, "a folder");
+    train(&s, true, &whole);
+    s.stop_at = 4;
+    s.dir = dir;
+    train(&s, true, &other);
+    same("resumed", &whole, &other);
+    free(other.params);
+    s.stop_at = 0;
+    s.most = 1;
+    train(&s, true, &other);
+    same("without room", &whole, &other);
+    CHECK(other.recorded == 0 && other.replays < whole.replays, "%d shapes stay recorded without room", other.recorded);
+    free(other.params);
+    free(whole.params);
+    snprintf(cmd, sizeof cmd, "rm -r %s", dir);
+    CHECK(system(cmd) == 0, "clean up");
+}
+
+int main(void) {
+    if (!usli_cuda_count()) {
+        SKIP("graphs: there is no GPU here");
+        return test_end("graphs");
+    }
+    case_of("LoRA, bfloat16", (setup){ .dtype = USL_BF16 }, 0);
+    case_of("LoRA with dropout, float32", (setup){ .dtype = USL_F32, .dropout = 0.1, .optimizer = "adamw" }, 1e-5);
+    case_of("LoRA, float16, recomputed", (setup){ .dtype = USL_F16, .recompute = "full" }, 0);
+    case_of("DoRA on NF4, with embeddings", (setup){ .dtype = USL_F32, .four_bit = true, .dora = true, .embeds = true },
+            1e-5);
+    case_of("Gemma 3, full fine-tuning", (setup){ .config = GEMMA3, .dtype = USL_F32, .full = true }, 1e-4);
+    others();
+    return test_end("graphs");
+}
