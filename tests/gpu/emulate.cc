@@ -297,7 +297,10 @@ cudaError_t check_launch(dim3 grid, dim3 block, size_t shared, const void *kerne
 
 } // namespace
 
+static int sm_of_launch; /* 0: none runs */
+
 int usli_emulated_sm() {
+    if (sm_of_launch) return sm_of_launch;
     const char *text = getenv("USLI_EMULATED_SM");
     return text ? atoi(text) : 80;
 }
@@ -338,6 +341,7 @@ static void run_kernel(dim3 grid, dim3 block, size_t shared, const char *name, c
         thread_run = thread, thread_call = call;
         gridDim = grid, blockDim = block;
         faulty = false;
+        sm_of_launch = usli_emulated_sm();
         seed = 0x9e3779b97f4a7c15u;
         for (int i = 0; i < threads; i++) {
             fibers[i].number = i;
@@ -352,6 +356,7 @@ static void run_kernel(dim3 grid, dim3 block, size_t shared, const char *name, c
                     spoil_shared();
                     run_block();
                 }
+        sm_of_launch = 0;
         if (faulty) last_error = cudaErrorLaunchFailure;
     }
     pthread_mutex_unlock(&lock);
