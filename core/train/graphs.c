@@ -81,11 +81,13 @@ static bool same_shape(usli_shape a, usli_shape b) {
 }
 
 /* A pass's place in the table; NULL: it cannot be recorded. Copies between the host and the device, with which weights
- * and inputs come and go, have their own streams and state. */
+ * and inputs come and go, have their own streams and state; MLPs that go piece by piece are of passes so long that the
+ * device is never waiting, and are many launches. */
 static usli_graph *place_of(usli_graphs *g, const usli_pass_state *s) {
     const usl_model *m = s->model;
     const usli_batch *b = s->batch;
-    if (!g || g->refused || s->exec->arena->dry || s->inputs || m->ring || !usli_shape_rounds(m)) return NULL;
+    if (!g || g->refused || s->exec->arena->dry || s->inputs || s->piece || m->ring || !usli_shape_rounds(m))
+        return NULL;
     if (g->placing != m->placing) {
         usli_graphs_forget(g, s->exec);
         g->placing = m->placing;

@@ -92,6 +92,8 @@ if wants graphs; then
         bench "recorded_$shape" "${alpaca[@]}"
         USL_NO_GRAPHS=1 bench "plain_$shape" "${alpaca[@]}"
     done
+    shape=smollm2-135m bench recorded_one_row --method qlora --batch 1 --rows alpaca --warmup 60 --steps 100
+    USL_NO_GRAPHS=1 shape=smollm2-135m bench plain_one_row --method qlora --batch 1 --rows alpaca --warmup 60 --steps 100
     unset shape
     bench recorded_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20
     USL_NO_GRAPHS=1 bench plain_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20

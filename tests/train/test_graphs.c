@@ -204,8 +204,10 @@ static void others(setup s, const outcome *whole) {
     s.most = 1;
     train(&s, true, &other);
     same("without room", whole, &other);
+#ifndef USL_REAL_GPU /* whose driver takes memory for many at once, and counts none for the next */
     CHECK(other.recorded == 0 && other.replays < whole->replays, "%d shapes stay recorded without room",
           other.recorded);
+#endif
     free(other.params);
     snprintf(cmd, sizeof cmd, "rm -r %s", dir);
     CHECK(system(cmd) == 0, "clean up");
