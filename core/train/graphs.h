@@ -46,6 +46,7 @@ typedef struct usli_graphs {
     usli_graph at[USLI_GRAPH_KEYS];
     bool refused;    /* the device would not record, or the user does not want it to */
     int placing;     /* the model's, when what is recorded was */
+    int wanted;      /* uses of a shape before it is recorded */
     int pairs;       /* that may be recorded */
     size_t most;     /* bytes of the device that they may take: when they take more, pairs is the number that did not */
     int64_t bytes;   /* that they take, as the driver counts */
@@ -54,6 +55,9 @@ typedef struct usli_graphs {
 
 /* Before the first pass: recorded work may take so many bytes of the device. */
 void usli_graphs_begin(usli_graphs *g, size_t most);
+/* After an update that replayed nothing: so long did the host wait for the device at its end, of what it took. It is
+ * decided by the clock whether recording is worth it; the bits are the same. */
+void usli_graphs_judge(usli_graphs *g, double waited, double took);
 /* Before the arena that passes run in is given back. */
 void usli_graphs_forget(usli_graphs *g, usli_exec *x);
 /* As usli_pass_forward and usli_pass_backward, of work that was recorded where the shape is a known one. g NULL: as

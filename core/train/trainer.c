@@ -508,14 +508,18 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
                      (long long)t->step + 1, isfinite(s->loss) ? "gradient" : "loss");
 }
 
-static usl_status optimize(usl_trainer *t) {
+/* *waited: seconds at the end, for the device. */
+static usl_status optimize(usl_trainer *t, double *waited) {
     usli_arena arena;
     usli_arena_init(&arena, t->arena_base, t->arena_bytes);
     usli_exec x = t->model->exec;
     x.arena = &arena;
     USLI_TRY(usli_optimizer_step(&t->optimizer, &x, t->update_twin.device));
     usli_model_touched(t->model);
-    return usli_twin_pull(&x, &t->update_twin);
+    double before = usli_now();
+    usl_status st = usli_twin_pull(&x, &t->update_twin);
+    *waited = usli_now() - before;
+    return st;
 }
 
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
@@ -529,14 +533,15 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
                          (long long)t->step + 1, rate);
     usli_cursor before = t->cursor;
     usl_step_stats s = { .total = t->total };
-    int64_t count;
+    int64_t count, replays = t->graphs.replays;
+    double waited = 0;
     usl_status st = usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count);
     double embed = t->opts.embedding_learning_rate;
     t->update.lr[0] = (float)rate;
     t->update.lr[1] = (float)(embed > 0 && t->opts.learning_rate > 0 ? rate * embed / t->opts.learning_rate : rate);
     t->update.step++;
     if (st == USL_OK) st = run_window(t, t->rows, t->pick, count, true, &s);
-    if (st == USL_OK) st = optimize(t);
+    if (st == USL_OK) st = optimize(t, &waited);
     if (st == USL_OK) s.loss = loss_of(t, &s);
     if (st != USL_OK || !t->update.finite) t->update.step--; /* Adam's clock counts updates that were made */
     if (st == USL_OK) st = judge(t, &s);
@@ -552,6 +557,7 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
     s.grad_norm = t->update.grad_norm;
     s.skipped = !t->update.finite;
     s.seconds = usli_now() - start;
+    if (t->graphs.replays == replays) usli_graphs_judge(&t->graphs, waited, s.seconds);
     give_stats(&s, out);
     return USL_OK;
 }

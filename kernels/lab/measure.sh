@@ -86,14 +86,14 @@ if wants more; then
     bench qlora_1x8192_any --method qlora --batch 1 --seq 8192 --steps 5 --order any
 fi
 if wants graphs; then
-    # Short passes, recorded and not: the same loss to the last digit. First so many updates that most sizes came twice.
-    alpaca=(--method qlora --batch 2 --accumulation 4 --rows alpaca --warmup 60 --steps 60)
+    # Short passes, recorded and not: the same loss to the last digit. First so many updates that most sizes are recorded.
+    alpaca=(--method qlora --batch 2 --accumulation 4 --rows alpaca --warmup 200 --steps 60)
     for shape in smollm2-135m llama3.2-1b llama3-8b; do
         bench "recorded_$shape" "${alpaca[@]}"
         USL_NO_GRAPHS=1 bench "plain_$shape" "${alpaca[@]}"
     done
-    shape=smollm2-135m bench recorded_one_row --method qlora --batch 1 --rows alpaca --warmup 60 --steps 100
-    USL_NO_GRAPHS=1 shape=smollm2-135m bench plain_one_row --method qlora --batch 1 --rows alpaca --warmup 60 --steps 100
+    shape=smollm2-135m bench recorded_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
+    USL_NO_GRAPHS=1 shape=smollm2-135m bench plain_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
     unset shape
     bench recorded_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20
     USL_NO_GRAPHS=1 bench plain_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20
