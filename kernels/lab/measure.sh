@@ -91,6 +91,8 @@ if wants graphs; then
     for shape in smollm2-135m llama3.2-1b llama3-8b; do
         bench "recorded_$shape" "${alpaca[@]}"
         USL_NO_GRAPHS=1 bench "plain_$shape" "${alpaca[@]}"
+        cmp <(grep -o '"loss":[^,]*' "$logs/more/bench_recorded_$shape.json") \
+            <(grep -o '"loss":[^,]*' "$logs/more/bench_plain_$shape.json") >/dev/null || echo "    the losses differ" >>"$table"
     done
     shape=smollm2-135m bench recorded_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
     USL_NO_GRAPHS=1 shape=smollm2-135m bench plain_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
