@@ -161,8 +161,9 @@ static usl_status record(usli_graphs *g, usli_graph *e, usli_pass_state *s, usli
 static usl_status run(usli_graphs *g, usli_graph *e, usli_pass_state *s, usli_pass half, void **hidden) {
     usli_exec *x = s->exec;
     if (!e->seen[half] || (!e->work[half] && (e->uses < g->wanted || !may_record(g, x, e)))) {
-        e->seen[half] = true;
-        return walk(s, half, hidden);
+        USLI_TRY(walk(s, half, hidden));
+        e->seen[half] = true; /* not when it was cut short: not all is loaded then */
+        return USL_OK;
     }
     if (!e->work[half]) return record(g, e, s, half, hidden);
     x->arena->dry = true;

@@ -30,6 +30,7 @@ typedef struct setup {
     size_t most; /* bytes for recorded work; 0: as planned */
     int stop_at; /* save there, close everything, resume in a new trainer; 0: straight on */
     const char *dir;
+    bool cancels; /* each update is asked to stop at its first layer, also while it is recorded, and made then */
 } setup;
 
 typedef struct outcome {
@@ -133,6 +134,8 @@ static void train(const setup *s, bool recording, outcome *o) {
             t = begin(ctx, m, rows, eval, s);
             CHECK_OK(ctx, usl_trainer_resume(t, s->dir, NULL));
         }
+        if (s->cancels) usl_ctx_cancel(ctx);
+        if (s->cancels) CHECK(usl_trainer_step(t, &stats) == USL_ERR_CANCELLED, "an update that was cancelled is made");
         CHECK_OK(ctx, usl_trainer_step(t, &stats));
         o->loss[i] = stats.loss;
         o->norm[i] = stats.grad_norm;
@@ -189,7 +192,7 @@ static void case_of(const char *name, const setup *given, double limit, outcome 
     free(cpu.params);
 }
 
-/* The same run cut in two, and where recorded work has no room. */
+/* The same run cut in two, with updates cancelled, and where recorded work has no room. */
 static void others(setup s, const outcome *whole) {
     outcome other;
     char dir[] = "/tmp/usl-graphs-XXXXXX", cmd[64];
@@ -201,6 +204,12 @@ static void others(setup s, const outcome *whole) {
     same("resumed", whole, &other);
     free(other.params);
     s.stop_at = 0;
+    s.cancels = true;
+    train(&s, true, &other);
+    same("cancelled", whole, &other);
+    CHECK(other.recorded > 1, "%d shapes are recorded when updates are cancelled", other.recorded);
+    free(other.params);
+    s.cancels = false;
     s.most = 1;
     train(&s, true, &other);
     same("without room", whole, &other);
