@@ -1,11 +1,11 @@
 /* Passes whose shapes come again, and the recorded work that runs them: a pass launches thousands of kernels, and where
  * these are short the host cannot launch them as fast as they run.
  *
- * A device that can record sees passes of few shapes. Tokens are rounded up to a multiple of USLI_BUCKET, at most to
- * the plan's: the tail that this adds is a row of its own, whose labels do not count, so that all gradients that reach
- * it are zeros. Rows are those of the plan's largest pass and one more, which leaves room for the tail; those that are
- * not there are empty. The longest row is said to be the plan's. What is rounded does not depend on whether anything is
- * recorded, so the bits do not either.
+ * A device that can record sees short passes of few shapes. Tokens are rounded up to a multiple of USLI_BUCKET, at most
+ * to the plan's: the tail that this adds is a row of its own, whose labels do not count, so that all gradients that
+ * reach it are zeros. Rows are those of the plan's largest pass and one more, which leaves room for the tail; those
+ * that are not there are empty. The longest row is said to be the plan's. What is rounded does not depend on whether
+ * anything is recorded, so the bits do not either.
  *
  * Recorded are the halves, all blocks forward and all blocks backward. The head between them is launched plainly: its
  * size is the number of labels that count, another one each time. (A pass recorded whole would need these padded too,
@@ -27,7 +27,7 @@ bool usli_shape_rounds(const usl_model *m);
 /* The most that rounding makes of passes of at most that size. */
 usli_shape usli_shape_most(const usl_model *m, usli_shape most);
 /* What a pass is rounded to. Rows of one length whose tokens fill their bucket stay as they are: such attention may be
- * a library's. */
+ * a library's. So do passes that keep the device busy for longer than their launches take. */
 usli_shape usli_shape_of(const usl_model *m, usli_shape most, usli_shape pass);
 
 /* Shapes that are counted; pairs of halves that may be recorded. */

@@ -77,7 +77,7 @@ if wants speed; then
     bench qlora_alpaca --method qlora --batch 2 --accumulation 4 --rows alpaca --steps 20
     bench decode --method qlora --decode 128 --batch 1
     bench qlora_1x8192 --method qlora --batch 1 --seq 8192 --steps 6
-    bench qlora_lean --method qlora --batch 2 --seq 2048 --steps 6 --memory 6.5GiB
+    bench qlora_lean --method qlora --batch 2 --seq 2048 --steps 6 --memory 6.4GiB
     bench lora_2x4096 --method lora --batch 2 --seq 4096 --steps 6
 fi
 if wants more; then
