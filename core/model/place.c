@@ -303,12 +303,20 @@ static int64_t cache_room(const usl_model *m, int64_t layer, const usli_slot *sl
     return usli_group_room(m, ranks);
 }
 
+/* Passes read a trained copy in one's place: the rest of such a group is decoded beside it, in the workspace. */
+static bool has_copy(const usl_model *m, int64_t layer, const usli_slot *slot, int count) {
+    for (int i = 0; i < count; i++)
+        if (usli_model_weight(m, slot[i], layer) != usli_base_weight(m, slot[i], layer)) return true;
+    return false;
+}
+
 /* Bytes of a layer's decoded matrices; points at them when they begin at `at`. */
 static size_t layer_cache(const usl_model *m, int64_t layer, char *at) {
     size_t bytes = 0, e = usli_dtype_bytes(m->dtype);
     usli_slot slot[4];
     for (int k = 0; k < USLI_GROUP_KINDS && !m->full && !m->exec.backend->host; k++) {
         int count = usli_group_slots(m, layer, (usli_group_kind)k, slot);
+        if (has_copy(m, layer, slot, count)) continue;
         int64_t room = cache_room(m, layer, slot, count), ld = 0;
         for (int i = 0; i < count; i++) {
             usli_weight *w = usli_base_weight(m, slot[i], layer);
