@@ -297,10 +297,10 @@ static int64_t cache_room(const usl_model *m, int64_t layer, const usli_slot *sl
     int ranks = 0;
     for (int i = 0; i < count; i++) {
         const usli_weight *w = usli_base_weight(m, slot[i], layer);
-        if (!is_decoded(m, w) || w->m.cols % 8) return 0;
+        if (!is_decoded(m, w) || w->m.cols % 8 || usli_slot_experts(&m->config, slot[i])) return 0;
         if (m->active) ranks += usli_adapter_module(m, m->active, slot[i], layer)->rank;
     }
-    return usli_group_room(m, ranks);
+    return usli_linear_room(&m->exec, m->dtype, ranks);
 }
 
 /* Passes read a trained copy in one's place: the rest of such a group is decoded beside it, in the workspace. */
