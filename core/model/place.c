@@ -262,13 +262,17 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     return USL_OK;
 }
 
-usl_status usli_model_check_weights(const usl_model *m) {
-    if (m->plan_only) return usli_refuse_planned(m->ctx);
+usl_status usli_model_has_weights(usl_ctx *ctx, const usl_model *m) {
+    if (m->plan_only) return usli_refuse_planned(ctx);
     bool placed = m->exec.backend->host || m->base || m->places;
     return placed ? USL_OK
-                  : usli_fail(m->ctx, USL_ERR_NOMEM,
+                  : usli_fail(ctx, USL_ERR_NOMEM,
                               "the model's weights left the GPU and found no room to come back; close it and open it "
                               "again");
+}
+
+usl_status usli_model_check_weights(const usl_model *m) {
+    return usli_model_has_weights(m->ctx, m);
 }
 
 usl_status usli_model_pull(usl_model *m) {

@@ -147,6 +147,25 @@ static void check_shared(usl_ctx *ctx, usl_rows *rows) {
     usl_model_free(owner);
 }
 
+/* A model whose weights are nowhere, since they did not find back, is refused by whoever reads them. */
+static void check_nowhere(usl_ctx *ctx, usl_rows *rows) {
+    static const int32_t IDS[] = { 1, 2, 3 };
+    usl_model *m = make(ctx, true), *other = NULL;
+    usl_lora_opts lo = lora();
+    usl_generate_opts go = USL_GENERATE_OPTS_INIT;
+    usl_trainer *t = NULL;
+    usl_tensor *logits = NULL;
+    int32_t *ids = NULL;
+    size_t count;
+    CHECK_OK(ctx, usl_model_add_lora(m, &lo));
+    usli_model_unplace(m);
+    CHECK(usl_model_share(ctx, m, &other) == USL_ERR_NOMEM, "it is shared");
+    CHECK(usl_trainer_new(m, rows, NULL, NULL, &t) == USL_ERR_NOMEM, "it is trained");
+    CHECK(usl_model_generate(m, IDS, 3, &go, &ids, &count) == USL_ERR_NOMEM, "it generates");
+    CHECK(usl_model_logits(m, IDS, 3, &logits) == USL_ERR_NOMEM, "it makes logits");
+    usl_model_free(m);
+}
+
 int main(void) {
     if (!usli_cuda_count()) {
         SKIP("room: there is no GPU here");
@@ -161,6 +180,7 @@ int main(void) {
     add_rows(ctx, rows);
     check_all_kept(ctx, rows);
     check_shared(ctx, rows);
+    check_nowhere(ctx, rows);
     usl_rows_free(rows);
     usl_ctx_free(ctx);
     return test_end("room");
