@@ -629,7 +629,8 @@ typedef struct usl_export_report {
 USL_API usl_status usl_export_folder(usl_model *model, const usl_tokenizer *tok, const char *dir, usl_dtype dtype,
                                      const usl_export_opts *opts, usl_export_report *report);
 /* `count` .gguf files in one pass over the weights; merged like the above. methods: "f32", "f16", "bf16", "q8_0",
- * "q4_k_m" and llama.cpp's others, or Unsloth's names for them. reports: (count) or NULL. */
+ * "q4_k_m" and llama.cpp's others, or Unsloth's names for them. On a GPU's model the GPU quantises, to the same bytes.
+ * reports: (count) or NULL. */
 USL_API usl_status usl_export_ggufs(usl_model *model, const usl_tokenizer *tok, int count, const char *const *paths,
                                     const char *const *methods, const usl_export_opts *opts,
                                     usl_export_report *reports);

@@ -3,7 +3,7 @@
  * with their scales in it, so a group costs two skinny products each way, however many segments it has.
  *
  *   forward   xa = drop(x) A^T;  y = bias + xa B^T;  y += x W^T               (the largest term last)
- *   backward  dyb = dy B;  dA = dyb^T drop(x);  dB = dy^T xa;  dx = drop'(dyb A);  dx += dy W
+ *   backward  dyb = dy B;  dB = dy^T xa;  dA = dyb^T drop(x);  dx = drop'(dyb A);  dx += dy W
  *
  * The skinny ones go to kernels of their own (skinny.cuh), dropout inside, where the shapes allow; else they are matrix
  * products like any other. Where there is room behind the rows (usli_linear_room), the second halves are no products of
@@ -45,7 +45,8 @@ struct layout {
     int64_t grown;  /* by how much k is; 0: it is not */
     int64_t beside; /* columns behind the rows of decoded matrices */
     int ranks;
-    bool drops, biased, skinny;
+    bool drops, biased, skinny, adapts; /* adapts: gradients of adapters are wanted */
+    bool once;                          /* dy is read once for dyb and dB */
     void *lora_a, *a_turned, *lora_b,
         *b_turned;        /* (ranks, in), (in, ranks), (out, ranks), (ranks, out); NULL: not needed */
     int64_t lda, ldb;     /* of lora_a and lora_b */
@@ -188,8 +189,10 @@ void take_backward(layout *l, counter *c) {
         if (!l->grown) l->a_turned = c->take(l->ranks * a->in, l->e);
         l->b_turned = c->take(l->ranks * a->out, l->e);
         l->parts_a = usli_gradient_parts(a->tokens, a->in);
-        l->parts_b = usli_gradient_parts(a->tokens, a->out);
-        int64_t in = usli_narrow_room(a->tokens, a->in, l->ranks), out = usli_narrow_room(a->tokens, a->out, l->ranks);
+        l->parts_b = l->once ? usli_dy_parts(a->tokens, a->out) : usli_gradient_parts(a->tokens, a->out);
+        int64_t in = usli_narrow_room(a->tokens, a->in, l->ranks);
+        int64_t out =
+            l->once ? usli_dy_room(a->tokens, a->out, l->ranks) : usli_narrow_room(a->tokens, a->out, l->ranks);
         l->room = static_cast<float *>(c->take(most(in, out), 4));
     } else {
         l->lora_b = c->take(l->experts * l->ranks * a->out, l->e);
@@ -200,7 +203,7 @@ void take_backward(layout *l, counter *c) {
     l->grad_b = static_cast<float *>(c->take(l->parts_b * l->experts * l->ranks * a->out, 4));
 }
 
-size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
+size_t lay_out(const usli_exec *x, layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
     counter c = { static_cast<char *>(ws), 0 };
     *l = layout{};
     l->a = a;
@@ -212,8 +215,13 @@ size_t lay_out(layout *l, const usli_linear_args *a, usli_pass pass, void *ws) {
     l->lddx = a->lddx ? a->lddx : l->ldx;
     l->ranks = usli_linear_ranks(a);
     l->drops = l->ranks && a->dropout.p > 0;
-    for (int i = 0; i < a->segments; i++) l->biased = l->biased || a->segment[i].bias;
+    for (int i = 0; i < a->segments; i++) {
+        const usli_lora *lora = &a->segment[i].lora;
+        l->biased = l->biased || a->segment[i].bias;
+        l->adapts = l->adapts || (lora->rank && (lora->da || lora->db));
+    }
     l->skinny = skinny_fits(l, pass);
+    l->once = l->skinny && l->adapts && usli_dy_fits(x, l->ranks);
     l->grown = growth(l, a, pass);
     l->beside = room_beside(l, a);
     l->xa = a->xa ? a->xa : c.take(a->tokens * l->ranks, l->e);
@@ -539,14 +547,18 @@ usl_status forward(usli_exec *x, const layout *l) {
     return usli_launched(x, "linear");
 }
 
+/* And dB, from the same reading of dy. */
 usl_status make_dyb(usli_exec *x, const layout *l) {
     const usli_linear_args *a = l->a;
     if (!l->skinny)
         return product(x, l, false, false, a->tokens, l->ranks, a->out, l->dy, l->lddy, l->lora_b, l->ranks, l->dyb,
                        l->dtype, l->ranks, false);
     usli_wide dy = wide_y(l, l->dy);
-    return usli_narrow(x, l->dtype, &dy, l->b_turned, a->out, l->ranks, l->dyb,
-                       l->grown ? offset(l->dy, l->e, a->out) : nullptr, l->lddy, l->room);
+    void *beside = l->grown ? offset(l->dy, l->e, a->out) : nullptr;
+    if (l->once)
+        return usli_dy_products(x, l->dtype, &dy, l->b_turned, l->xa, l->ranks, l->dyb, beside, l->lddy, l->grad_b,
+                                l->room);
+    return usli_narrow(x, l->dtype, &dy, l->b_turned, a->out, l->ranks, l->dyb, beside, l->lddy, l->room);
 }
 
 usl_status adapter_gradients(usli_exec *x, const layout *l) {
@@ -554,7 +566,8 @@ usl_status adapter_gradients(usli_exec *x, const layout *l) {
     adapters g = adapters_of(l);
     if (l->skinny) {
         usli_wide in = wide_x(l, a->x), dy = wide_y(l, l->dy);
-        USLI_TRY(usli_gradients(x, l->dtype, &in, &dy, l->dyb, l->xa, l->ranks, l->grad_a, l->grad_b));
+        float *db = l->once ? nullptr : l->grad_b;
+        USLI_TRY(usli_gradients(x, l->dtype, &in, &dy, l->dyb, l->xa, l->ranks, l->grad_a, db));
     } else {
         if (l->drops && a->xa) launch_drop(x, l, a->x, l->ldx, const_cast<void *>(l->dropped), a->in, false);
         USLI_TRY(product(x, l, true, false, l->ranks, a->in, a->tokens, l->dyb, l->ranks, l->dropped, l->ldd, l->grad_a,
@@ -601,27 +614,27 @@ usl_status make_dx(usli_exec *x, const layout *l) {
 
 usl_status backward(usli_exec *x, const layout *l) {
     const usli_linear_args *a = l->a;
-    bool adapts = false, wants_x = false;
+    bool wants_x = false;
     int64_t col = 0;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
-        adapts = adapts || (s->lora.rank && (s->lora.da || s->lora.db));
         wants_x = wants_x || s->dw;
         if (s->dbias) USLI_LAUNCH((unsigned)usli_ceil_div(s->w.rows, USLI_WARP), THREADS, 0, x, sum_columns)
         (a->dy, a->y_dtype, l->ldy, col, s->w.rows, a->tokens, s->dbias);
         col += s->w.rows;
     }
-    if ((adapts || wants_x) && !a->x) return usli_fail(x->ctx, USL_ERR_INTERNAL, "linear: parameter gradients need x");
+    if ((l->adapts || wants_x) && !a->x)
+        return usli_fail(x->ctx, USL_ERR_INTERNAL, "linear: parameter gradients need x");
     if (l->dy_room)
         USLI_BY_DTYPE(l->dtype, T,
                       USLI_LAUNCH(blocks_for(a->tokens * a->out), THREADS, 0, x, round_rows<T>)(
                           a->dy, a->y_dtype, l->ldy, static_cast<T *>(l->dy_room), a->out, a->tokens * a->out));
     if (l->ranks) {
         stack_adapters(x, l);
-        if (adapts && !a->xa) USLI_TRY(make_xa(x, l, false));
+        if (l->adapts && !a->xa) USLI_TRY(make_xa(x, l, false));
         USLI_TRY(make_dyb(x, l));
     }
-    if (adapts) USLI_TRY(adapter_gradients(x, l));
+    if (l->adapts) USLI_TRY(adapter_gradients(x, l));
     col = 0;
     for (int i = 0; i < a->segments; i++) {
         const usli_segment *s = &a->segment[i];
@@ -635,16 +648,16 @@ usl_status backward(usli_exec *x, const layout *l) {
     return usli_launched(x, "linear");
 }
 
-size_t plain_workspace(const usli_linear_args *a, usli_pass pass) {
+size_t plain_workspace(const usli_exec *x, const usli_linear_args *a, usli_pass pass) {
     layout l;
     if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv_workspace(a);
-    return lay_out(&l, a, pass, nullptr);
+    return lay_out(x, &l, a, pass, nullptr);
 }
 
 usl_status run_plain(usli_exec *x, const usli_linear_args *a, usli_pass pass, void *ws) {
     if (pass == USLI_FORWARD && !a->experts && usli_cuda_gemv_fits(a)) return usli_cuda_gemv(x, a, ws);
     layout l;
-    lay_out(&l, a, pass, ws);
+    lay_out(x, &l, a, pass, ws);
     return pass == USLI_FORWARD ? forward(x, &l) : backward(x, &l);
 }
 
@@ -690,12 +703,12 @@ void lay_out(magnified *g, const usli_linear_args *a, usli_pass pass, void *ws) 
     g->inner = c.take(0, 1);
 }
 
-size_t magnified_workspace(const usli_linear_args *a, usli_pass pass) {
+size_t magnified_workspace(const usli_exec *x, const usli_linear_args *a, usli_pass pass) {
     magnified g;
     lay_out(&g, a, pass, nullptr);
-    size_t inner = pass == USLI_FORWARD || g.again ? plain_workspace(&g.forward, USLI_FORWARD) : 0;
+    size_t inner = pass == USLI_FORWARD || g.again ? plain_workspace(x, &g.forward, USLI_FORWARD) : 0;
     if (pass == USLI_BACKWARD) {
-        size_t other = plain_workspace(&g.backward, USLI_BACKWARD);
+        size_t other = plain_workspace(x, &g.backward, USLI_BACKWARD);
         inner = inner > other ? inner : other;
     }
     return g.bytes + inner;
@@ -710,9 +723,9 @@ usl_status run_magnified(usli_exec *x, const usli_linear_args *a, usli_pass pass
     return run_plain(x, &g.backward, USLI_BACKWARD, g.inner);
 }
 
-size_t workspace(const usli_exec *, const void *args, usli_pass pass) {
+size_t workspace(const usli_exec *x, const void *args, usli_pass pass) {
     const usli_linear_args *a = static_cast<const usli_linear_args *>(args);
-    return is_magnified(a) ? magnified_workspace(a, pass) : plain_workspace(a, pass);
+    return is_magnified(a) ? magnified_workspace(x, a, pass) : plain_workspace(x, a, pass);
 }
 
 usl_status run(usli_exec *x, void *args, usli_pass pass, void *ws) {

@@ -1,7 +1,7 @@
 /* Llama-3-8B, 4096 tokens, 16 ranks a module, bytes of a block (4.8 TB/s of an H200 / 3.35 of an H100):
  *   narrow    forward reads x of four groups, 218 MB: 45 / 65 us; backward reads dy, 352 MB: 73 / 105 us
  *   expand    forward writes y, 352 MB: 73 / 105 us; backward writes dx, 218 MB: 45 / 65 us
- *   gradient  reads x and dy, 570 MB: 119 / 170 us
+ *   gradient  reads x and dy, 570 MB: 119 / 170 us; with what dy is narrowed to from the same reading 352 MB less
  * The products themselves are 2 x 0.05 TFLOP each, some 0.1 ms of tensor cores in all, under the copies. */
 #include "kernels/skinny.cuh"
 
@@ -444,6 +444,182 @@ template <typename T, int RT> usl_status launch_gradient(usli_exec *x, const gra
     return usli_launched(x, "linear");
 }
 
+/* ---- dy, read once -------------------------------------------------------------------------------------------------
+ * 512 columns a block, a share of the tokens each, 32 at a time; eight warps. For dB a warp has 64 columns; for dyb it
+ * has 16 tokens and a quarter of the columns, and the quarters are added in shared memory: so few blocks share a token
+ * that what they leave to be added (a seventh of dy where there are 32 ranks) stays in the L2 cache. */
+
+constexpr int DY_COLS = 512, DY_STEP = 32, DY_LINE = DY_COLS + 8, DY_THREADS = 256, DY_QUARTERS = 4;
+
+template <int RT> constexpr int dy_stage() {
+    return DY_STEP * (DY_LINE + 16 * RT + 8);
+}
+template <int RT> constexpr size_t dy_shared() {
+    return (size_t)(STAGES * dy_stage<RT>() + 16 * RT * DY_LINE) * 2 + (size_t)DY_QUARTERS * DY_STEP * 16 * RT * 4;
+}
+
+template <typename T> struct dy_args {
+    const T *dy, *b, *xa;
+    float *part, *db; /* (chunks, tokens, 16 RT); (shares, cols, ranks) */
+    int64_t ld, tokens, cols, share;
+    int ranks, chunks;
+    bool wide; /* rows of xa are whole pieces of 16 bytes */
+};
+
+template <typename T, int RT>
+__device__ __forceinline__ void dy_load(const dy_args<T> &g, T *stage, int64_t t, int64_t end, int64_t col0) {
+    constexpr int LINE = 16 * RT + 8;
+    T *p = stage + DY_STEP * DY_LINE;
+#pragma unroll
+    for (int j = 0; j < DY_STEP * (DY_COLS / 8) / DY_THREADS; j++) {
+        int i = j * DY_THREADS + (int)threadIdx.x;
+        int line = i / (DY_COLS / 8), c = i % (DY_COLS / 8) * 8;
+        bool valid = t + line < end && col0 + c < g.cols;
+        cp_async16(stage + line * DY_LINE + c, valid ? g.dy + (t + line) * g.ld + col0 + c : g.dy, valid);
+    }
+    if (g.wide)
+        for (int i = (int)threadIdx.x; i < DY_STEP * 2 * RT; i += DY_THREADS) {
+            int line = i / (2 * RT), r = i % (2 * RT) * 8;
+            bool valid = t + line < end && r < g.ranks;
+            cp_async16(p + line * LINE + r, valid ? g.xa + (t + line) * g.ranks + r : g.xa, valid);
+        }
+    else
+        for (int i = (int)threadIdx.x; i < DY_STEP * 16 * RT; i += DY_THREADS) {
+            int line = i / (16 * RT), r = i % (16 * RT);
+            p[line * LINE + r] = t + line < end && r < g.ranks ? g.xa[(t + line) * g.ranks + r] : from_f32<T>(0.0f);
+        }
+}
+
+/* This warp's tokens and quarter of dy b, to where quarters are added. */
+template <typename T, int RT> __device__ __forceinline__ void dy_narrow(const T *x, const T *b, float *quarters) {
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    int t0 = warp % 2 * 16, quarter = warp / 2, first = quarter * (DY_COLS / DY_QUARTERS);
+    float sum[2 * RT][4] = {};
+#pragma unroll
+    for (int k = first; k < first + DY_COLS / DY_QUARTERS; k += 16) {
+        uint32_t fx[4];
+        ldmatrix_x4(fx, x + (t0 + lane % 16) * DY_LINE + k + lane / 16 * 8);
+#pragma unroll
+        for (int n = 0; n < RT; n++) {
+            uint32_t f[4];
+            ldmatrix_x4(f, b + (n * 16 + lane / 16 * 8 + lane % 8) * DY_LINE + k + lane / 8 % 2 * 8);
+            uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+            mma_16816<T>(sum[2 * n], fx, low);
+            mma_16816<T>(sum[2 * n + 1], fx, high);
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < 2 * RT; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            usli_pack<float, 2> v = { { sum[n][2 * half], sum[n][2 * half + 1] } };
+            int t = t0 + lane / 4 + half * 8;
+            store_pack<float, 2>(quarters + (quarter * DY_STEP + t) * 16 * RT + n * 8 + lane % 4 * 2, v);
+        }
+}
+
+/* This warp's columns of dy^T xa, added to sum. */
+template <typename T, int RT> __device__ __forceinline__ void dy_gradient(const T *x, float (&sum)[RT][8][4]) {
+    constexpr int LINE = 16 * RT + 8;
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    const T *p = x + DY_STEP * DY_LINE;
+#pragma unroll
+    for (int k = 0; k < DY_STEP; k += 16) {
+        uint32_t fp[RT][4];
+#pragma unroll
+        for (int m = 0; m < RT; m++)
+            ldmatrix_x4_trans(fp[m], p + (k + lane / 16 * 8 + lane % 8) * LINE + m * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+        for (int n = 0; n < 8; n += 2) {
+            uint32_t f[4];
+            ldmatrix_x4_trans(f, x + (k + lane / 8 % 2 * 8 + lane % 8) * DY_LINE + warp * 64 + n * 8 + lane / 16 * 8);
+            uint32_t low[2] = { f[0], f[1] }, high[2] = { f[2], f[3] };
+#pragma unroll
+            for (int m = 0; m < RT; m++) {
+                mma_16816<T>(sum[m][n], fp[m], low);
+                mma_16816<T>(sum[m][n + 1], fp[m], high);
+            }
+        }
+    }
+}
+
+template <typename T, int RT>
+__global__ void __launch_bounds__(DY_THREADS, 1) dy_products(const __grid_constant__ dy_args<T> g) {
+    constexpr int STAGE = dy_stage<RT>();
+    USLI_SHARED(T, shared);
+    T *b = shared + STAGES * STAGE;
+    float *quarters = reinterpret_cast<float *>(b + 16 * RT * DY_LINE);
+    await_earlier();
+    int warp = (int)threadIdx.x / USLI_WARP, lane = (int)threadIdx.x % USLI_WARP;
+    int of = (int)blockIdx.x / g.chunks, chunk = (int)blockIdx.x - of * g.chunks;
+    int64_t col0 = (int64_t)chunk * DY_COLS, begin = of * g.share, end = begin + g.share;
+    if (end > g.tokens) end = g.tokens;
+    int steps = (int)((end - begin + DY_STEP - 1) / DY_STEP);
+    for (int i = (int)threadIdx.x; i < 16 * RT * (DY_COLS / 8); i += DY_THREADS) {
+        int r = i / (DY_COLS / 8), c = i % (DY_COLS / 8) * 8;
+        bool valid = r < g.ranks && col0 + c < g.cols;
+        cp_async16(b + r * DY_LINE + c, valid ? g.b + r * g.cols + col0 + c : g.b, valid);
+    }
+    float sum[RT][8][4] = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) dy_load<T, RT>(g, shared + s * STAGE, begin + s * DY_STEP, end, col0);
+        cp_async_commit();
+    }
+    for (int s = 0; s < steps; s++) {
+        const T *x = shared + s % STAGES * STAGE;
+        cp_async_wait<STAGES - 2>();
+        __syncthreads(); /* and the quarters of the step before are added */
+        int ahead = s + STAGES - 1;
+        if (ahead < steps) dy_load<T, RT>(g, shared + ahead % STAGES * STAGE, begin + ahead * DY_STEP, end, col0);
+        cp_async_commit();
+        dy_narrow<T, RT>(x, b, quarters);
+        dy_gradient<T, RT>(x, sum);
+        __syncthreads();
+        int64_t t0 = begin + s * DY_STEP;
+        for (int i = (int)threadIdx.x; i < DY_STEP * 16 * RT; i += DY_THREADS) {
+            float v = 0;
+#pragma unroll
+            for (int q = 0; q < DY_QUARTERS; q++) v += quarters[q * DY_STEP * 16 * RT + i];
+            if (t0 + i / (16 * RT) < end) g.part[(chunk * g.tokens + t0) * 16 * RT + i] = v;
+        }
+    }
+    float *db = g.db + of * (g.cols * g.ranks);
+#pragma unroll
+    for (int m = 0; m < RT; m++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int r = m * 16 + lane / 4 + e / 2 * 8;
+                int64_t col = col0 + warp * 64 + n * 8 + lane % 4 * 2 + e % 2;
+                if (r < g.ranks && col < g.cols) db[col * g.ranks + r] = sum[m][n][e];
+            }
+}
+
+/* Tokens of a block's share: by shapes alone, so that blocks, one a multiprocessor, end together on 132 of them. A
+ * block begins with what 64 tokens take, and each share is dB once more. */
+int64_t dy_share(int64_t tokens, int64_t cols) {
+    int64_t chunks = usli_ceil_div(cols, DY_COLS), best = round_up(tokens, DY_STEP), least_cost = INT64_MAX;
+    for (int64_t shares = 1; shares <= 32; shares++) {
+        int64_t share = round_up(usli_ceil_div(tokens, shares), DY_STEP);
+        int64_t cost = usli_ceil_div(chunks * usli_ceil_div(tokens, share), 132) * (share + 64) + 8 * shares;
+        if (cost < least_cost) least_cost = cost, best = share;
+    }
+    return best;
+}
+
+template <typename T, int RT>
+usl_status launch_dy(usli_exec *x, dy_args<T> *g, void *dyb, void *also, int64_t ld_also) {
+    constexpr size_t SHARED = dy_shared<RT>();
+    unsigned shares = (unsigned)usli_ceil_div(g->tokens, g->share);
+    USLI_TRY(USLI_ALLOW_SHARED(x, SHARED, dy_products<T, RT>));
+    USLI_LAUNCH_EARLY(shares * (unsigned)g->chunks, DY_THREADS, SHARED, x, dy_products<T, RT>)(*g);
+    USLI_LAUNCH_EARLY((unsigned)usli_ceil_div(g->tokens * 16 * RT, THREADS), THREADS, 0, x, add_shares<T>)
+    (g->part, g->chunks, g->tokens, 16 * RT, g->ranks, static_cast<T *>(dyb), static_cast<T *>(also), ld_also);
+    return usli_launched(x, "linear");
+}
+
 /* Calls f<T, RT>(...) with RT the ranks in sixteens. */
 #define BY_RANKS(ranks, f, T, ...)          \
     ((ranks) <= 16   ? f<T, 1>(__VA_ARGS__) \
@@ -482,10 +658,41 @@ template <typename T>
 usl_status gradients_of(usli_exec *x, const usli_wide *in, const usli_wide *dy, const void *dyb, const void *xa,
                         int ranks, float *da, float *db) {
     gradient_pair<T> g = { { gradient_of<T>(dy, xa, ranks, true, db), gradient_of<T>(in, dyb, ranks, false, da) } };
+    if (!db) g.side[0].blocks = 0;
     return BY_RANKS(ranks, launch_gradient, T, x, &g);
 }
 
+template <typename T>
+usl_status dy_of(usli_exec *x, const usli_wide *dy, const void *b, const void *xa, int ranks, void *dyb, void *also,
+                 int64_t ld_also, float *db, float *room) {
+    dy_args<T> g = {};
+    g.dy = static_cast<const T *>(dy->data), g.b = static_cast<const T *>(b), g.xa = static_cast<const T *>(xa);
+    g.part = room, g.db = db, g.ld = dy->ld, g.tokens = dy->tokens, g.cols = dy->cols, g.ranks = ranks;
+    g.share = dy_share(dy->tokens, dy->cols), g.chunks = (int)usli_ceil_div(dy->cols, DY_COLS);
+    g.wide = ranks % 8 == 0 && usli_aligned16(xa);
+    return BY_RANKS(ranks, launch_dy, T, x, &g, dyb, also, ld_also);
+}
+
 } // namespace
+
+bool usli_dy_fits(const usli_exec *x, int ranks) {
+    static const size_t SHARED[] = { dy_shared<1>(), dy_shared<2>(), dy_shared<3>(), dy_shared<4>() };
+    return ranks > 0 && ranks <= USLI_MOST_RANKS && SHARED[(ranks - 1) / 16] <= usli_cuda_of(x)->shared_most;
+}
+
+int usli_dy_parts(int64_t tokens, int64_t cols) {
+    return (int)usli_ceil_div(tokens, dy_share(tokens, cols));
+}
+
+int64_t usli_dy_room(int64_t tokens, int64_t cols, int ranks) {
+    return usli_ceil_div(cols, DY_COLS) * tokens * round_up(ranks, 16);
+}
+
+usl_status usli_dy_products(usli_exec *x, usl_dtype dtype, const usli_wide *dy, const void *b_turned, const void *xa,
+                            int ranks, void *dyb, void *also, int64_t ld_also, float *db, float *room) {
+    return dtype == USL_BF16 ? dy_of<usli_bf16>(x, dy, b_turned, xa, ranks, dyb, also, ld_also, db, room)
+                             : dy_of<usli_f16>(x, dy, b_turned, xa, ranks, dyb, also, ld_also, db, room);
+}
 
 int64_t usli_narrow_room(int64_t tokens, int64_t cols, int ranks) {
     int64_t shares = usli_ceil_div(cols, narrow_share(tokens, cols));

@@ -27,8 +27,17 @@ usl_status usli_narrow(usli_exec *x, usl_dtype dtype, const usli_wide *w, const 
 usl_status usli_expand(usli_exec *x, usl_dtype dtype, const usli_wide *y, const void *p, const void *b, int ranks,
                        const float *bias, bool add);
 
+/* Both products that read dy in one reading of it: dyb = dy b, as usli_narrow (b_turned (ranks, cols)), and parts
+ * (cols, ranks) of dB = dy^T xa, over a share of the tokens each, as many as usli_dy_parts says. room: floats, as many
+ * as usli_dy_room says. Where usli_dy_fits; a block holds what it needs in shared memory. */
+bool usli_dy_fits(const usli_exec *x, int ranks);
+int usli_dy_parts(int64_t tokens, int64_t cols);
+int64_t usli_dy_room(int64_t tokens, int64_t cols, int ranks);
+usl_status usli_dy_products(usli_exec *x, usl_dtype dtype, const usli_wide *dy, const void *b_turned, const void *xa,
+                            int ranks, void *dyb, void *also, int64_t ld_also, float *db, float *room);
+
 /* da: parts (ranks, in) of dyb^T drop(x), db: parts (out, ranks) of dy^T xa, over a share of the tokens each, as many
- * as usli_gradient_parts says of x's and of dy's columns. */
+ * as usli_gradient_parts says of x's and of dy's columns. db NULL: not wanted. */
 int usli_gradient_parts(int64_t tokens, int64_t cols);
 usl_status usli_gradients(usli_exec *x, usl_dtype dtype, const usli_wide *in, const usli_wide *dy, const void *dyb,
                           const void *xa, int ranks, float *da, float *db);

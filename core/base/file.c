@@ -102,23 +102,39 @@ struct usli_writer {
     uint64_t offset;
     size_t used;
     bool unsynced, finished, committed;
+    bool device; /* one of characters, as /dev/null: written to as it is */
     char buffer[WRITE_BUFFER];
 };
+
+/* As a file that has its name already. */
+static usl_status open_device(usl_ctx *ctx, const char *path, usli_temporary *t) {
+    *t = (usli_temporary){ .name = usli_strdup(ctx, path), .fd = -1, .named = true };
+    if (!t->name) return usli_nomem(ctx, strlen(path));
+    t->fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (t->fd >= 0) return USL_OK;
+    usl_status st = usli_io_fail(ctx, path, "cannot be written");
+    usli_temporary_close(ctx, t, true);
+    return st;
+}
 
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out) {
     struct stat sb;
     *out = NULL;
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));
-    /* The rename would put a file in the place of a device or a pipe. */
-    if (stat(path, &sb) == 0 && !S_ISREG(sb.st_mode))
+    bool there = stat(path, &sb) == 0, device = there && S_ISCHR(sb.st_mode);
+    /* The rename would put a file in the place of a disk or a pipe. */
+    if (there && !S_ISREG(sb.st_mode) && !device)
         return usli_fail(ctx, USL_ERR_IO, "%s: is not a regular file and cannot be replaced by one", path);
     usli_writer *w = usli_malloc(ctx, sizeof *w);
     if (!w) return usli_nomem(ctx, sizeof *w);
     w->ctx = ctx;
     w->offset = w->used = 0;
-    w->committed = w->finished = w->unsynced = false;
+    w->finished = w->unsynced = false;
+    w->committed = w->device = device; /* there is nothing to rename or to remove */
     w->path = usli_strdup(ctx, path);
-    usl_status st = w->path ? usli_temporary_file(ctx, path, &w->t) : usli_nomem(ctx, strlen(path));
+    usl_status st = !w->path ? usli_nomem(ctx, strlen(path))
+                    : device ? open_device(ctx, path, &w->t)
+                             : usli_temporary_file(ctx, path, &w->t);
     if (st != USL_OK) {
         usli_free(ctx, w->path);
         usli_free(ctx, w);
@@ -205,6 +221,7 @@ const char *usli_writer_temporary(const usli_writer *w) {
 
 usl_status usli_writer_commit(usli_writer *w) {
     USLI_TRY(usli_writer_finish(w));
+    if (w->device) return USL_OK;
     if (rename(w->t.name, w->path) != 0) return usli_io_fail(w->ctx, w->path, "cannot be renamed into place");
     w->committed = true;
     if (!w->unsynced) sync_parent(w->path);
@@ -280,7 +297,8 @@ usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
 uint64_t usli_free_disk(const char *path) {
     char dir[4096];
     size_t n = strlen(path);
-    if (n >= sizeof dir) return UINT64_MAX;
+    struct stat sb;
+    if (n >= sizeof dir || (stat(path, &sb) == 0 && S_ISCHR(sb.st_mode))) return UINT64_MAX;
     memcpy(dir, path, n + 1);
     for (;;) {
         struct statvfs fs;

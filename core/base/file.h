@@ -25,7 +25,7 @@ void usli_map_release(usli_map *map);
 usl_status usli_read_file(usl_ctx *ctx, const char *path, char **out, size_t *size);
 
 /* A file being written beside path, without a name or under another (temporary.h). Commit syncs and renames; close
- * without commit removes it. */
+ * without commit removes it. A device of characters, as /dev/null, is written to as it is. */
 typedef struct usli_writer usli_writer;
 usl_status usli_writer_open(usl_ctx *ctx, const char *path, usli_writer **out);
 usl_status usli_writer_write(usli_writer *w, const void *data, size_t size); /* buffered */

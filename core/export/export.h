@@ -12,6 +12,7 @@ typedef struct usli_export_source {
     usl_model *m;
     usl_model *base;                /* m itself, or the same model with other weights: the 16-bit ones of a 4-bit m */
     const usli_imatrix *importance; /* NULL: none */
+    struct usli_quantiser *device;  /* what quantises in the CPU's place; NULL: nothing does (device.h) */
 } usli_export_source;
 
 /* m with what opts names; refuses a base of another shape. opts may be NULL. */

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/export/device.h"
 #include "core/export/export.h"
 #include "core/io/gguf.h"
 #include "core/quant/traits.h"
@@ -100,6 +101,17 @@ static usl_status write_tensors(const job *j) {
     return usli_progress(m->ctx, "exporting", (uint64_t)slots, (uint64_t)slots);
 }
 
+/* The device's memory is given back before what was written is looked at. */
+static usl_status write_with_device(const job *j) {
+    usli_export_source source = *j->s;
+    job with = *j;
+    with.s = &source;
+    source.device = usli_quantiser_open(source.m);
+    usl_status st = write_tensors(&with);
+    usli_quantiser_close(source.device);
+    return st;
+}
+
 static usl_status write_all(const job *j, const usli_tokenizer *tok, bool verify, usl_export_report *reports) {
     usl_model *m = j->s->m;
     uint64_t bytes, all = 0;
@@ -114,7 +126,7 @@ static usl_status write_all(const job *j, const usli_tokenizer *tok, bool verify
     }
     USLI_TRY(usli_export_check_disk(m->ctx, j->targets[0].path, all));
     for (int t = 0; t < j->count; t++) USLI_TRY(usli_gguf_begin(j->writers[t]));
-    USLI_TRY(write_tensors(j));
+    USLI_TRY(write_with_device(j));
     for (int t = 0; t < j->count; t++) {
         USLI_TRY(usli_gguf_finish(j->writers[t]));
         usl_export_report unread = { .size = sizeof unread };

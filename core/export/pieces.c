@@ -1,11 +1,12 @@
 #include <string.h>
 
 #include "core/base/pool.h"
+#include "core/export/device.h"
 #include "core/export/export.h"
 #include "core/model/adapter.h"
 #include "core/quant/traits.h"
 
-enum { SLAB = 1 << 22 /* values converted at a time, for all outputs together */, MOST_OUTPUTS = 64 };
+enum { SLAB = 1 << 22 /* values converted at a time, for all outputs together */, MOST_OUTPUTS = 64, ALIGN = 64 };
 
 int64_t usli_export_slots(const usl_model *m) {
     return m->config.layers * USLI_LAYER_SLOTS + 3;
@@ -49,7 +50,9 @@ static usl_status check_start(const usl_model *m, const usl_model *base) {
 }
 
 usl_status usli_export_source_of(usl_model *m, const usl_export_opts *opts, usli_export_source *out) {
-    *out = (usli_export_source){ m, opts && opts->base ? opts->base : m, opts ? opts->imatrix : NULL };
+    *out = (usli_export_source){ .m = m,
+                                 .base = opts && opts->base ? opts->base : m,
+                                 .importance = opts ? opts->imatrix : NULL };
     USLI_TRY(usli_model_pull(m));
     USLI_TRY(check_start(m, out->base));
     if (out->base != m) USLI_TRY(usli_model_check_weights(out->base));
@@ -110,11 +113,13 @@ typedef struct job {
     bool permuted;
     float offset; /* added to a vector's values */
     const float *importance;
-    float *scratch; /* (threads, cols) */
+    float *scratch;  /* (threads, cols) */
+    char *to_device; /* rows of this type for it, instead of scratch; NULL: nothing goes there */
+    usl_dtype to_dtype;
     int count;
     struct {
         usl_dtype dtype;
-        bool raw;
+        bool raw, on_device;
         char *data;
         size_t row_bytes;
     } out[MOST_OUTPUTS];
@@ -130,19 +135,22 @@ static int64_t source_row(const job *j, int64_t r) {
 static void row_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     int64_t row = source_row(j, j->first + task);
-    float *values = j->scratch + (int64_t)worker * j->cols;
-    bool decoded = false;
+    const char *stored = usli_export_weight(j->s, j->slot, j->layer)->m.data;
+    size_t sent = j->to_device ? usli_row_bytes(j->to_dtype, j->cols) : 0;
+    char *to = j->to_device ? j->to_device + (size_t)task * sent : (char *)(j->scratch + (int64_t)worker * j->cols);
+    float *values = (float *)(void *)to;
+    bool decoded = false, whole = !j->to_device || j->to_dtype == USL_F32;
+    if (!whole) memcpy(to, stored + (size_t)row * sent, sent);
     for (int i = 0; i < j->count; i++) {
         size_t bytes = j->out[i].row_bytes;
         char *out = j->out[i].data + (size_t)task * bytes;
         if (j->out[i].raw) {
-            const char *data = usli_export_weight(j->s, j->slot, j->layer)->m.data;
-            memcpy(out, data + (size_t)row * bytes, bytes);
+            memcpy(out, stored + (size_t)row * bytes, bytes);
             continue;
         }
-        if (!decoded) usli_export_rows(j->s, j->slot, j->layer, row, 1, values);
+        if (!decoded && whole) usli_export_rows(j->s, j->slot, j->layer, row, 1, values);
         decoded = true;
-        usli_traits_of(j->out[i].dtype)->encode(values, j->importance, out, j->cols);
+        if (!j->out[i].on_device) usli_traits_of(j->out[i].dtype)->encode(values, j->importance, out, j->cols);
     }
 }
 
@@ -158,8 +166,84 @@ static usl_status vector(const job *j, const usli_export_out *out) {
     return USL_OK;
 }
 
+/* ---- With a device (device.c) -------------------------------------------------------------------------------------
+ */
+
+/* Whether a device quantises for some output. What goes there is 16 bits wide where nothing here wants floats. */
+static bool asks_device(job *j) {
+    const usli_matrix *w = &usli_export_weight(j->s, j->slot, j->layer)->m;
+    bool asks = false, plain = usli_export_raw(j->s, j->slot, j->layer, w->dtype);
+    if (!j->s->device || j->s->device->gone) return false;
+    for (int i = 0; i < j->count; i++) {
+        j->out[i].on_device = !j->out[i].raw && usli_quantiser_makes(j->out[i].dtype);
+        asks |= j->out[i].on_device;
+        plain &= j->out[i].on_device || j->out[i].raw;
+    }
+    j->to_dtype = plain && (w->dtype == USL_BF16 || w->dtype == USL_F16) ? w->dtype : USL_F32;
+    return asks;
+}
+
+/* Rows of a slab; offsets get where the outputs' blocks lie in it. 0: not one row fits. */
+static int64_t lay_out(const job *j, size_t offsets[MOST_OUTPUTS]) {
+    size_t row = 0, at = 0;
+    for (int i = 0; i < j->count; i++) row += j->out[i].row_bytes;
+    const usli_quantiser *q = j->s->device;
+    int64_t slab = ((int64_t)q->bytes - ALIGN * j->count) / (int64_t)row;
+    if (slab > q->values / j->cols) slab = q->values / j->cols;
+    if (slab < 1) return 0;
+    for (int i = 0; i < j->count; i++) {
+        offsets[i] = at;
+        at += ((size_t)slab * j->out[i].row_bytes + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    return slab;
+}
+
+static usl_status send(const job *j, int slab, int64_t rows, const size_t *offsets) {
+    usli_quantiser *q = j->s->device;
+    USLI_TRY(usli_quantiser_take(q, slab, rows, j->cols, j->to_dtype));
+    for (int i = 0; i < j->count; i++)
+        if (j->out[i].on_device)
+            USLI_TRY(usli_quantiser_make(q, slab, rows, j->cols, j->to_dtype, j->out[i].dtype, offsets[i]));
+    return USL_OK;
+}
+
+/* Hands rows from j->first on over, as far as the device goes: where it runs out of memory it is given up, and the CPU
+ * does what is left. */
+static usl_status by_device(job *j, const usli_export_out *out) {
+    usl_ctx *ctx = j->s->m->ctx;
+    usli_quantiser *q = j->s->device;
+    size_t offsets[MOST_OUTPUTS];
+    int64_t slab = lay_out(j, offsets), away = 0, done = 0; /* away: rows that the device has; done: handed over */
+    usl_status st = slab ? usli_quantiser_weigh(q, j->importance, j->cols) : USL_OK, asked = USL_OK;
+    for (int k = 0; slab && st == USL_OK && (away || j->first < j->rows); k ^= 1) {
+        int64_t n = j->rows - j->first < slab ? j->rows - j->first : slab;
+        if ((st = usli_checkpoint(ctx)) != USL_OK) break;
+        j->to_device = q->slab[k].rows;
+        for (int i = 0; i < j->count; i++) j->out[i].data = q->slab[k].blocks + offsets[i];
+        usli_pool_run(ctx->pool, n, row_task, j);
+        asked = usli_quantiser_wait(q);
+        if (asked == USL_OK && n) asked = send(j, k, n, offsets);
+        if (asked != USL_OK) break;
+        for (int i = 0; away && i < j->count && st == USL_OK; i++)
+            st = out[i].sink(out[i].ud, q->slab[!k].blocks + offsets[i], (size_t)away * j->out[i].row_bytes);
+        done += away;
+        away = n;
+        j->first += n;
+    }
+    if (st != USL_OK || asked != USL_OK) (void)usli_quantiser_wait(q); /* nothing of it goes on after this */
+    j->to_device = NULL;
+    j->first = done;
+    for (int i = 0; i < j->count; i++) j->out[i].on_device = false, j->out[i].data = NULL;
+    if (asked != USL_ERR_NOMEM) return st != USL_OK ? st : asked;
+    q->gone = true;
+    usli_log(ctx, USL_LOG_WARN, "there is no memory left for the GPU to quantise in: the CPU does the rest");
+    return st;
+}
+
 static usl_status matrix(job *j, const usli_export_out *out) {
     usl_ctx *ctx = j->s->m->ctx;
+    if (asks_device(j)) USLI_TRY(by_device(j, out));
+    if (j->first == j->rows) return USL_OK;
     int64_t most = SLAB / j->count, slab = most / j->cols > 1 ? most / j->cols : 1;
     if (slab > j->rows) slab = j->rows;
     size_t bytes = (size_t)usli_pool_threads(ctx->pool) * (size_t)j->cols * sizeof(float);
@@ -199,6 +283,7 @@ usl_status usli_export_tensor(const usli_export_source *s, usli_slot slot, int64
             j.out[i].dtype = out[done + i].dtype;
             j.out[i].raw = usli_export_raw(s, slot, layer, j.out[i].dtype);
             j.out[i].row_bytes = usli_row_bytes(j.out[i].dtype, j.cols ? j.cols : 1);
+            j.out[i].on_device = false;
             j.out[i].data = NULL;
         }
         j.first = 0;

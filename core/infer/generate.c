@@ -279,8 +279,8 @@ static usl_status record(session *s, const usli_batch *b) {
 static usl_status run_step(session *s, const usli_batch *b, bool single) {
     const usli_backend *k = s->exec.backend;
     if (!single || !k->record || s->graph.refused || s->m->ring) return forward_and_sample(s, b);
-    bool same = s->graph.seen && s->graph.rows == s->live_count && s->graph.longest == s->cache.longest &&
-                s->graph.placing == s->m->placing;
+    bool same = s->graph.seen && !usli_model_norms_stale(s->m) && s->graph.rows == s->live_count &&
+                s->graph.longest == s->cache.longest && s->graph.placing == s->m->placing;
     if (!same) {
         k->forget(&s->exec, s->graph.work);
         s->graph.work = NULL;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/cpu/decode.h"
+#include "core/quant/codecs.h"
 
 /* ---- Shapes and names ----------------------------------------------------------------------------------------------
  */
@@ -231,6 +232,20 @@ usl_status usli_model_set_adapter(usl_model *m, const char *name) {
 /* ---- Merging -------------------------------------------------------------------------------------------------------
  */
 
+enum { STRIP = 512 };
+
+/* dst += the sum of scale * b[k] times row k of a, in that order for every column; a strip of dst stays at hand. */
+USLI_WIDE static void add_low_rank(float *restrict dst, float scale, const float *b, const float *restrict a, int rank,
+                                   int64_t cols) {
+    for (int64_t first = 0; first < cols; first += STRIP) {
+        int64_t n = cols - first < STRIP ? cols - first : STRIP;
+        for (int k = 0; k < rank; k++) {
+            float factor = scale * b[k];
+            for (int64_t c = first; c < first + n; c++) dst[c] += factor * a[k * cols + c];
+        }
+    }
+}
+
 void usli_adapted_row(const usl_model *m, const usli_adapter *a, const usli_weight *w, usli_slot slot, int64_t layer,
                       int64_t row, float *dst) {
     int64_t cols = w->m.cols;
@@ -246,12 +261,9 @@ void usli_adapted_row(const usl_model *m, const usli_adapter *a, const usli_weig
         return;
     }
     int64_t matrix = row / (w->m.rows / usli_lora_stack(&m->config, slot));
-    for (int k = 0; k < l->rank; k++) {
-        float b = l->scale * l->b[row * l->rank + k];
-        const float *from = l->a + (matrix * l->rank + k) * cols;
-        for (int64_t c = 0; c < cols; c++) dst[c] += b * from[c];
-    }
-    if (!l->rank || !l->magnitude) return;
+    if (!l->rank) return;
+    add_low_rank(dst, l->scale, l->b + row * l->rank, l->a + matrix * l->rank * cols, l->rank, cols);
+    if (!l->magnitude) return;
     double sum = 0;
     for (int64_t c = 0; c < cols; c++) sum += (double)dst[c] * (double)dst[c];
     float factor = l->magnitude[row] / (float)sqrt(sum);

@@ -253,9 +253,11 @@ static inline bool usli_model_unties(const usl_model *m) {
 /* What is trained has changed on the device. */
 static inline void usli_model_touched(usl_model *m) {
     m->device_newer = true;
-    if (!m->active || !m->active->dora) return;
-    m->active->norms_fresh = false;
-    m->placing++; /* recorded work does not make them again */
+    if (m->active) m->active->norms_fresh = false;
+}
+/* The norms that DoRA divides by are to be made again, which recorded work does not do. */
+static inline bool usli_model_norms_stale(const usl_model *m) {
+    return m->active && m->active->dora && !m->active->norms_fresh;
 }
 /* The angles of a layer. */
 static inline const usli_rope_table *usli_model_rope(const usl_model *m, int64_t layer) {

@@ -86,22 +86,23 @@ static usl_status make_norm(usli_exec *x, const usl_model *m, usli_slot slot, in
     return usli_op_dora(x, &a, USLI_FORWARD);
 }
 
-static bool needs_norms(const usl_model *m) {
-    return m->active && m->active->dora && !m->active->norms_fresh;
-}
-
 /* Of a layer whose weights are there. */
 static usl_status make_norms(usli_exec *x, const usl_model *m, int64_t layer) {
-    for (int s = 0; needs_norms(m) && s < USLI_LINEARS; s++) USLI_TRY(make_norm(x, m, (usli_slot)s, layer));
+    for (int s = 0; usli_model_norms_stale(m) && s < USLI_LINEARS; s++) USLI_TRY(make_norm(x, m, (usli_slot)s, layer));
     return USL_OK;
 }
 
 /* Once all layers have theirs. */
 static usl_status end_norms(usli_exec *x, const usl_model *m) {
-    if (!needs_norms(m)) return USL_OK;
+    if (!usli_model_norms_stale(m)) return USL_OK;
     USLI_TRY(make_norm(x, m, USLI_HEAD, 0));
     m->active->norms_fresh = !x->arena->dry;
     return USL_OK;
+}
+
+usl_status usli_pass_norms(usli_exec *x, const usl_model *m) {
+    for (int64_t l = 0; l < m->config.layers; l++) USLI_TRY(make_norms(x, m, l));
+    return end_norms(x, m);
 }
 
 static usl_status embed(usli_exec *x, const usl_model *m, const usli_batch *b, void *out) {

@@ -24,6 +24,7 @@ typedef struct usli_batch {
     const int32_t *angle;          /* (tokens) rows of the rope tables, see usli_model_angles */
     const int32_t *cu;             /* (rows + 1) */
     int64_t longest;
+    int64_t dead; /* tokens at the end that are there to fill the pass: nobody reads what they come to */
     /* dropout's keys; may be NULL without dropout */
     const int32_t *row_of_token; /* (tokens) data-set row */
     const int32_t *update;       /* (1) */
@@ -99,6 +100,8 @@ usli_lora usli_pass_lora(const usl_model *m, const usli_lora_module *l);
 usli_segment usli_pass_head(const usl_model *m);
 /* Whether the head's adapter drops values of its input in training. */
 bool usli_pass_head_drops(const usl_model *m);
+/* The norms that DoRA divides by, before a pass that shall not make them: where no layer's weights are streamed. */
+usl_status usli_pass_norms(usli_exec *x, const usl_model *m);
 /* Bytes of a block's input. */
 size_t usli_pass_input_bytes(const usl_model *m, int64_t tokens);
 /* Runs all blocks and the final norm: *hidden is (tokens, hidden) model->dtype, rows s->ldn apart, arena scratch that

@@ -1,5 +1,6 @@
 /* Shapes and types are checked here, once, so that kernels stay short. */
 #include "core/ops/ops.h"
+#include "core/quant/traits.h"
 
 #define REQUIRE(cond, ...)                                                    \
     do {                                                                      \
@@ -189,6 +190,15 @@ static usl_status check_adamw(usli_exec *x, const usli_adamw_args *a, usli_pass 
 static usl_status check_cast(usli_exec *x, const usli_cast_args *a, usli_pass pass) {
     (void)pass;
     REQUIRE(a->dst && is_float(a->dtype) && a->src.rows >= 0 && a->src.cols > 0, "cast: bad shape or type");
+    return USL_OK;
+}
+
+static usl_status check_quantize(usli_exec *x, const usli_quantize_args *a, usli_pass pass) {
+    const usli_traits *t = usli_traits_of(a->type);
+    REQUIRE(pass == USLI_FORWARD && t && t->encode && a->type != USL_NF4 && a->type != USL_FP4, "quantize: bad type");
+    REQUIRE(a->rows >= 0 && a->cols > 0 && a->cols % t->block == 0 && is_float(a->dtype), "quantize: bad shape");
+    REQUIRE(a->x && a->y && (uintptr_t)a->x % 16 == 0 && (uintptr_t)a->importance % 16 == 0,
+            "quantize: a pointer is missing or not aligned");
     return USL_OK;
 }
 

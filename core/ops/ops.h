@@ -403,6 +403,18 @@ typedef struct usli_cast_args {
     int64_t ld;      /* 0: cols */
 } usli_cast_args;
 
+/* ---- quantize: rows of numbers as blocks of a storage type, as its encoder in the traits table makes them: both
+ * backends give the same bytes. The CUDA backend has the types from Q2_K to Q8_0, IQ4_NL and IQ4_XS. No backward pass.
+ */
+typedef struct usli_quantize_args {
+    int64_t rows, cols;      /* cols: a multiple of the type's block */
+    usl_dtype dtype;         /* of x: F32, BF16 or F16 */
+    const void *x;           /* (rows, cols); 16-byte aligned, as importance is */
+    const float *importance; /* (cols) weights of the columns, or NULL */
+    usl_dtype type;          /* not NF4 or FP4, whose constants lie behind all codes */
+    void *y;                 /* (rows) of usli_row_bytes(type, cols) */
+} usli_quantize_args;
+
 /* ---- sample: the next token of each row
  * --------------------------------------------------------------------------------------- Penalty, temperature, top-k,
  * top-p, min-p in that order; temperature 0 is argmax (the lowest id of equals). */

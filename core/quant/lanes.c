@@ -422,8 +422,10 @@ static inline void group_symmetric(const float *x, int blocks, int half_range, g
         ACROSS(low, smaller);
         extremes[b] = -low[0] < top[0] ? top[0] : low[0];
     }
-    /* The extreme takes the lowest code, whose side has one more. */
+    /* The extreme takes the lowest code, whose side has one more. Of values that are nothing to a half the inverse is
+     * no number. */
     lanes inverse = inverse_of(load(extremes) * (-1.0f / (float)half_range));
+    inverse = clamp(inverse, splat(-FLT_MAX), splat(FLT_MAX));
     memcpy(inverses, &inverse, sizeof inverses);
     for (int b = 0; b < blocks; b++) {
         lanes sum_qx = splat(0), sum_qq = splat(0);
@@ -439,6 +441,8 @@ static inline void group_symmetric(const float *x, int blocks, int half_range, g
         qq[b] = sums[1];
     }
     lanes scale = pick(load(qq) > 0, load(qx) / load(qq), splat(0));
+    /* A NaN has many forms, and which of them comes out is the machine's own. */
+    scale = pick(scale == scale, scale, splat(__builtin_nanf("")));
     inverse = inverse_of(to_halves(scale, true, g->d));
     memcpy(inverses, &inverse, sizeof inverses);
     for (int b = 0; b < blocks; b++)
@@ -481,7 +485,7 @@ static inline void group_affine(const float *x, int blocks, int top, group *g) {
     /* Nothing but NaN leaves the ends the wrong way round. */
     lanes start = pick(highs < lows, splat(0), lows), range = larger(highs - start, splat(0));
     lanes inverse = inverse_of(to_halves(range * (1.0f / (float)top), true, g->d));
-    start = to_halves(start, false, g->m);
+    start = to_halves(clamp(start, splat(-65504), splat(65504)), false, g->m);
     memcpy(g->inverses, &inverse, sizeof inverse);
     memcpy(g->starts, &start, sizeof start);
 }

@@ -111,7 +111,15 @@ static usl_status balance_end(usli_pass_state *s, const usli_targets *t, usli_up
     return usli_op_balance(s->exec, &a, USLI_FORWARD);
 }
 
-usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update *update, bool with_gradient) {
+/* Of what was counted since, all of it tokens' share and share alike. */
+static void count_live(const usli_pass_state *s, uint64_t before) {
+    const usli_batch *b = s->batch;
+    uint64_t each = (s->exec->matmul_flops - before) / (uint64_t)b->tokens;
+    s->exec->matmul_flops -= each * (uint64_t)b->dead;
+}
+
+usl_status usli_loss_pass(usli_pass_state *s, usli_graphs *graphs, const usli_targets *t, usli_update *update,
+                          bool with_gradient) {
     const usl_model *m = s->model;
     usli_exec *x = s->exec;
     size_t row = (size_t)m->config.hidden * usli_dtype_bytes(m->dtype), high = x->arena->high;
@@ -119,7 +127,9 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
     bool balanced = t->balance > 0 && with_gradient;
     s->drops = with_gradient;
     if (balanced) USLI_TRY(balance_begin(s, t));
-    USLI_TRY(usli_pass_forward(s, &hidden));
+    uint64_t flops = x->matmul_flops;
+    USLI_TRY(usli_graphs_forward(graphs, s, &hidden));
+    count_live(s, flops);
     if (balanced) USLI_TRY(balance_end(s, t, update));
     size_t mark = x->arena->high;
     if (t->count) {
@@ -159,7 +169,9 @@ usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update
             USLI_TRY(usli_op_gather(x, &g, USLI_BACKWARD)); /* over the hidden states: nobody reads them again */
     }
     x->arena->high = mark;
-    if (with_gradient && t->count) USLI_TRY(usli_pass_backward(s, hidden));
+    flops = x->matmul_flops;
+    if (with_gradient && t->count) USLI_TRY(usli_graphs_backward(graphs, s, hidden));
+    count_live(s, flops);
     s->balance.micros = 0;
     x->arena->high = high;
     x->arena->low = 0;

@@ -3,7 +3,7 @@
 #ifndef USLI_TRAIN_LOSS_H
 #define USLI_TRAIN_LOSS_H
 
-#include "core/model/pass.h"
+#include "core/train/graphs.h"
 
 typedef struct usli_targets {
     int64_t count;
@@ -17,8 +17,9 @@ typedef struct usli_targets {
 } usli_targets;
 
 /* Adds to update->loss_sum, and to update->balance what is wanted of it; with_gradient also to the gradients of
- * everything trainable. s as usli_pass_forward wants.
+ * everything trainable. s as usli_pass_forward wants; graphs may be NULL. Products of dead tokens are not counted.
  */
-usl_status usli_loss_pass(usli_pass_state *s, const usli_targets *t, usli_update *update, bool with_gradient);
+usl_status usli_loss_pass(usli_pass_state *s, usli_graphs *graphs, const usli_targets *t, usli_update *update,
+                          bool with_gradient);
 
 #endif

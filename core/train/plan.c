@@ -15,13 +15,14 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
     usli_exec x = t->model->exec;
     x.arena = &arena;
     static const int32_t nothing; /* a dry run reads no array */
-    usli_batch b = { .tokens = c->tokens,
-                     .rows = (int)c->rows,
+    usli_shape most = usli_shape_most(t->model, (usli_shape){ c->tokens, c->rows, c->longest });
+    usli_batch b = { .tokens = most.tokens,
+                     .rows = (int)most.rows,
                      .ids = &nothing,
                      .position = &nothing,
                      .angle = &nothing,
                      .cu = &nothing,
-                     .longest = c->longest,
+                     .longest = most.longest,
                      .row_of_token = &nothing,
                      .update = &nothing };
     usli_pass_state s = { .model = t->model,
@@ -41,7 +42,7 @@ usl_status usli_plan_arena(usl_trainer *t, const usli_capacity *c, size_t *bytes
                              .balance = (float)t->opts.router_aux_loss_coef,
                              .micros = usli_trainer_micros(t, c->rows),
                              .micro = &nothing };
-    USLI_TRY(usli_loss_pass(&s, &targets, &t->update, true));
+    USLI_TRY(usli_loss_pass(&s, NULL, &targets, &t->update, true));
     *bytes = arena.peak;
     return USL_OK;
 }
@@ -291,6 +292,7 @@ void usli_plan_get(const usl_trainer *t, usl_plan *out) {
         { "rope tables", usli_model_rope_bytes(m, t->capacity.tokens) },
         { "activations and workspace", t->arena_bytes },
         { "decoded weights", usli_model_cache_bytes(m, t->capacity.cached) },
+        { "recorded passes", t->graphs.bytes > 0 ? (uint64_t)t->graphs.bytes : 0 }, /* none before the first */
         { "libraries and others", t->beside },
     };
     for (size_t i = 0; i < sizeof items / sizeof *items; i++) {

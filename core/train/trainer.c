@@ -105,16 +105,17 @@ static usl_status check_rows(usl_trainer *t, usli_rows *rows, const char *what) 
     return USL_OK;
 }
 
-/* ids, positions, angles, data-set rows, and of the counted labels index and target; cu; micro-batches; the update's
- * number. */
+/* ids, positions, angles, data-set rows, and of the counted labels index and target; cu, of one row more;
+ * micro-batches; the update's number. */
 enum { TOKEN_ARRAYS = 6 };
 
 static size_t numbers_count(const usli_capacity *c) {
-    return TOKEN_ARRAYS * (size_t)c->tokens + 2 * ((size_t)c->rows + 1) + 1;
+    return TOKEN_ARRAYS * (size_t)c->tokens + 2 * (size_t)c->rows + 4;
 }
 
 static void release_capacity(usl_trainer *t) {
     usli_exec *x = &t->model->exec;
+    usli_graphs_forget(&t->graphs, x);
     if (t->cache_base) usli_model_set_cache(t->model, NULL, 0);
     if (t->inputs) x->backend->free_host(x, t->inputs);
     usli_device_free(x, t->cache_base);
@@ -125,6 +126,16 @@ static void release_capacity(usl_trainer *t) {
     t->cache_base = t->arena_base = t->inputs = NULL;
     t->losses = NULL;
     t->numbers = NULL;
+}
+
+/* What recorded work may take is not planned, since nobody knows it before: some of what the plan leaves, and so much
+ * that the plan is still right to 3% and 100 MiB, other things' parts of that included. */
+static size_t room_of_graphs(const usl_trainer *t) {
+    enum { LEAST = 64 << 20, PART = 64, MOST = 256 << 20 };
+    size_t all = t->arena_bytes + usli_model_cache_bytes(t->model, t->capacity.cached);
+    size_t room = usli_plan_room(t, &t->capacity), most = LEAST + all / PART;
+    if (most > MOST) most = MOST;
+    return room < all ? 0 : room - all < most ? room - all : most;
 }
 
 static usl_status take_capacity(usl_trainer *t, const usli_capacity *c, size_t arena_bytes) {
@@ -145,6 +156,7 @@ static usl_status take_capacity(usl_trainer *t, const usli_capacity *c, size_t a
     USLI_TRY(usli_device_alloc(x, arena_bytes, &t->arena_base));
     USLI_TRY(usli_device_alloc(x, usli_model_cache_bytes(t->model, c->cached), &t->cache_base));
     usli_model_set_cache(t->model, t->cache_base, c->cached);
+    usli_graphs_begin(&t->graphs, room_of_graphs(t));
     return usli_model_fill_cache(t->model);
 }
 
@@ -324,13 +336,14 @@ void usli_trainer_free(usl_trainer *t) {
  * -----------------------------------------------------------------------------------------------------------------------
  */
 
-/* The arrays of a pass, on the device. */
+/* The arrays of a pass, on the device. The tail that fills a rounded one repeats its first tokens, so that there is
+ * nothing in it that could be no number where the rest is one. */
 static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli_targets *targets) {
     const usli_capacity *c = &t->capacity;
     const usli_twin *twin = &t->numbers_twin;
     size_t n = (size_t)c->tokens, used = (size_t)w->tokens * sizeof(int32_t);
     int32_t *ids = t->numbers, *position = ids + n, *angle = position + n, *row_of_token = angle + n;
-    int32_t *index = row_of_token + n, *target = index + n, *cu = target + n, *micro = cu + c->rows + 1;
+    int32_t *index = row_of_token + n, *target = index + n, *cu = target + n, *micro = cu + c->rows + 2;
     int32_t *update = micro + c->rows + 1;
     memcpy(ids, w->ids, used);
     memcpy(position, w->positions, used);
@@ -349,6 +362,12 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
             index[count] = (int32_t)i;
             target[count++] = w->targets[i];
         }
+    usli_shape shape = usli_shape_of(t->model, (usli_shape){ c->tokens, c->rows, c->longest },
+                                     (usli_shape){ w->tokens, w->rows, w->longest });
+    int32_t *const repeated[] = { ids, position, angle, row_of_token };
+    for (size_t k = 0; k < sizeof repeated / sizeof *repeated; k++)
+        for (int64_t i = w->tokens; i < shape.tokens; i++) repeated[k][i] = repeated[k][i - w->tokens];
+    for (int64_t r = w->rows; r < shape.rows; r++) cu[r + 1] = (int32_t)shape.tokens;
     *targets = (usli_targets){ .count = count,
                                .index = usli_twin_at(twin, index),
                                .target = usli_twin_at(twin, target),
@@ -356,13 +375,14 @@ static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli
                                .balance = (float)t->opts.router_aux_loss_coef,
                                .micros = micros,
                                .micro = usli_twin_at(twin, micro) };
-    *b = (usli_batch){ .tokens = w->tokens,
-                       .rows = (int)w->rows,
+    *b = (usli_batch){ .tokens = shape.tokens,
+                       .rows = (int)shape.rows,
+                       .dead = shape.tokens - w->tokens,
                        .ids = usli_twin_at(twin, ids),
                        .position = usli_twin_at(twin, position),
                        .angle = usli_twin_at(twin, angle),
                        .cu = usli_twin_at(twin, cu),
-                       .longest = w->longest,
+                       .longest = shape.longest,
                        .row_of_token = usli_twin_at(twin, row_of_token),
                        .update = usli_twin_at(twin, update),
                        .dropout_seed = t->opts.seed };
@@ -387,7 +407,7 @@ static usl_status run_pass(usl_trainer *t, const usli_window *w, bool with_gradi
                           .inputs = t->inputs,
                           .blocks = t->blocks };
     x.matmul_flops = 0;
-    usl_status st = usli_loss_pass(&s, &targets, t->update_twin.device, with_gradient);
+    usl_status st = usli_loss_pass(&s, &t->graphs, &targets, t->update_twin.device, with_gradient);
     *flops += (double)x.matmul_flops;
     return st;
 }
@@ -489,14 +509,18 @@ static usl_status judge(usl_trainer *t, const usl_step_stats *s) {
                      (long long)t->step + 1, isfinite(s->loss) ? "gradient" : "loss");
 }
 
-static usl_status optimize(usl_trainer *t) {
+/* *waited: seconds at the end, for the device. */
+static usl_status optimize(usl_trainer *t, double *waited) {
     usli_arena arena;
     usli_arena_init(&arena, t->arena_base, t->arena_bytes);
     usli_exec x = t->model->exec;
     x.arena = &arena;
     USLI_TRY(usli_optimizer_step(&t->optimizer, &x, t->update_twin.device));
     usli_model_touched(t->model);
-    return usli_twin_pull(&x, &t->update_twin);
+    double before = usli_now();
+    usl_status st = usli_twin_pull(&x, &t->update_twin);
+    *waited = usli_now() - before;
+    return st;
 }
 
 usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
@@ -510,14 +534,15 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
                          (long long)t->step + 1, rate);
     usli_cursor before = t->cursor;
     usl_step_stats s = { .total = t->total };
-    int64_t count;
+    int64_t count, replays = t->graphs.replays;
+    double waited = 0;
     usl_status st = usli_cursor_window(t->ctx, &t->cursor, t->opts.batch * t->opts.accumulation, t->pick, &count);
     double embed = t->opts.embedding_learning_rate;
     t->update.lr[0] = (float)rate;
     t->update.lr[1] = (float)(embed > 0 && t->opts.learning_rate > 0 ? rate * embed / t->opts.learning_rate : rate);
     t->update.step++;
     if (st == USL_OK) st = run_window(t, t->rows, t->pick, count, true, &s);
-    if (st == USL_OK) st = optimize(t);
+    if (st == USL_OK) st = optimize(t, &waited);
     if (st == USL_OK) s.loss = loss_of(t, &s);
     if (st != USL_OK || !t->update.finite) t->update.step--; /* Adam's clock counts updates that were made */
     if (st == USL_OK) st = judge(t, &s);
@@ -533,6 +558,7 @@ usl_status usli_trainer_step(usl_trainer *t, usl_step_stats *out) {
     s.grad_norm = t->update.grad_norm;
     s.skipped = !t->update.finite;
     s.seconds = usli_now() - start;
+    if (t->graphs.replays == replays) usli_graphs_judge(&t->graphs, waited, s.seconds);
     give_stats(&s, out);
     return USL_OK;
 }

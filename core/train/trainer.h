@@ -52,6 +52,7 @@ struct usl_trainer {
     /* of one pass: its arrays in one block of the host, and on the device */
     int32_t *numbers;
     usli_twin numbers_twin;
+    usli_graphs graphs;
     float *losses; /* on the device */
 };
 

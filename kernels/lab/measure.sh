@@ -3,7 +3,7 @@
 #
 #     kernels/lab/measure.sh BUILD LOGS [PART ...]
 #
-# Parts: ops golden memory attention speed more big peer profile decode sanitize; default: the first five.
+# Parts: ops golden memory attention speed more graphs big peer profile decode sanitize; default: the first five.
 #
 # Each part is bounded; what did not end in time says so.
 set -uo pipefail
@@ -30,7 +30,7 @@ bounded() {
 if wants ops; then
     export -f bounded
     export logs table
-    ls "$build"/tests/test_*_gpu | grep -v memory | xargs -P 6 -I{} bash -c 'bounded 100 "$(basename {})" {}'
+    ls "$build"/tests/test_*_gpu | grep -v -e memory -e graphs | xargs -P 6 -I{} bash -c 'bounded 100 "$(basename {})" {}'
     USL_ATTENTION=cudnn bounded 60 attention_cudnn "$build/tests/test_attention_gpu"
 fi
 
@@ -58,7 +58,10 @@ if wants golden; then
 fi
 
 # By itself: what others use of the GPU would be counted.
-if wants memory; then bounded 90 test_memory_gpu "$build/tests/test_memory_gpu" || true; fi
+if wants memory; then
+    bounded 90 test_memory_gpu "$build/tests/test_memory_gpu" || true
+    bounded 60 test_graphs_gpu "$build/tests/test_graphs_gpu" || true
+fi
 
 if wants attention; then bounded 90 time_attention "$build/tests/time_attention" && cat "$logs/more/time_attention.log" >>"$table"; fi
 
@@ -74,13 +77,28 @@ if wants speed; then
     bench qlora_alpaca --method qlora --batch 2 --accumulation 4 --rows alpaca --steps 20
     bench decode --method qlora --decode 128 --batch 1
     bench qlora_1x8192 --method qlora --batch 1 --seq 8192 --steps 6
-    bench qlora_lean --method qlora --batch 2 --seq 2048 --steps 6 --memory 6.5GiB
+    bench qlora_lean --method qlora --batch 2 --seq 2048 --steps 6 --memory 6.4GiB
     bench lora_2x4096 --method lora --batch 2 --seq 4096 --steps 6
 fi
 if wants more; then
     bench qlora_2x2048_any --method qlora --batch 2 --seq 2048 --steps 10 --order any
     USL_ATTENTION=own bench qlora_2x2048_own --method qlora --batch 2 --seq 2048 --steps 10
     bench qlora_1x8192_any --method qlora --batch 1 --seq 8192 --steps 5 --order any
+fi
+if wants graphs; then
+    # Short passes, recorded and not: the same loss to the last digit. First so many updates that most sizes are recorded.
+    alpaca=(--method qlora --batch 2 --accumulation 4 --rows alpaca --warmup 200 --steps 60)
+    for shape in smollm2-135m llama3.2-1b llama3-8b; do
+        bench "recorded_$shape" "${alpaca[@]}"
+        USL_NO_GRAPHS=1 bench "plain_$shape" "${alpaca[@]}"
+        cmp <(grep -o '"loss":[^,]*' "$logs/more/bench_recorded_$shape.json") \
+            <(grep -o '"loss":[^,]*' "$logs/more/bench_plain_$shape.json") >/dev/null || echo "    the losses differ" >>"$table"
+    done
+    shape=smollm2-135m bench recorded_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
+    USL_NO_GRAPHS=1 shape=smollm2-135m bench plain_one_row --method qlora --batch 1 --rows alpaca --warmup 200 --steps 100
+    unset shape
+    bench recorded_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20
+    USL_NO_GRAPHS=1 bench plain_2x512 --method qlora --batch 1 --accumulation 2 --seq 512 --warmup 5 --steps 20
 fi
 if wants big; then
     shape=llama3-70b limit=120 bench 70b_streamed --method qlora --batch 2 --seq 2048 --steps 2 --warmup 1 --memory 24GiB

@@ -1,5 +1,6 @@
 #include "tests/test.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/dtype.h"
@@ -93,6 +94,10 @@ static void test_files(usl_ctx *ctx) {
     CHECK(usli_map_open(ctx, "/nonexistent/x", &map) == USL_ERR_NOT_FOUND && !map, "missing file");
     CHECK(strstr(usl_ctx_errmsg(ctx), "/nonexistent/x") != NULL, "%s", usl_ctx_errmsg(ctx));
     CHECK(usli_make_dirs(ctx, path) != USL_OK, "a file is no folder");
+    struct stat sb;
+    CHECK_OK(ctx, usli_write_file(ctx, "/dev/null", "gone", 4));
+    CHECK(stat("/dev/null", &sb) == 0 && S_ISCHR(sb.st_mode), "/dev/null is no device any more");
+    CHECK(usli_free_disk("/dev/null") == UINT64_MAX, "a device that is full");
     char cmd[80];
     snprintf(cmd, sizeof cmd, "rm -r %s", dir);
     CHECK(system(cmd) == 0, "clean up");

@@ -297,7 +297,10 @@ cudaError_t check_launch(dim3 grid, dim3 block, size_t shared, const void *kerne
 
 } // namespace
 
+static int sm_of_launch; /* 0: none runs */
+
 int usli_emulated_sm() {
+    if (sm_of_launch) return sm_of_launch;
     const char *text = getenv("USLI_EMULATED_SM");
     return text ? atoi(text) : 80;
 }
@@ -323,8 +326,8 @@ void usli_emulated_fault(const char *format, ...) {
     fprintf(stderr, "emulated GPU: %s\n", fault_text);
 }
 
-void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name, const void *kernel,
-                          void (*thread)(void *), void *call) {
+static void run_kernel(dim3 grid, dim3 block, size_t shared, const char *name, const void *kernel,
+                       void (*thread)(void *), void *call) {
     pthread_mutex_lock(&lock);
     cudaError_t error = check_launch(grid, block, shared, kernel);
     kernel_name = name;
@@ -338,6 +341,7 @@ void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name
         thread_run = thread, thread_call = call;
         gridDim = grid, blockDim = block;
         faulty = false;
+        sm_of_launch = usli_emulated_sm();
         seed = 0x9e3779b97f4a7c15u;
         for (int i = 0; i < threads; i++) {
             fibers[i].number = i;
@@ -352,6 +356,7 @@ void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name
                     spoil_shared();
                     run_block();
                 }
+        sm_of_launch = 0;
         if (faulty) last_error = cudaErrorLaunchFailure;
     }
     pthread_mutex_unlock(&lock);
@@ -460,12 +465,65 @@ void usli_emulated_cp_wait(int newest) {
 
 /* ---- The runtime ------------------------------------------------------------------------------------------------- */
 
+/* What a graph repeats: a launch, a memset (no call, no source) or a copy. */
+struct node {
+    dim3 grid, block;
+    size_t shared;
+    const char *name;
+    const void *kernel;
+    void (*thread)(void *);
+    void *call, *dst;
+    const void *src;
+    int value;
+    size_t bytes;
+    node *next;
+};
+/* One object is the graph and what is made ready of it. */
+struct usli_emulated_graph {
+    node *first, **end;
+    size_t count, taken; /* taken: bytes of the device */
+    int holders;
+};
 struct usli_emulated_stream {
-    int unused;
+    usli_emulated_graph *capture; /* NULL: things run */
+    bool spoilt;
 };
 struct usli_emulated_event {
     timespec time;
 };
+static thread_local cudaStream_t capturing; /* of this thread */
+
+static void keep(cudaStream_t stream, const node &n, const void *call, size_t call_bytes) {
+    node *own = (node *)malloc(sizeof *own);
+    if (!own) abort();
+    *own = n;
+    own->next = nullptr;
+    if (call) {
+        own->call = aligned_alloc(64, (call_bytes + 63) / 64 * 64);
+        if (!own->call) abort();
+        memcpy(own->call, call, call_bytes);
+    }
+    usli_emulated_graph *g = stream->capture;
+    *g->end = own;
+    g->end = &own->next;
+    g->count++;
+}
+
+/* What a thread may not do while one of its streams captures. */
+static bool spoils() {
+    if (!capturing) return false;
+    capturing->spoilt = true;
+    last_error = cudaErrorStreamCaptureUnsupported;
+    return true;
+}
+
+void usli_emulated_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared, const char *name,
+                          const void *kernel, void (*thread)(void *), void *call, size_t bytes) {
+    if (!stream || !stream->capture) return run_kernel(grid, block, shared, name, kernel, thread, call);
+    node n = {};
+    n.grid = grid, n.block = block, n.shared = shared, n.name = name, n.kernel = kernel, n.thread = thread;
+    keep(stream, n, call, bytes);
+}
 
 long long clock64() {
     return ticks += 100;
@@ -517,6 +575,8 @@ const char *cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorLaunchFailure: return fault_text;
     case cudaErrorNotSupported: return "operation not supported";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
     }
     return "unknown error";
 }
@@ -561,6 +621,7 @@ static void copy_late(cudaEvent_t event = nullptr) {
 /* As on a device, new memory holds anything: here, NaNs. */
 cudaError_t cudaMalloc(void **out, size_t bytes) {
     *out = nullptr;
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     if (!bytes) return cudaSuccess;
     pthread_mutex_lock(&lock);
     char *block = bytes > MEMORY - memory_used ? nullptr : (char *)aligned_alloc(256, (bytes + 255) / 256 * 256 + HEAD);
@@ -577,6 +638,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes) {
 }
 cudaError_t cudaFree(void *p) {
     if (!p) return cudaSuccess;
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     copy_late();
     pthread_mutex_lock(&lock);
     memory_used -= *size_of(p);
@@ -594,10 +656,17 @@ cudaError_t cudaFreeHost(void *p) {
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind) {
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     memmove(dst, src, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (stream && stream->capture && kind == cudaMemcpyDeviceToDevice) {
+        node n = {};
+        n.dst = dst, n.src = src, n.bytes = bytes;
+        keep(stream, n, nullptr, 0);
+        return cudaSuccess;
+    }
     if (kind != cudaMemcpyDefault || !getenv("USL_EMULATE_LATE_COPIES")) return cudaMemcpy(dst, src, bytes, kind);
     late_copy *c = (late_copy *)malloc(sizeof *c), **end = &late;
     if (!c) return cudaErrorMemoryAllocation;
@@ -610,10 +679,15 @@ cudaError_t cudaMemset(void *dst, int value, size_t bytes) {
     memset(dst, value, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t) {
-    return cudaMemset(dst, value, bytes);
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
+    if (!stream || !stream->capture) return cudaMemset(dst, value, bytes);
+    node n = {};
+    n.dst = dst, n.value = value, n.bytes = bytes;
+    keep(stream, n, nullptr, 0);
+    return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     copy_late();
     return cudaSuccess;
 }
@@ -630,9 +704,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
+    return spoils() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t event, unsigned) {
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     copy_late(event);
     return cudaSuccess;
 }
@@ -648,6 +723,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
     late_copy *last = nullptr;
     for (late_copy *c = late; c; c = c->next) {
         if (c->event == event) c->event = nullptr;
@@ -667,23 +743,74 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
     *ms = (float)(to->time.tv_sec - from->time.tv_sec) * 1e3f + (float)(to->time.tv_nsec - from->time.tv_nsec) * 1e-6f;
     return cudaSuccess;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-    return cudaErrorNotSupported;
+
+static void let_go(usli_emulated_graph *g) {
+    if (--g->holders) return;
+    for (node *n = g->first, *next; n; n = next) {
+        next = n->next;
+        free(n->call);
+        free(n);
+    }
+    pthread_mutex_lock(&lock);
+    memory_used -= g->taken;
+    pthread_mutex_unlock(&lock);
+    free(g);
 }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *) {
-    return cudaErrorNotSupported;
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+    if (!stream || capturing || mode != cudaStreamCaptureModeThreadLocal) return cudaErrorNotSupported;
+    usli_emulated_graph *g = (usli_emulated_graph *)calloc(1, sizeof *g);
+    if (!g) return cudaErrorMemoryAllocation;
+    g->end = &g->first;
+    g->holders = 1;
+    stream->capture = g;
+    stream->spoilt = false;
+    capturing = stream;
+    return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long) {
-    return cudaErrorNotSupported;
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out) {
+    *out = nullptr;
+    if (!stream || !stream->capture) return cudaErrorInvalidValue;
+    usli_emulated_graph *g = stream->capture;
+    stream->capture = nullptr;
+    capturing = nullptr;
+    if (!stream->spoilt) {
+        *out = g;
+        return cudaSuccess;
+    }
+    let_go(g);
+    return cudaErrorStreamCaptureInvalidated;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
-    return cudaErrorNotSupported;
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+    graph->holders++;
+    graph->taken = graph->count * USLI_EMULATED_NODE;
+    pthread_mutex_lock(&lock);
+    memory_used += graph->taken;
+    pthread_mutex_unlock(&lock);
+    *out = graph;
+    return cudaSuccess;
 }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
-    return cudaErrorNotSupported;
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    if (spoils()) return cudaErrorStreamCaptureUnsupported;
+    for (const node *n = graph->first; n; n = n->next) {
+        if (n->call)
+            run_kernel(n->grid, n->block, n->shared, n->name, n->kernel, n->thread, n->call);
+        else if (n->src)
+            memmove(n->dst, n->src, n->bytes);
+        else
+            memset(n->dst, n->value, n->bytes);
+    }
+    cudaError_t error = last_error; /* a device tells it later; here nobody would ask */
+    last_error = cudaSuccess;
+    return error;
 }
-cudaError_t cudaGraphDestroy(cudaGraph_t) {
-    return cudaErrorNotSupported;
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    let_go(graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    let_go(graph);
+    return cudaSuccess;
 }
 
 cudaError_t usli_emulated_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value) {

@@ -96,6 +96,8 @@ enum cudaError_t {
     cudaErrorInvalidDevice = 101,
     cudaErrorLaunchFailure = 719,
     cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
 };
 typedef struct usli_emulated_stream *cudaStream_t;
 typedef struct usli_emulated_event *cudaEvent_t;
@@ -157,13 +159,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to);
-/* Graphs are not emulated: who asks is told so, as on a device without them. */
+/* While a stream captures, its launches, their arguments as they are then, its memsets and its copies on the device are
+ * kept for the graph and do not run. What a graph could not repeat, or must not wait for, spoils the capture: copies
+ * from and to the host, taking or freeing memory, waiting, events. */
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags = 0);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+/* Memory of the device that a graph takes for each of its nodes. */
+constexpr size_t USLI_EMULATED_NODE = 64;
 
 cudaError_t usli_emulated_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
 template <typename F>
@@ -173,30 +179,32 @@ static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attr
 
 /* ---- Launching --------------------------------------------------------------------------------------------------- */
 
-/* thread(call) is run once for each thread of each block. */
-void usli_emulated_launch(dim3 grid, dim3 block, size_t shared, const char *name, const void *kernel,
-                          void (*thread)(void *call), void *call);
+/* thread(call) is run once for each thread of each block. call: bytes that may be moved. */
+void usli_emulated_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared, const char *name,
+                          const void *kernel, void (*thread)(void *call), void *call, size_t bytes);
 void *usli_emulated_shared(); /* the block's dynamic shared memory */
 
 template <typename... P> struct usli_emulated_kernel {
+    cudaStream_t stream;
     dim3 grid, block;
     size_t shared;
     const char *name;
     void (*kernel)(P...);
     void operator()(P... p) const {
-        auto call = [&] { kernel(p...); };
+        auto call = [k = kernel, p...] { k(p...); };
+        static_assert(__is_trivially_copyable(decltype(call)), "arguments are bytes");
         usli_emulated_launch(
-            grid, block, shared, name, (const void *)kernel, [](void *c) { (*(decltype(call) *)c)(); }, &call);
+            stream, grid, block, shared, name, (const void *)kernel, [](void *c) { (*(decltype(call) *)c)(); }, &call,
+            sizeof call);
     }
 };
 template <typename... P>
-static inline usli_emulated_kernel<P...> usli_emulated_at(dim3 grid, dim3 block, size_t shared, const void *x,
+static inline usli_emulated_kernel<P...> usli_emulated_at(dim3 grid, dim3 block, size_t shared, const void *stream,
                                                           const char *name, void (*kernel)(P...)) {
-    (void)x;
-    return { grid, block, shared, name, kernel };
+    return { (cudaStream_t)stream, grid, block, shared, name, kernel };
 }
 #define USLI_LAUNCH(grid, block, shared, x, ...) \
-    usli_emulated_at((grid), (block), (size_t)(shared), (x), #__VA_ARGS__, __VA_ARGS__)
+    usli_emulated_at((grid), (block), (size_t)(shared), (x)->stream, #__VA_ARGS__, __VA_ARGS__)
 #define USLI_LAUNCH_EARLY USLI_LAUNCH
 #define USLI_SHARED(type, name) type *name = reinterpret_cast<type *>(usli_emulated_shared())
 

@@ -48,6 +48,8 @@ fi
 for test in "$build"/tests/test_*_gpu; do step "${test##*/}" "$test"; done
 step "test_attention_gpu, cuDNN" env USL_ATTENTION=cudnn "$build/tests/test_attention_gpu"
 
+step "export_same" "$program" tests/gpu/export_same.lua
+
 # golden CASE_DIR DTYPE
 golden() {
     local case=$1 dtype=$2 out

@@ -204,6 +204,45 @@ void check_faults() {
           "shared memory that is not there");
 }
 
+/* ---- Graphs ------------------------------------------------------------------------------------------------------ */
+
+__global__ void add_to(int *sum, int what) {
+    atomicAdd(sum, what);
+}
+
+void check_graphs() {
+    struct {
+        cudaStream_t stream;
+    } own, *const y = &own;
+    int *sum = nullptr, *copy = nullptr, what = 5, host = 0;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    CHECK(!cudaStreamCreate(&own.stream) && !cudaMalloc((void **)&sum, 4) && !cudaMalloc((void **)&copy, 4), "memory");
+    *sum = *copy = 1;
+    CHECK(!cudaStreamBeginCapture(own.stream, cudaStreamCaptureModeThreadLocal), "begin");
+    cudaMemsetAsync(sum, 0, 4, own.stream);
+    USLI_LAUNCH(1, 32, 0, y, add_to)(sum, what);
+    what = 7; /* the graph has the 5 */
+    cudaMemcpyAsync(copy, sum, 4, cudaMemcpyDeviceToDevice, own.stream);
+    CHECK(!cudaStreamEndCapture(own.stream, &graph) && graph && *sum == 1 && *copy == 1, "captured work runs");
+    CHECK(!cudaGraphInstantiate(&ready, graph) && !cudaGraphDestroy(graph), "ready");
+    for (int i = 0; i < 2; i++) {
+        *sum = 100, *copy = 0;
+        CHECK(!cudaGraphLaunch(ready, own.stream) && *sum == 160 && *copy == 160, "%d and %d", *sum, *copy);
+    }
+    cudaGraphExecDestroy(ready);
+    for (int i = 0; i < 4; i++) {
+        void *more = nullptr;
+        CHECK(!cudaStreamBeginCapture(own.stream, cudaStreamCaptureModeThreadLocal), "begin");
+        if (i == 0) cudaMemcpyAsync(sum, &host, 4, cudaMemcpyHostToDevice, own.stream);
+        if (i == 1) cudaStreamSynchronize(own.stream);
+        if (i == 2) cudaMalloc(&more, 4);
+        if (i == 3) cudaMemcpy(sum, copy, 4, cudaMemcpyDeviceToDevice);
+        CHECK(cudaStreamEndCapture(own.stream, &graph) && !graph && cudaGetLastError(), "%d can be captured", i);
+    }
+    cudaFree(sum), cudaFree(copy), cudaStreamDestroy(own.stream);
+}
+
 /* ---- 16-bit types ------------------------------------------------------------------------------------------------ */
 
 void check_types() {
@@ -238,6 +277,7 @@ int main() {
     check_product<__nv_bfloat16, false>(), check_product<__nv_bfloat16, true>();
     check_lanes(), check_indices();
     check_missing_barrier(), check_faults();
+    check_graphs();
     check_types();
     return test_end("emulate");
 }

@@ -309,6 +309,28 @@ static void test_refusals(rig *r) {
     CHECK(rig_run(r, USLI_OP_linear, &a, USLI_FORWARD) == USL_ERR_INTERNAL, "no norms: %s", usl_ctx_errmsg(r->ctx));
 }
 
+/* On a GPU the library's algorithms take turns until the quickest is known: one result from all of them. */
+static void test_turns(rig *r) {
+#ifdef USL_REAL_GPU
+    enum { CALLS = 48 };
+    static const spec s = { "turns", 512, 1024, 1, { 1536 }, { USL_F16 }, { 0 }, USL_F16, USL_F16, .pads = 0 };
+    data *d = malloc(sizeof *d);
+    outputs *first = malloc(sizeof *first), *other = malloc(sizeof *other);
+    make_data(&s, d);
+    run_case(r, d, first);
+    for (int i = 0; i < CALLS; i++) {
+        run_case(r, d, other);
+        check_same(d, first, other);
+        free_outputs(d, other);
+    }
+    free_outputs(d, first);
+    free_data(d);
+    free(d), free(first), free(other);
+#else
+    (void)r;
+#endif
+}
+
 int main(void) {
     static const int threads[3] = { 1, 2, 5 };
     rig rigs[3];
@@ -318,6 +340,7 @@ int main(void) {
     test_dropout_share();
     test_refusals(&rigs[1]);
     test_types(&rigs[1]);
+    test_turns(&rigs[1]);
     for (size_t i = 0; i < sizeof SPECS / sizeof *SPECS; i++) check_spec(rigs, &SPECS[i]);
     printf("largest error: %.2f of its bound\n", worst);
     for (int i = 0; i < 3; i++) rig_close(&rigs[i]);

@@ -114,6 +114,18 @@ static void test_hostile(usl_dtype type) {
     t->decode(blocks, decoded, COUNT);
 }
 
+/* What is nothing to a half becomes nothing, never NaN. */
+static void test_tiny(usl_dtype type) {
+    const usli_traits *t = usli_traits_of(type);
+    for (int i = 0; i < COUNT; i++)
+        source[i] = (i % 3 ? 1.0f : -1.0f) * (float)(i % 32) * (i / 256 % 2 ? 1e-40f : 3e-38f);
+    t->encode(source, NULL, blocks, COUNT);
+    t->decode(blocks, decoded, COUNT);
+    int bad = 0;
+    for (int i = 0; i < COUNT; i++) bad += !(fabsf(decoded[i]) < 1e-4f);
+    CHECK(bad == 0, "%s: %d of %d tiny values became something", usl_dtype_name(type), bad, COUNT);
+}
+
 /* Zeros stay zeros, and weights draw the error to where they are small. */
 static void test_weights(usl_dtype type) {
     const usli_traits *t = usli_traits_of(type);
@@ -287,6 +299,7 @@ int main(void) {
         test_decode(TYPES[i]);
         test_encode(TYPES[i]);
         test_hostile(TYPES[i]);
+        test_tiny(TYPES[i]);
         /* 16 bits and Q8_0 leave weights nothing to choose. */
         if (TYPES[i] != USL_F16 && TYPES[i] != USL_BF16 && TYPES[i] != USL_Q8_0) test_weights(TYPES[i]);
     }

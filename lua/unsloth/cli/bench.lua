@@ -12,7 +12,8 @@ local options = { { "steps", "N", "updates measured", 10, within = { 1, 1 << 20 
   { "prompt", "N", "tokens a row before them", 128, within = { 1, 1 << 24 } }, { "json", "FILE", "also write the figures there" } }
 for i, option in ipairs(run.options) do table.insert(options, i, option) end
 local o = args.parse(arg, { name = "bench", words = "[MODEL]",
-  about = "Trains random weights of a shape (or a model) on random tokens and reports speed and memory.", options = options })
+  about = "Trains random weights of a shape (or a model) on random tokens and reports speed and memory. On a GPU passes whose size comes "
+    .. "again are recorded; with USL_NO_GRAPHS=1 in the environment everything is launched anew, for the same bits.", options = options })
 
 -- Looked at before the work, which may take long.
 local function open_json(mode)
@@ -73,6 +74,8 @@ end
 table.sort(seconds)
 local rate = 1 / seconds[(#seconds + 1) // 2]
 local memory = core.memory(model)
+local recorded = 0 -- found in use, not planned
+for _, item in ipairs(trainer:plan().items) do recorded = recorded + (item.name == "recorded passes" and item.bytes or 0) end
 trainer:close() -- a plan may have taken all there is, and products want some to be measured in
 local gemm = core.gemm_rate(model)
 local figures = unsloth.json.object({
@@ -80,7 +83,7 @@ local figures = unsloth.json.object({
   rank = o.rank, steps = o.steps, tokens_per_second = rate, peak_memory = memory, planned_memory = plan.total,
   accumulation = o.accumulation, order = o.order, tokens_per_update = tokens, updates_per_second = rate / tokens,
   first_update_seconds = first, recomputed_layers = plan.recomputed_layers, whole_layers = plan.whole_layers,
-  streamed_layers = plan.streamed_layers, host_memory = plan.host_total,
+  streamed_layers = plan.streamed_layers, host_memory = plan.host_total, recorded_memory = recorded,
   gemm_flops_per_second = gemm, share_of_gemm_rate = flops / gemm, loss = stats.loss,
   grad_norm = stats.grad_norm, load_seconds = loaded, threads = core.threads(),
 }, { "shape", "method", "device", "dtype", "batch", "seq", "rows", "rank", "steps", "tokens_per_second", "peak_memory", "planned_memory" })
@@ -90,6 +93,7 @@ print(("%.2f updates/s of %.0f tokens on average; the first was done %.1f s afte
 print(("memory %s (%s), planned %s, %d of %d layers recomputed, %d keep everything"):format(progress.bytes(memory),
   model:info().device == "cpu" and "peak, operating system" or "in use, the driver", progress.bytes(plan.total), plan.recomputed_layers, plan.layers,
   plan.whole_layers))
+if recorded > 0 then print(("recorded passes take %s of it, which were not planned"):format(progress.bytes(recorded))) end
 if plan.streamed_layers > 0 then
   print(("weights of %d layers resident, of %d streamed from host memory (%s there)"):format(plan.layers - plan.streamed_layers,
     plan.streamed_layers, progress.bytes(plan.host_total)))
