@@ -42,7 +42,8 @@ struct layout {
     usl_dtype dtype;
     size_t e;
     int64_t ldx, ldy, lddx, ldd;
-    int64_t grown; /* by how much k is; 0: it is not */
+    int64_t grown;  /* by how much k is; 0: it is not */
+    int64_t beside; /* columns behind the rows of decoded matrices */
     int ranks;
     bool drops, biased, skinny, adapts; /* adapts: gradients of adapters are wanted */
     bool once;                          /* dy is read once for dyb and dB */
@@ -89,7 +90,7 @@ int64_t ld_of(const layout *l, const usli_matrix *w) {
  * are stacks of experts' matrices. */
 void add_pieces(layout *l, counter *c) {
     const usli_linear_args *a = l->a;
-    int64_t decoded = 0, row = 0, ld = a->in + l->grown;
+    int64_t decoded = 0, row = 0, ld = a->in + l->beside;
     for (int i = 0; i < a->segments; i++)
         if (!stored(l, &a->segment[i].w)) decoded += a->segment[i].w.rows;
     l->weights = c->take(decoded ? (decoded + l->grown) * ld : 0, l->e);
@@ -125,6 +126,15 @@ bool skinny_fits(const layout *l, usli_pass pass) {
     if (!usli_skinny_fits(a->x, a->in, l->ldx)) return false;
     return pass == USLI_FORWARD ? usli_skinny_fits(a->y, a->out, l->ldy)
                                 : usli_skinny_fits(a->dy, a->out, l->ldy) && usli_skinny_fits(a->dx, a->in, l->lddx);
+}
+
+/* Decoded matrices have room behind their rows as those have it that are kept decoded (place.c), used or not: libraries
+ * choose their algorithms by strides too, and bits must not depend on what is kept. */
+int64_t room_beside(const layout *l, const usli_linear_args *a) {
+    if (a->experts || l->e != 2 || a->in % 8 || l->ranks > USLI_MOST_RANKS) return 0;
+    for (int i = 0; i < a->segments; i++)
+        if (!a->segment[i].w.cached && stored(l, &a->segment[i].w)) return 0;
+    return usli_ceil_div(l->ranks, 16) * 16;
 }
 
 /* By how much k may grow: there is room behind the rows of both operands, all matrices are decoded in the workspace or
@@ -213,6 +223,7 @@ size_t lay_out(const usli_exec *x, layout *l, const usli_linear_args *a, usli_pa
     l->skinny = skinny_fits(l, pass);
     l->once = l->skinny && l->adapts && usli_dy_fits(x, l->ranks);
     l->grown = growth(l, a, pass);
+    l->beside = room_beside(l, a);
     l->xa = a->xa ? a->xa : c.take(a->tokens * l->ranks, l->e);
     l->dropped = a->x;
     l->dy = a->dy;
@@ -451,8 +462,8 @@ usl_status decode_weights(usli_exec *x, const layout *l) {
     for (int i = 0; i < l->a->segments; i++) {
         const usli_matrix *w = &l->a->segment[i].w;
         if (stored(l, w)) continue;
-        USLI_TRY(usli_cuda_decode(x, w, l->dtype, room, l->a->in + l->grown));
-        room += (size_t)(w->rows * (l->a->in + l->grown)) * l->e;
+        USLI_TRY(usli_cuda_decode(x, w, l->dtype, room, l->a->in + l->beside));
+        room += (size_t)(w->rows * (l->a->in + l->beside)) * l->e;
     }
     return USL_OK;
 }

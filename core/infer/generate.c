@@ -103,6 +103,7 @@ static usl_status logits_pass(void *ud, usli_exec *x, const usl_model *m, const 
 usl_status usli_run_row(usl_model *m, const int32_t *ids, int64_t count, usli_row_fn fn, void *ud) {
     usl_ctx *ctx = m->ctx;
     if (count < 1) return usli_fail(ctx, USL_ERR_INVALID, "at least one token id is needed (BOS, say)");
+    USLI_TRY(usli_model_check_weights(m));
     USLI_TRY(check_ids(m, ids, count));
     size_t n = (size_t)count;
     size_t total = 3 * n + 2;
@@ -448,6 +449,7 @@ usl_status usli_generator_new(usl_model *m, const usli_prompt *prompts, int rows
                               usl_generator **out) {
     usl_ctx *ctx = m->ctx;
     *out = NULL;
+    USLI_TRY(usli_model_check_weights(m));
     session *s = usli_calloc(ctx, 1, sizeof *s);
     if (!s) return usli_nomem(ctx, sizeof *s);
     s->m = usli_model_retain(m);

@@ -36,6 +36,13 @@ int64_t usli_group_room(const usl_model *m, int ranks) {
     return usli_linear_room(&m->exec, m->dtype, ranks);
 }
 
+/* The room beside matrices that are another model's is that one's, which may train at the same time. */
+static bool borrows_room(const usl_model *m, const usli_group *g) {
+    for (int i = 0; m->base && i < g->args.segments; i++)
+        if (g->segment[i].w.ld) return true;
+    return false;
+}
+
 void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, usli_group *g) {
     const usl_model *m = s->model;
     const usli_batch *b = s->batch;
@@ -69,7 +76,7 @@ void usli_group_make(usli_pass_state *s, int64_t layer, usli_group_kind which, u
                                               .layer = (uint32_t)layer,
                                               .module = (uint32_t)which };
     }
-    g->room = s->training ? usli_group_room(m, usli_linear_ranks(&g->args)) : 0;
+    g->room = s->training && !borrows_room(m, g) ? usli_group_room(m, usli_linear_ranks(&g->args)) : 0;
 }
 
 int64_t usli_group_stride(const usli_group *g) {

@@ -171,7 +171,7 @@ done:
 /* ---- Sharing: the table of weights is copied, what it points at is base's, which is kept ---- */
 
 static usl_status check_shareable(usl_ctx *ctx, const usl_model *base) {
-    if (base->plan_only) return usli_refuse_planned(ctx);
+    USLI_TRY(usli_model_has_weights(ctx, base));
     if (base->full)
         return usli_fail(ctx, USL_ERR_UNSUPPORTED,
                          "the model's weights are trained (full_finetuning) and cannot be shared; open it without");

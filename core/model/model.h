@@ -312,6 +312,7 @@ void usli_model_set_cache(usl_model *m, void *base, int64_t layers);
 usl_status usli_model_fill_cache(usl_model *m);
 /* USL_ERR_INVALID with a sentence for a model that is only planned with. */
 usl_status usli_model_check_weights(const usl_model *m);
+usl_status usli_model_has_weights(usl_ctx *ctx, const usl_model *m); /* said to ctx */
 /* The host's copy of trained values is made as new as the device's: before anything reads it. */
 usl_status usli_model_pull(usl_model *m);
 

@@ -262,13 +262,17 @@ usl_status usli_model_embed_to_host(usl_model *m) {
     return USL_OK;
 }
 
-usl_status usli_model_check_weights(const usl_model *m) {
-    if (m->plan_only) return usli_refuse_planned(m->ctx);
+usl_status usli_model_has_weights(usl_ctx *ctx, const usl_model *m) {
+    if (m->plan_only) return usli_refuse_planned(ctx);
     bool placed = m->exec.backend->host || m->base || m->places;
     return placed ? USL_OK
-                  : usli_fail(m->ctx, USL_ERR_NOMEM,
+                  : usli_fail(ctx, USL_ERR_NOMEM,
                               "the model's weights left the GPU and found no room to come back; close it and open it "
                               "again");
+}
+
+usl_status usli_model_check_weights(const usl_model *m) {
+    return usli_model_has_weights(m->ctx, m);
 }
 
 usl_status usli_model_pull(usl_model *m) {
@@ -297,10 +301,17 @@ static int64_t cache_room(const usl_model *m, int64_t layer, const usli_slot *sl
     int ranks = 0;
     for (int i = 0; i < count; i++) {
         const usli_weight *w = usli_base_weight(m, slot[i], layer);
-        if (!is_decoded(m, w) || w->m.cols % 8) return 0;
+        if (!is_decoded(m, w) || w->m.cols % 8 || usli_slot_experts(&m->config, slot[i])) return 0;
         if (m->active) ranks += usli_adapter_module(m, m->active, slot[i], layer)->rank;
     }
-    return usli_group_room(m, ranks);
+    return usli_linear_room(&m->exec, m->dtype, ranks);
+}
+
+/* Passes read a trained copy in one's place: the rest of such a group is decoded beside it, in the workspace. */
+static bool has_copy(const usl_model *m, int64_t layer, const usli_slot *slot, int count) {
+    for (int i = 0; i < count; i++)
+        if (usli_model_weight(m, slot[i], layer) != usli_base_weight(m, slot[i], layer)) return true;
+    return false;
 }
 
 /* Bytes of a layer's decoded matrices; points at them when they begin at `at`. */
@@ -309,6 +320,7 @@ static size_t layer_cache(const usl_model *m, int64_t layer, char *at) {
     usli_slot slot[4];
     for (int k = 0; k < USLI_GROUP_KINDS && !m->full && !m->exec.backend->host; k++) {
         int count = usli_group_slots(m, layer, (usli_group_kind)k, slot);
+        if (has_copy(m, layer, slot, count)) continue;
         int64_t room = cache_room(m, layer, slot, count), ld = 0;
         for (int i = 0; i < count; i++) {
             usli_weight *w = usli_base_weight(m, slot[i], layer);

@@ -293,6 +293,7 @@ usl_status usli_trainer_new(usl_model *model, usl_rows *rows, usl_rows *eval, co
     *out = NULL;
     if (model->trainers)
         return usli_fail(ctx, USL_ERR_INVALID, "another trainer is using the model; close it first (trainer:close())");
+    if (!model->plan_only) USLI_TRY(usli_model_check_weights(model));
     usl_trainer *t = usli_calloc(ctx, 1, sizeof *t);
     if (!t) return usli_nomem(ctx, sizeof *t);
     t->ctx = ctx;

@@ -36,7 +36,7 @@ typedef struct segment_data {
 
 typedef struct data {
     const spec *s;
-    int64_t out, ldx, ldy;
+    int64_t out, ldx, ldy, lddx;
     int ranks;
     segment_data seg[USLI_MAX_SEGMENTS];
     void *x, *dy, *y0, *dx0;
@@ -120,8 +120,9 @@ static void make_data(const spec *s, data *d) {
     }
     d->ldx = s->in + (s->room ? ROOM + 8 : s->pads == 2 ? 8 : s->pads ? 7 : 0);
     d->ldy = d->out + (s->room ? ROOM + 16 : s->pads == 2 ? 16 : s->pads ? 9 : 0);
+    d->lddx = s->room ? s->in + (s->room == 2 ? 24 : 0) : s->pads == 1 ? s->in + 5 : d->ldx;
     d->x = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->xv);
-    d->dx0 = rig_random(&rng, s->dtype, s->tokens * d->ldx, &d->dx0v);
+    d->dx0 = rig_random(&rng, s->dtype, s->tokens * d->lddx, &d->dx0v);
     d->dy = rig_random(&rng, s->y_dtype, s->tokens * d->ldy, &d->dyv);
     d->y0 = rig_random(&rng, s->y_dtype, s->tokens * d->ldy, &d->y0v);
     if (s->room) {

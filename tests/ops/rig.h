@@ -114,6 +114,27 @@ static inline void *rig_random(usli_rng *rng, usl_dtype dtype, int64_t n, float 
     return data;
 }
 
+/* Rows of so many bytes as they lie `ld` apart, with no numbers between them and behind the last. New: free it. */
+static inline void *rig_spread(const void *packed, int64_t rows, size_t row, size_t ld) {
+    char *p = malloc((size_t)rows * ld + 1);
+    memset(p, 0xff, (size_t)rows * ld);
+    for (int64_t i = 0; i < rows; i++) memcpy(p + (size_t)i * ld, (const char *)packed + (size_t)i * row, row);
+    return p;
+}
+
+/* The way back, for what an op has written; what stands between the rows is as it was. */
+static inline void rig_pack(const char *what, const void *spread, int64_t rows, size_t row, size_t ld, void *packed) {
+    const unsigned char *p = spread;
+    for (int64_t i = 0; i < rows; i++, p += ld) {
+        memcpy((char *)packed + (size_t)i * row, p, row);
+        for (size_t j = row; j < ld; j++)
+            if (p[j] != 0xff) {
+                CHECK(false, "%s: behind row %lld of %lld something is written", what, (long long)i, (long long)rows);
+                break;
+            }
+    }
+}
+
 /* GPUs before compute capability 8.0 multiply no bfloat16. */
 static inline bool rig_multiplies(const rig *r, usl_dtype dtype) {
 #ifdef USLI_RIG_CUDA

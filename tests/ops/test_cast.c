@@ -8,15 +8,34 @@ static void check_cast(rig *r, usl_dtype from, usl_dtype to, int64_t rows, int64
     const usli_traits *t = usli_traits_of(from);
     int64_t n = rows * cols;
     size_t bytes = (size_t)(n / t->block) * (size_t)t->block_bytes, to_bytes = (size_t)n * usli_dtype_bytes(to);
-    uint8_t *src = malloc(bytes), *dst = malloc(to_bytes), *want = malloc(to_bytes);
+    uint8_t *src = malloc(bytes), *dst = calloc(to_bytes, 1), *want = malloc(to_bytes);
     float *values = malloc(sizeof(float) * (size_t)n);
     for (size_t i = 0; i < bytes; i++) src[i] = usli_rng_u32(&rng) & 0x37;
     t->decode(src, values, n);
     usli_from_f32(values, want, to, n);
-    usli_cast_args a = { .src = { .dtype = from, .rows = rows, .cols = cols, .data = src }, .dtype = to, .dst = dst };
-    CHECK_OK(r->ctx, rig_run(r, USLI_OP_cast, &a, USLI_FORWARD));
-    CHECK(memcmp(dst, want, to_bytes) == 0, "%s to %s, %lld x %lld", usl_dtype_name(from), usl_dtype_name(to),
-          (long long)rows, (long long)cols);
+    for (int64_t gap = 0; gap <= 8; gap += gap ? 5 : 3) { /* 0, 3, 8: what stands behind the rows of dst */
+        size_t row = (size_t)cols * usli_dtype_bytes(to), ld = row + (size_t)gap * usli_dtype_bytes(to);
+        uint8_t *spread = rig_spread(dst, rows, row, ld);
+        usli_cast_args a = { .src = { .dtype = from, .rows = rows, .cols = cols, .data = src },
+                             .dtype = to,
+                             .dst = spread,
+                             .ld = gap ? cols + gap : 0 };
+#ifdef USLI_RIG_CUDA /* and of src */
+        char *longer = NULL;
+        if (gap && usli_dtype_bytes(from) == 2) {
+            a.src.ld = cols + gap;
+            a.src.data = longer = rig_spread(src, rows, 2 * (size_t)cols, 2 * (size_t)a.src.ld);
+        }
+#endif
+        CHECK_OK(r->ctx, rig_run(r, USLI_OP_cast, &a, USLI_FORWARD));
+        rig_pack("dst", spread, rows, row, ld, dst);
+        CHECK(memcmp(dst, want, to_bytes) == 0, "%s to %s, %lld x %lld, %lld apart", usl_dtype_name(from),
+              usl_dtype_name(to), (long long)rows, (long long)cols, (long long)(cols + gap));
+        free(spread);
+#ifdef USLI_RIG_CUDA
+        free(longer);
+#endif
+    }
     free(src), free(dst), free(want), free(values);
 }
 
@@ -40,13 +59,19 @@ static void check_four_bits(rig *r, bool fp4, bool nested, usl_dtype to, int64_t
     if (!nested) q.absmax_q = NULL, q.absmax = absmax;
     usli_nf4_decode(&q, 0, n, values);
     usli_from_f32(values, want, to, n);
+    int64_t ld = cols + (nested ? 24 : 0);
+    size_t row = (size_t)cols * usli_dtype_bytes(to), apart = (size_t)ld * usli_dtype_bytes(to);
+    void *spread = rig_spread(want, rows, row, apart);
+    for (int64_t i = 0; i < rows; i++) memset((char *)spread + (size_t)i * apart, 0, row);
     usli_cast_args a = { .src = { .dtype = fp4 ? USL_FP4 : USL_NF4, .rows = rows, .cols = cols, .nf4 = &q },
                          .dtype = to,
-                         .dst = dst };
+                         .dst = spread,
+                         .ld = nested ? ld : 0 };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_cast, &a, USLI_FORWARD));
+    rig_pack("dst", spread, rows, row, apart, dst);
     CHECK(memcmp(dst, want, to_bytes) == 0, "%s to %s, %lld x %lld", fp4 ? "fp4" : "nf4", usl_dtype_name(to),
           (long long)rows, (long long)cols);
-    free(v), free(absmax), free(values), free(storage), free(dst), free(want), free(table);
+    free(v), free(absmax), free(values), free(storage), free(spread), free(dst), free(want), free(table);
 }
 
 int main(void) {

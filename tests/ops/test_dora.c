@@ -4,7 +4,8 @@
 
 enum { ROWS = 19, RANK = 5 };
 
-static void check(rig *rigs, usl_dtype dtype, int64_t cols, float scale) {
+/* gap: what stands behind the rows of a 16-bit matrix, which only a GPU's may have. */
+static void check(rig *rigs, usl_dtype dtype, int64_t cols, float scale, int64_t gap) {
     usli_rng rng;
     usli_rng_seed(&rng, 3);
     int64_t n = ROWS * cols;
@@ -33,6 +34,12 @@ static void check(rig *rigs, usl_dtype dtype, int64_t cols, float scale) {
         const usli_traits *t = usli_traits_of(dtype);
         t->encode(w, NULL, data, n);
         t->decode(data, w, n);
+        if (gap) {
+            void *packed = data;
+            m.ld = cols + gap;
+            data = rig_spread(packed, ROWS, 2 * (size_t)cols, 2 * (size_t)m.ld);
+            free(packed);
+        }
         m.data = data;
     }
     free(rig_random(&rng, USL_F32, RANK * cols, &a)), free(rig_random(&rng, USL_F32, ROWS * RANK, &b));
@@ -62,10 +69,14 @@ int main(void) {
     rig rigs[2];
     rig_open(&rigs[0], 1);
     rig_open(&rigs[1], 3);
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++) check(rigs, types[i], 512, 0.3f);
-    check(rigs, USL_NF4, 1111, 0.3f);
-    check(rigs, USL_F32, 1300, 2);
-    check(rigs, USL_I8, 7, 1);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) check(rigs, types[i], 512, 0.3f, 0);
+    check(rigs, USL_NF4, 1111, 0.3f, 0);
+    check(rigs, USL_F32, 1300, 2, 0);
+    check(rigs, USL_I8, 7, 1, 0);
+#ifdef USLI_RIG_CUDA
+    check(rigs, USL_BF16, 512, 0.3f, 64);
+    check(rigs, USL_F16, 515, 0.3f, 3);
+#endif
     rig_close(&rigs[0]);
     rig_close(&rigs[1]);
     return test_end("test_dora");

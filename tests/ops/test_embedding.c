@@ -64,8 +64,11 @@ static void check_backward(rig *rigs, usl_dtype dtype, int tokens, int cols) {
     usli_rng_seed(&rng, 8);
     float *got[3];
     float *dyv;
-    void *dy = rig_random(&rng, dtype, tokens * cols, &dyv);
+    void *packed = rig_random(&rng, dtype, tokens * cols, &dyv);
+    size_t e = usli_dtype_bytes(dtype);
     for (int i = 0; i < 3; i++) {
+        int64_t lddy = cols + 5 * i; /* rows of dy may be longer than they say */
+        void *dy = rig_spread(packed, tokens, (size_t)cols * e, (size_t)lddy * e);
         got[i] = malloc((size_t)(VOCAB * cols) * sizeof **got);
         for (int j = 0; j < VOCAB * cols; j++) got[i][j] = 0.25f;
         usli_embedding_args a = { .tokens = tokens,
@@ -74,10 +77,12 @@ static void check_backward(rig *rigs, usl_dtype dtype, int tokens, int cols) {
                                   .scale = 1.5f,
                                   .ids = ids,
                                   .dy = dy,
+                                  .lddy = i ? lddy : 0,
                                   .dtable = got[i],
                                   .table = { .dtype = USL_F32, .rows = VOCAB, .cols = cols } };
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &a, USLI_BACKWARD));
         CHECK(memcmp(got[0], got[i], (size_t)(VOCAB * cols) * sizeof **got) == 0, "other bits with other threads");
+        free(dy);
     }
     float *want = malloc(sizeof(float) * (size_t)(VOCAB * cols));
     for (int j = 0; j < VOCAB * cols; j++) {
@@ -89,7 +94,7 @@ static void check_backward(rig *rigs, usl_dtype dtype, int tokens, int cols) {
     double error = test_rel_error(got[0], want, (size_t)(VOCAB * cols));
     CHECK(error < 2e-7, "dtable: %g", error);
     CHECK(got[0][(VOCAB - 1) * cols] == 0.25f, "a row nobody looked up changed");
-    free(dy), free(dyv), free(want);
+    free(packed), free(dyv), free(want);
     for (int i = 0; i < 3; i++) free(got[i]);
 }
 
@@ -100,12 +105,15 @@ static void check_adapter(rig *rigs, usl_dtype table, usl_dtype dtype) {
     usli_rng_seed(&rng, 9);
     float *w, *a, *b, *dyv, got[TOKENS * COLS], *want = malloc(TOKENS * COLS * sizeof *want), *da[2], *db[2];
     void *data = rig_random(&rng, table, VOCAB * COLS, &w), *y = malloc(sizeof got);
-    void *dy = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
+    void *packed = rig_random(&rng, dtype, TOKENS * COLS, &dyv);
+    size_t e = usli_dtype_bytes(dtype);
     free(rig_random(&rng, USL_F32, A, &a)), free(rig_random(&rng, USL_F32, B, &b));
     for (int i = 0; i < 2; i++) {
         da[i] = malloc(A * sizeof *da[i]), db[i] = malloc(B * sizeof *db[i]);
         for (int j = 0; j < A; j++) da[i][j] = 0.25f;
         for (int j = 0; j < B; j++) db[i][j] = 0.25f;
+        int64_t lddy = COLS + 6 * i;
+        void *dy = rig_spread(packed, TOKENS, COLS * e, (size_t)lddy * e);
         usli_embedding_args args = { .tokens = TOKENS,
                                      .cols = COLS,
                                      .dtype = dtype,
@@ -113,11 +121,13 @@ static void check_adapter(rig *rigs, usl_dtype table, usl_dtype dtype) {
                                      .ids = ids,
                                      .y = y,
                                      .dy = dy,
+                                     .lddy = i ? lddy : 0,
                                      .table = { .dtype = table, .rows = VOCAB, .cols = COLS, .data = data },
                                      .lora = {
                                          .rank = RANK, .scale = 0.7f, .a = a, .b = b, .da = da[i], .db = db[i] } };
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &args, USLI_FORWARD));
         CHECK_OK(rigs[i].ctx, rig_run(&rigs[i], USLI_OP_embedding, &args, USLI_BACKWARD));
+        free(dy);
     }
     CHECK(memcmp(da[0], da[1], A * sizeof *da[0]) == 0 && memcmp(db[0], db[1], B * sizeof *db[0]) == 0,
           "other bits with other threads");
@@ -144,7 +154,7 @@ static void check_adapter(rig *rigs, usl_dtype table, usl_dtype dtype) {
     for (int j = 0; j < B; j++) gradient[j] = (float)b_sum[j];
     error = test_rel_error(db[0], gradient, B);
     CHECK(error < 1e-6, "dB: %g", error);
-    free(data), free(w), free(a), free(b), free(dy), free(dyv), free(y), free(want);
+    free(data), free(w), free(a), free(b), free(packed), free(dyv), free(y), free(want);
     for (int i = 0; i < 2; i++) free(da[i]), free(db[i]);
 }
 

@@ -3,28 +3,40 @@
 
 enum { X_ROWS = 203, ROWS = 71 };
 
-static void check_type(rig *r, usl_dtype dtype, int64_t cols) {
+/* gap: what stands behind the rows of x; of its gradient's it is cleared. */
+static void check_type(rig *r, usl_dtype dtype, int64_t cols, int64_t gap) {
     usli_rng rng;
     usli_rng_seed(&rng, 2);
     int32_t *index = malloc(ROWS * sizeof *index);
     for (int i = 0; i < ROWS; i++) index[i] = (i * 37 + 5) % X_ROWS; /* 37 and 203 are coprime: distinct */
-    size_t row = (size_t)cols * usli_dtype_bytes(dtype);
-    char *x = rig_random(&rng, dtype, X_ROWS * cols, NULL), *y = malloc(ROWS * row), *dx = malloc(X_ROWS * row);
-    memset(dx, 0xff, X_ROWS * row);
-    usli_gather_args a = {
-        .rows = ROWS, .cols = cols, .x_rows = X_ROWS, .dtype = dtype, .index = index, .x = x, .y = y, .dy = y, .dx = dx
-    };
+    size_t row = (size_t)cols * usli_dtype_bytes(dtype), ld = row + (size_t)gap * usli_dtype_bytes(dtype);
+    char *packed = rig_random(&rng, dtype, X_ROWS * cols, NULL), *x = rig_spread(packed, X_ROWS, row, ld),
+         *y = malloc(ROWS * row), *dx = malloc(X_ROWS * ld);
+    memset(dx, 0xff, X_ROWS * ld);
+    usli_gather_args a = { .rows = ROWS,
+                           .cols = cols,
+                           .x_rows = X_ROWS,
+                           .dtype = dtype,
+                           .index = index,
+                           .x = x,
+                           .y = y,
+                           .dy = y,
+                           .dx = dx,
+                           .ldx = gap ? cols + gap : 0 };
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_FORWARD));
     CHECK_OK(r->ctx, rig_run(r, USLI_OP_gather, &a, USLI_BACKWARD));
     bool taken[X_ROWS] = { false };
     for (int i = 0; i < ROWS; i++) {
         taken[index[i]] = true;
-        CHECK(memcmp(y + (size_t)i * row, x + (size_t)index[i] * row, row) == 0, "row %d", i);
-        CHECK(memcmp(dx + (size_t)index[i] * row, y + (size_t)i * row, row) == 0, "gradient of row %d", i);
+        CHECK(memcmp(y + (size_t)i * row, packed + (size_t)index[i] * row, row) == 0, "row %d", i);
+        CHECK(memcmp(dx + (size_t)index[i] * ld, y + (size_t)i * row, row) == 0, "gradient of row %d", i);
     }
-    for (int i = 0; i < X_ROWS; i++)
-        for (size_t j = 0; !taken[i] && j < row; j++) CHECK(dx[(size_t)i * row + j] == 0, "row %d is not zero", i);
-    free(index), free(x), free(y), free(dx);
+    for (int i = 0; i < X_ROWS; i++) {
+        size_t first = taken[i] ? row : 0;
+        while (first < ld && dx[(size_t)i * ld + first] == 0) first++;
+        CHECK(first == ld, "row %d is not zero", i);
+    }
+    free(index), free(packed), free(x), free(y), free(dx);
 }
 
 /* A device does not look: who makes indices checks them. */
@@ -63,9 +75,11 @@ int main(void) {
         rig r;
         rig_open(&r, threads);
         for (int64_t cols = 19; cols <= 2072; cols += 2053) {
-            check_type(&r, USL_F32, cols);
-            check_type(&r, USL_BF16, cols);
-            check_type(&r, USL_F16, cols);
+            for (int64_t gap = 0; gap <= 16; gap = gap ? 2 * gap + 6 : 5) { /* 0, 5, 16 */
+                check_type(&r, USL_F32, cols, gap);
+                check_type(&r, USL_BF16, cols, gap);
+                check_type(&r, USL_F16, cols, gap);
+            }
         }
         check_bad_index(&r);
         check_repeated(&r);

@@ -29,8 +29,14 @@ static void close_to(const char *what, usli_act kind, usl_dtype dtype, const voi
     free(g);
 }
 
-static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols, bool in_place, int threads,
-                      bool check) {
+/* How it is computed; gap, gap_h: what stands behind the rows of gate|up and of h. */
+typedef struct way {
+    bool in_place;
+    int threads;
+    int64_t gap, gap_h;
+} way;
+
+static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols, way how, bool check) {
     usli_rng rng;
     usli_rng_seed(&rng, 9);
     int64_t n = rows * cols;
@@ -43,21 +49,27 @@ static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols
     gu[0] = -95, gu[1 % (2 * n)] = 60;
     usli_from_f32(gu, gate_up, dtype, 2 * n);
     usli_to_f32(gate_up, dtype, gu, 2 * n);
-    output out = { malloc((size_t)n * e), in_place ? grad : malloc((size_t)n * e),
-                   in_place ? gate_up : malloc(2 * (size_t)n * e) };
+    size_t row = (size_t)cols * e, ld = 2 * row + (size_t)how.gap * e, ldh = row + (size_t)how.gap_h * e;
+    output out = { malloc((size_t)n * e), how.in_place ? grad : malloc((size_t)n * e), malloc(2 * (size_t)n * e) };
+    void *in_rows = rig_spread(gate_up, rows, 2 * row, ld), *h_rows = rig_spread(grad, rows, row, ldh),
+         *out_rows = how.in_place ? in_rows : rig_spread(gate_up, rows, 2 * row, ld);
     rig r;
-    rig_open(&r, threads);
+    rig_open(&r, how.threads);
     usli_glu_args a = { .rows = rows,
                         .cols = cols,
                         .act = kind,
                         .dtype = dtype,
-                        .gate_up = gate_up,
-                        .h = out.h,
+                        .gate_up = in_rows,
+                        .h = h_rows,
                         .dh = grad,
-                        .dgate_up = out.dgate_up,
-                        .h_out = out.h_out };
+                        .dgate_up = out_rows,
+                        .h_out = out.h_out,
+                        .ld = how.gap ? 2 * cols + how.gap : 0,
+                        .ldh = how.gap_h ? cols + how.gap_h : 0 };
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_FORWARD));
     CHECK_OK(r.ctx, rig_run(&r, USLI_OP_glu, &a, USLI_BACKWARD));
+    rig_pack("h", h_rows, rows, row, ldh, out.h);
+    rig_pack("dgate|dup", out_rows, rows, 2 * row, ld, out.dgate_up);
     CHECK(!memcmp(out.h, out.h_out, (size_t)n * e), "h is rebuilt as it was");
     if (check) {
         double *h = malloc(sizeof *h * (size_t)n), *d = malloc(sizeof *d * 2 * (size_t)n);
@@ -73,9 +85,9 @@ static output compute(usli_act kind, usl_dtype dtype, int64_t rows, int64_t cols
         close_to("dgate|dup", kind, dtype, out.dgate_up, d, 2 * n);
         free(h), free(d);
     }
-    if (!in_place) free(grad), free(gate_up);
+    if (!how.in_place) free(grad), free(out_rows);
     rig_close(&r);
-    free(gu), free(dh);
+    free(gu), free(dh), free(gate_up), free(in_rows), free(h_rows);
     return out;
 }
 
@@ -135,15 +147,17 @@ static void check_weights(usl_dtype dtype, int64_t rows, int64_t cols) {
 int main(void) {
     static const int64_t shapes[][2] = { { 1, 1 }, { 3, 7 }, { 9, 513 }, { 20, 1536 }, { 2, 2056 } };
     static const usl_dtype dtypes[] = { USL_F32, USL_BF16, USL_F16 };
+    static const way plain = { false, 1, 0, 0 },
+                     others[] = { { true, 2, 0, 0 }, { true, 5, 16, 8 }, { false, 2, 3, 5 } };
     for (int kind = 0; kind < 3; kind++)
         for (int t = 0; t < 3; t++)
             for (int s = 0; s < 5; s++) {
                 size_t bytes = (size_t)(shapes[s][0] * shapes[s][1]) * usli_dtype_bytes(dtypes[t]);
-                output one = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], false, 1, true);
-                for (int threads = 2; threads <= 5; threads += 3) {
-                    output more = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], true, threads, false);
+                output one = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], plain, true);
+                for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+                    output more = compute((usli_act)kind, dtypes[t], shapes[s][0], shapes[s][1], others[i], false);
                     CHECK(!memcmp(one.h, more.h, bytes) && !memcmp(one.dgate_up, more.dgate_up, 2 * bytes),
-                          "in place on %d threads", threads);
+                          "way %zu, %d threads: other bits", i, others[i].threads);
                     free_output(&more);
                 }
                 free_output(&one);
