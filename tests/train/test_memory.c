@@ -131,8 +131,7 @@ static uint64_t limits(usl_ctx *ctx, usl_model *m, usl_rows *rows) {
     int64_t streamed = 0, offloaded = 0, levels = 0, whole_streamed = 0;
     uint64_t tightest = 0;
     for (uint64_t limit = free_run.plan.total - item(&free_run.plan, "decoded weights");;
-         limit = o.plan.total - 1 -
-                 (o.plan.host_total ? 0 : o.plan.total / 4)) { /* plans that move nothing are passed by */
+         limit = o.plan.total - 1 - o.plan.total / (o.plan.host_total ? 40 : 4)) { /* plans alike are passed by */
         if (train(m, rows, limit, 0, &o) != USL_OK || o.passes > 1) break;
         agrees(&o);
         CHECK(o.plan.total <= limit, "%llu bytes planned of %llu", (unsigned long long)o.plan.total,
