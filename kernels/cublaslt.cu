@@ -195,7 +195,8 @@ void decide(usli_exec *x, entry *e) {
 int next_turn(usli_exec *x, entry *e) {
     trial *t = e->trial;
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    if (!t) return -1;
+    /* An error that a launch before left is its caller's to see: what is asked here would clear it. */
+    if (!t || cudaPeekAtLastError() != cudaSuccess) return -1;
     if (cudaStreamIsCapturing(static_cast<cudaStream_t>(x->stream), &capture) != cudaSuccess ||
         capture != cudaStreamCaptureStatusNone)
         return -1;
@@ -279,9 +280,16 @@ bool usli_cublaslt_gemm(usli_exec *x, const usli_gemm_args *g, usl_status *st) {
     int turn = next_turn(x, e);
     const cublasLtMatmulAlgo_t *algo = turn < 0 ? &e->algo : &e->trial->rival[turn % e->trial->rivals];
     if (turn >= 0) cudaEventRecord(e->trial->begin[turn], stream);
-    cublasStatus_t status = b->Matmul(b->handle, e->product, &g->alpha, g->b, e->a, g->a, e->b, &g->beta, g->c, e->c,
-                                      g->c, e->c, algo, b->workspace, WORKSPACE, stream);
+    auto multiply = [&](const cublasLtMatmulAlgo_t *with) {
+        return b->Matmul(b->handle, e->product, &g->alpha, g->b, e->a, g->a, e->b, &g->beta, g->c, e->c, g->c, e->c,
+                         with, b->workspace, WORKSPACE, stream);
+    };
+    cublasStatus_t status = multiply(algo);
     if (turn >= 0) cudaEventRecord(e->trial->end[turn], stream);
+    if (turn >= 0 && status != CUBLAS_STATUS_SUCCESS) { /* a rival that will not run ends the trial, not the work */
+        end_trial(x, e);
+        status = multiply(&e->algo);
+    }
     *st = status == CUBLAS_STATUS_SUCCESS
               ? USL_OK
               : usli_fail(x->ctx, USL_ERR_DEVICE, "cuBLASLt answers status %d for a %lldx%lldx%lld product",

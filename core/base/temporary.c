@@ -15,7 +15,7 @@
 
 static const char MARK[] = ".tmp-unsloth-";
 
-enum { NAME_ROOM = sizeof MARK + 40, LONGEST = 4096 };
+enum { NAME_ROOM = sizeof MARK + 40, LONGEST = 4096, PATIENCE = 16 /* names tried */ };
 
 /* No two of this process are the same; another's may be where processes are counted from 1 in every container. */
 static void new_name(usli_temporary *t) {
@@ -113,7 +113,8 @@ static int open_unnamed(const char *dir, const char *name) {
 }
 
 /* Locks what was opened under its name; false when somebody took it for something left. Where there are no locks nobody
- * takes anything. */
+ * takes anything; nor where what is open and its name never have one number, as on some file systems of programs:
+ * there it is taken for kept in the end. */
 static bool keep(int fd, const char *name) {
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) return errno != EWOULDBLOCK;
     return has_name(fd, name);
@@ -127,11 +128,11 @@ usl_status usli_temporary_file(usl_ctx *ctx, const char *path, usli_temporary *t
     t->fd = open_unnamed(dir, t->name);
     /* Nobody can open it before it has its name. */
     if (t->fd >= 0) (void)!flock(t->fd, LOCK_EX | LOCK_NB);
-    while (t->fd < 0) {
+    for (int attempt = 0; t->fd < 0; attempt++) {
         new_name(t);
         t->fd = open(t->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (t->fd < 0 && errno != EEXIST) return fail(ctx, t, path);
-        t->named = t->fd >= 0 && keep(t->fd, t->name);
+        t->named = t->fd >= 0 && (keep(t->fd, t->name) || attempt >= PATIENCE);
         if (t->fd < 0 || t->named) continue;
         close(t->fd);
         unlink(t->name);
@@ -156,19 +157,19 @@ usl_status usli_temporary_folder(usl_ctx *ctx, const char *path, usli_temporary 
     USLI_TRY(begin(ctx, path, t));
     if (!folder_of(path, dir)) return fail(ctx, t, path);
     remove_what_is_left(ctx, dir);
-    for (; !t->named; new_name(t)) {
+    for (int attempt = 0; !t->named; new_name(t), attempt++) {
         if (mkdir(t->name, 0777) != 0) {
             if (errno != EEXIST) return fail(ctx, t, path);
             continue;
         }
         t->fd = open(t->name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (t->fd < 0 && errno != ENOENT) {
+        if (t->fd < 0 && (errno != ENOENT || attempt >= PATIENCE)) {
             int why = errno;
             usli_remove_empty_dir(t->name);
             errno = why;
             return fail(ctx, t, path);
         }
-        t->named = t->fd >= 0 && keep(t->fd, t->name);
+        t->named = t->fd >= 0 && (keep(t->fd, t->name) || attempt >= PATIENCE);
         if (t->named) break;
         if (t->fd >= 0) close(t->fd);
         t->fd = -1;

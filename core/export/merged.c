@@ -218,13 +218,14 @@ static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
     usl_status st = usli_folder_lock(ctx, dir, &lock);
     if (st == USL_OK) st = list(ctx, dir, dir, &old);
     if (st == USL_OK) st = list(ctx, from, dir, &new);
+    bool listed = st == USL_OK; /* a list that is not whole says nothing of what was moved */
     for (size_t i = 0; i < old.count && st == USL_OK; i++)
         if (is_stale(old.names[i])) st = usli_remove_file(ctx, old.paths[i]);
     for (int last = 0; last < 2; last++)
         for (size_t i = 0; i < new.count &&st == USL_OK; i++)
             if ((strcmp(new.names[i], "config.json") == 0) == last) st = usli_rename(ctx, new.paths[i], new.targets[i]);
     /* What was moved and is no whole model. */
-    for (size_t i = 0; i < new.count &&st != USL_OK; i++)
+    for (size_t i = 0; listed && i < new.count &&st != USL_OK; i++)
         if (!usli_is_file(new.paths[i])) usli_remove_quietly(new.targets[i]);
     forget(ctx, &old);
     forget(ctx, &new);

@@ -31,6 +31,7 @@ usli_shape usli_shape_of(const usl_model *m, usli_shape most, usli_shape pass) {
     usli_shape to = usli_shape_most(m, most);
     int64_t tokens = (pass.tokens + USLI_BUCKET - 1) / USLI_BUCKET * USLI_BUCKET;
     if (tokens < to.tokens) to.tokens = tokens;
+    if (to.longest < pass.longest) to.longest = pass.longest; /* than the plan of a checkpoint knew of */
     return to;
 }
 

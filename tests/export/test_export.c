@@ -404,6 +404,63 @@ static void test_refusals(rig *r) {
     CHECK(!usli_is_file(path) && !usli_is_dir(path), "something was written all the same");
 }
 
+/* ---- Without memory ----
+ */
+
+static int allocations, refused; /* refused: the how many-th; 0: none */
+
+static void *refusing_realloc(void *ud, void *ptr, size_t size) {
+    (void)ud;
+    if (!size) {
+        free(ptr);
+        return NULL;
+    }
+    return ++allocations == refused ? NULL : realloc(ptr, size);
+}
+
+static size_t files_in(usl_ctx *ctx, const char *dir) {
+    char **names;
+    size_t count = 0;
+    refused = 0;
+    CHECK_OK(ctx, usli_list_dir(ctx, dir, &names, &count));
+    usli_free_names(ctx, names, count);
+    return count;
+}
+
+/* An export over an older one that runs out of memory at its end takes no file of the older one with it. */
+static void test_no_memory(void) {
+    enum { LAST = 48 };
+    usl_ctx_opts ctx_opts = USL_CTX_OPTS_INIT;
+    usl_export_opts how = USL_EXPORT_OPTS_INIT;
+    usl_model_opts opts = USL_MODEL_OPTS_INIT;
+    usl_ctx *ctx;
+    usl_model *m;
+    char dir[] = "/tmp/usl_test_memory_XXXXXX";
+    CHECK(mkdtemp(dir) != NULL, "no folder");
+    ctx_opts.threads = 1;
+    ctx_opts.realloc_fn = refusing_realloc;
+    CHECK(usl_ctx_new(&ctx_opts, &ctx) == USL_OK, "no context");
+    opts.device = "cpu";
+    how.verify = 0;
+    CHECK_OK(ctx, usl_model_open(ctx, "examples/tiny-llama", &opts, &m));
+    CHECK_OK(ctx, usl_export_folder(m, NULL, dir, USL_BF16, &how, NULL));
+    allocations = 0;
+    CHECK_OK(ctx, usl_export_folder(m, NULL, dir, USL_BF16, &how, NULL));
+    int all = allocations;
+    size_t files = files_in(ctx, dir);
+    for (int k = all > LAST ? all - LAST : 1; k <= all; k++) {
+        allocations = 0;
+        refused = k;
+        usl_status st = usl_export_folder(m, NULL, dir, USL_BF16, &how, NULL);
+        CHECK(st == USL_OK || st == USL_ERR_NOMEM, "allocation %d of %d: %d", k, all, (int)st);
+        CHECK(files_in(ctx, dir) == files, "allocation %d of %d: %zu files are left of %zu", k, all, files_in(ctx, dir),
+              files);
+    }
+    usl_path_remove(ctx, dir);
+    usl_model_free(m);
+    usl_ctx_free(ctx);
+}
+
 int main(void) {
     rig r;
     test_mix();
@@ -417,5 +474,6 @@ int main(void) {
     test_base(&r);
     test_interrupted(&r);
     close_rig(&r);
+    test_no_memory();
     return test_end("export");
 }

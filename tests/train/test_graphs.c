@@ -222,6 +222,22 @@ static void others(setup s, const outcome *whole) {
     CHECK(system(cmd) == 0, "clean up");
 }
 
+/* A checkpoint's plan may know of shorter rows than an evaluation set that is new: windows of attention are compared
+ * with what the longest row is said to be. */
+static void test_longer(const setup *given) {
+    usl_ctx_opts co = USL_CTX_OPTS_INIT;
+    usl_ctx *ctx;
+    setup s = *given;
+    s.device = "cuda";
+    CHECK(usl_ctx_new(&co, &ctx) == USL_OK, "context");
+    usl_model *m = make(ctx, &s);
+    usli_shape to = usli_shape_of(m, (usli_shape){ 400, 2, 200 }, (usli_shape){ 330, 1, 330 });
+    CHECK(to.tokens == 384 && to.rows == 3 && to.longest == 330, "%lld tokens, %lld rows, of at most %lld",
+          (long long)to.tokens, (long long)to.rows, (long long)to.longest);
+    usl_model_free(m);
+    usl_ctx_free(ctx);
+}
+
 int main(void) {
     setup lora = {
         .config = LLAMA, .optimizer = "adamw_8bit", .recompute = "none", .dtype = USL_BF16, .longest = LONGEST
@@ -249,6 +265,7 @@ int main(void) {
         SKIP("graphs: there is no GPU here");
         return test_end("graphs");
     }
+    test_longer(&lora);
     case_of("LoRA, bfloat16", &lora, 0, &o);
     CHECK(o.recorded > 1, "%d shapes are recorded", o.recorded);
     others(lora, &o);
