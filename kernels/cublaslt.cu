@@ -30,6 +30,7 @@ struct key {
  * Only those that sum alike take part (the same algorithm with other tiles, k in one go, by the same steps), and these
  * gave the same bits in all 2,965 cases: what stays changes no result. test_linear_gpu watches that. */
 enum { RIVALS = 8, ROUNDS = 3, TURNS = RIVALS * ROUNDS, TRIED_FROM = 4 /* calls: the first load code */ };
+enum { MOST_TRIALS = 64 /* that have events: shapes of which no more come keep theirs */ };
 struct trial {
     cublasLtMatmulAlgo_t rival[RIVALS];
     int rivals, calls;
@@ -52,6 +53,7 @@ struct usli_cublaslt {
     cublasLtHandle_t handle;
     void *workspace;
     struct entry *entries; /* ENTRIES of them */
+    int trials;            /* that have events */
 /* clang-format off */
 #define FUNCTIONS                                                                                           \
     FUNCTION(Create) FUNCTION(Destroy) FUNCTION(Matmul) FUNCTION(MatmulAlgoGetHeuristic)                    \
@@ -145,6 +147,7 @@ bool sum_alike(const usli_cublaslt *b, const cublasLtMatmulAlgo_t *one, const cu
 }
 
 void end_trial(usli_exec *x, entry *e) {
+    if (e->trial && e->trial->begin[0]) usli_cuda_of(x)->blas->trials--;
     for (int i = 0; e->trial && i < TURNS; i++) {
         if (e->trial->begin[i]) cudaEventDestroy(e->trial->begin[i]);
         if (e->trial->end[i]) cudaEventDestroy(e->trial->end[i]);
@@ -163,9 +166,11 @@ void begin_trial(usli_exec *x, usli_cublaslt *b, entry *e, const cublasLtMatmulH
     if (t->rivals < 2) end_trial(x, e);
 }
 
-bool make_events(trial *t) {
-    bool fine = true;
-    for (int i = 0; fine && i < t->rivals * ROUNDS; i++)
+bool make_events(usli_cublaslt *b, trial *t) {
+    if (b->trials >= MOST_TRIALS || cudaEventCreate(&t->begin[0]) != cudaSuccess) return false;
+    b->trials++;
+    bool fine = cudaEventCreate(&t->end[0]) == cudaSuccess;
+    for (int i = 1; fine && i < t->rivals * ROUNDS; i++)
         fine = cudaEventCreate(&t->begin[i]) == cudaSuccess && cudaEventCreate(&t->end[i]) == cudaSuccess;
     if (!fine) (void)cudaGetLastError();
     return fine;
@@ -201,7 +206,8 @@ int next_turn(usli_exec *x, entry *e) {
         capture != cudaStreamCaptureStatusNone)
         return -1;
     int turn = t->calls++ - TRIED_FROM, turns = t->rivals * ROUNDS;
-    if (turn == 0 && !make_events(t)) {
+    if (turn == 0 && !make_events(usli_cuda_of(x)->blas, t)) {
+        (void)cudaGetLastError();
         end_trial(x, e);
         return -1;
     }

@@ -214,8 +214,8 @@ static usl_status by_device(job *j, const usli_export_out *out) {
     usli_quantiser *q = j->s->device;
     size_t offsets[MOST_OUTPUTS];
     int64_t slab = lay_out(j, offsets), away = 0, done = 0; /* away: rows that the device has; done: handed over */
-    usl_status st = slab ? usli_quantiser_weigh(q, j->importance, j->cols) : USL_OK, asked = USL_OK;
-    for (int k = 0; slab && st == USL_OK && (away || j->first < j->rows); k ^= 1) {
+    usl_status st = USL_OK, asked = slab ? usli_quantiser_weigh(q, j->importance, j->cols) : USL_OK;
+    for (int k = 0; slab && st == USL_OK && asked == USL_OK && (away || j->first < j->rows); k ^= 1) {
         int64_t n = j->rows - j->first < slab ? j->rows - j->first : slab;
         if ((st = usli_checkpoint(ctx)) != USL_OK) break;
         j->to_device = q->slab[k].rows;

@@ -336,8 +336,8 @@ void usli_trainer_free(usl_trainer *t) {
  * -----------------------------------------------------------------------------------------------------------------------
  */
 
-/* The arrays of a pass, on the device. The tail that fills a rounded one repeats its first tokens, so that there is
- * nothing in it that could be no number where the rest is one. */
+/* The arrays of a pass, on the device. The tail that fills a rounded one repeats its first tokens: token 0 may be one
+ * that the model never learned, whose values overflow float16 where its data's do not. */
 static usl_status send(usl_trainer *t, const usli_window *w, usli_batch *b, usli_targets *targets) {
     const usli_capacity *c = &t->capacity;
     const usli_twin *twin = &t->numbers_twin;
