@@ -271,6 +271,11 @@ bool usli_is_dir(const char *path) {
     return stat(path, &sb) == 0 && S_ISDIR(sb.st_mode);
 }
 
+bool usli_is_same(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 usl_status usli_make_dirs(usl_ctx *ctx, const char *path) {
     if (!*path) return usli_fail(ctx, USL_ERR_INVALID, "the folder's name is empty; give a path, \".\" for this one");
     USLI_TRY(usli_may(ctx, path, USL_ACCESS_WRITE));

@@ -49,6 +49,8 @@ usl_status usli_remove_file(usl_ctx *ctx, const char *path);
 void usli_remove_empty_dir(const char *path);
 bool usli_is_file(const char *path);
 bool usli_is_dir(const char *path);
+/* Both are there, and are one. */
+bool usli_is_same(const char *a, const char *b);
 /* Makes path and its parents; fine when it is there. */
 usl_status usli_make_dirs(usl_ctx *ctx, const char *path);
 /* Bytes that may still be written where path lies (its nearest existing parent); UINT64_MAX when unknown. */

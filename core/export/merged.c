@@ -173,10 +173,17 @@ static usl_status write_files(const usli_export_source *s, const usli_tokenizer 
     return st;
 }
 
-/* Weights of an earlier export would be read in the place of these. */
-static bool is_stale(const char *name) {
-    return strcmp(name, "config.json") == 0 || strncmp(name, "model-", 6) == 0 ||
-           strcmp(name, "model.safetensors") == 0 || strcmp(name, "model.safetensors.index.json") == 0;
+/* Weights of an earlier export would be read in the place of these, and what belongs to its tokenizer beside the new
+ * one. */
+static bool is_stale(const char *name, bool tokenizer) {
+    static const char *const WEIGHTS[] = { "config.json", "model.safetensors", "model.safetensors.index.json" };
+    static const char *const WORDS[] = { "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+                                         "tokenizer.model",     "tokenizer_config.json",   "vocab.json",
+                                         "merges.txt" };
+    bool stale = strncmp(name, "model-", 6) == 0;
+    for (size_t i = 0; i < sizeof WEIGHTS / sizeof *WEIGHTS; i++) stale = stale || strcmp(name, WEIGHTS[i]) == 0;
+    for (size_t i = 0; i < sizeof WORDS / sizeof *WORDS && tokenizer; i++) stale = stale || strcmp(name, WORDS[i]) == 0;
+    return stale;
 }
 
 /* Files of a folder, by their paths. */
@@ -218,9 +225,10 @@ static usl_status move_in(usl_ctx *ctx, const char *from, const char *dir) {
     usl_status st = usli_folder_lock(ctx, dir, &lock);
     if (st == USL_OK) st = list(ctx, dir, dir, &old);
     if (st == USL_OK) st = list(ctx, from, dir, &new);
-    bool listed = st == USL_OK; /* a list that is not whole says nothing of what was moved */
+    bool listed = st == USL_OK, tokenizer = false; /* a list that is not whole says nothing of what was moved */
+    for (size_t i = 0; i < new.count; i++) tokenizer = tokenizer || strcmp(new.names[i], "tokenizer.json") == 0;
     for (size_t i = 0; i < old.count && st == USL_OK; i++)
-        if (is_stale(old.names[i])) st = usli_remove_file(ctx, old.paths[i]);
+        if (is_stale(old.names[i], tokenizer)) st = usli_remove_file(ctx, old.paths[i]);
     for (int last = 0; last < 2; last++)
         for (size_t i = 0; i < new.count &&st == USL_OK; i++)
             if ((strcmp(new.names[i], "config.json") == 0) == last) st = usli_rename(ctx, new.paths[i], new.targets[i]);
@@ -246,6 +254,30 @@ static usl_status begin(usl_ctx *ctx, const char *dir, usli_temporary *t) {
     return st;
 }
 
+/* What would make another model of the folder, or leave less than there was. */
+static usl_status check_folder(const usli_export_source *s, const char *dir) {
+    const usl_model *m = s->m;
+    char *adapter = usli_path_join(m->ctx, dir, "adapter_config.json");
+    if (!adapter) return usli_nomem(m->ctx, strlen(dir));
+    bool there = usli_is_file(adapter);
+    usli_free(m->ctx, adapter);
+    if (there)
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "%s holds an adapter (adapter_config.json), which PEFT and transformers would apply to the "
+                         "merged model once more; give another folder",
+                         dir);
+    bool shrunk = false;
+    for (int64_t l = 0; l < m->config.layers && !m->config.quantised; l++)
+        for (int slot = 0; slot < USLI_LINEARS; slot++)
+            shrunk = shrunk || usli_base_weight(s->base, (usli_slot)slot, l)->m.nf4;
+    if (shrunk && m->path && usli_is_same(m->path, dir))
+        return usli_fail(m->ctx, USL_ERR_INVALID,
+                         "%s holds the weights that were loaded in 4 bits: what is merged onto those would replace "
+                         "better ones; give another folder",
+                         dir);
+    return USL_OK;
+}
+
 usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer *tok, const char *dir, usl_dtype dtype,
                               bool verify, usl_export_report *report) {
     usl_ctx *ctx = s->m->ctx;
@@ -257,6 +289,7 @@ usl_status usli_export_merged(const usli_export_source *s, const usli_tokenizer 
                          "%s: a mixture of experts is not merged in 4 bits, since transformers keeps its experts in "
                          "tensors that bitsandbytes does not read; use merged_16bit",
                          dir);
+    USLI_TRY(check_folder(s, dir));
     usl_export_report unread = { .size = sizeof unread };
     if (!report) report = &unread;
     bool was_there = usli_is_dir(dir);

@@ -4,8 +4,9 @@
 ---       { "model", "PATH", "folder or .gguf" }, { "max-steps", "N", "updates", 60 }, { "merge", nil, "also write merged weights" } } })
 ---     o.model, o.max_steps, o.merge, o[1] (words that are no options)
 ---
---- N is a whole number and X any, `within = { least, most }` limits them; `one_of = { ... }` lists the words that are taken. What does
---- not fit is refused here, before any work.
+--- Of an option that is given twice the last counts; with `list = true` all do, joined by commas. N is a whole number and X any,
+--- `within = { least, most }` limits them; `one_of = { ... }` lists the words that are taken. What does not fit is refused here, before any
+--- work.
 local core = require "unsloth.core"
 local errors = require "unsloth.errors"
 local progress = require "unsloth.progress"
@@ -96,7 +97,7 @@ end
 --- Reads the words; --help prints and exits 0.
 function M.parse(words, spec)
   spec = with_saying(spec)
-  local out, i = {}, 1
+  local out, given, i = {}, {}, 1
   for _, option in ipairs(spec.options) do out[key(option[1])] = option[4] end
   while i <= #words do
     local name, value = words[i]:match "^%-%-([^=]+)=?(.*)$"
@@ -117,7 +118,9 @@ function M.parse(words, spec)
           value = words[i]
         end
         if value == nil then errors.invalid("%s: --%s wants %s behind it", spec.name, name, option[2]) end
-        out[key(name)] = convert(spec, option, value)
+        value = convert(spec, option, value)
+        out[key(name)] = option.list and given[name] and out[key(name)] .. "," .. value or value
+        given[name] = true
       end
     end
     i = i + 1

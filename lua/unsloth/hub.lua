@@ -63,6 +63,9 @@ local PUSH = {
 -- What the upload takes of the options, and what is left for saving.
 local function split(what, opts)
   local mine, rest = {}, {}
+  if opts ~= nil and type(opts) ~= "table" then
+    errors.invalid('%s: options are a table, as in { token = "hf_..." }; a tokenizer goes with push_to_hub_merged and push_to_hub_gguf', what)
+  end
   for key, value in pairs(opts or {}) do
     if PUSH[key] then mine[key] = value else rest[key] = value end
   end

@@ -56,8 +56,10 @@ function M.parts(tok)
   local head = asked:sub(1, asked:find(ONE, 1, true) - 1)
   p.opening = without_end(head, p.user)
   if not p.opening then return nil end
+  -- What a runtime puts before everything by itself is left out; ChatML's first token may be a BOS that it does not.
   local bos = tok.bos_token
-  p.adds_bos = bos and p.opening:sub(1, #bos) == bos
+  local added = bos and tok:encode("a")[1] == tok:token_to_id(bos)
+  p.adds_bos = added and p.opening:sub(1, #bos) == bos
   local said = p.adds_bos and p.opening:sub(#bos + 1) or p.opening
   local told = render(tok, { message("system", SYSTEM), user }, true)
   local before = told and told:find(SYSTEM, 1, true) and told:sub(1, told:find(SYSTEM, 1, true) - 1)

@@ -10,8 +10,9 @@ local Model = core.Model
 local function read_text(path)
   local file, why = io.open(path, "rb")
   if not file then errors.raise("USL_ERR_NOT_FOUND", "%s: it cannot be read (%s)", path, why:match ": ([^:]*)$" or why) end
-  local text = file:read "a"
+  local text, what = file:read "a"
   file:close()
+  if not text then errors.raise("USL_ERR_IO", "%s: it cannot be read (%s)", path, what or "it is no file") end
   return text
 end
 
@@ -188,8 +189,9 @@ local GGUF = with_shared {
   save_method = { "string", only = { merged_16bit = true, lora = true } },
 }
 
-local PLAIN = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q2_k_l, q2_k_s, iq4_xs, iq4_nl, q4_0, q4_1, q5_0, q5_1"
-local WEIGHED = "iq3_m, iq3_s, iq3_xs, iq3_xxs, iq2_m, iq2_s, iq2_xs, iq2_xxs, iq1_m, iq1_s" -- by an importance matrix
+local PLAIN = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k, q2_k_l, iq4_xs, iq4_nl, "
+  .. "iq3_m, iq3_s, q4_0, q4_1, q5_0, q5_1"
+local WEIGHED = "iq3_xs, iq3_xxs, iq2_m, iq2_s, iq2_xs, iq2_xxs, iq1_m, iq1_s, q2_k_s" -- by an importance matrix
 local METHODS = {}
 for name in (PLAIN .. " " .. WEIGHED):gmatch "[%w_]+" do METHODS[name] = true end
 
@@ -212,7 +214,9 @@ local function calibrate(model, tokenizer, path)
   if not path then return nil end
   if path == true then errors.unsupported "imatrix_file = true would download a file: give the path of a calibration text" end
   if not tokenizer then errors.invalid "an importance matrix is measured on a text, which wants a tokenizer" end
-  return core.imatrix(model, tokenizer, read_text(path))
+  local text = read_text(path)
+  if not text:find "%S" then errors.invalid("%s: an importance matrix is measured on a text, and there is none in it", path) end
+  return core.imatrix(model, tokenizer, text)
 end
 
 --- One .gguf in dir for each method, made in one pass over the weights, and a Modelfile for Ollama where the tokenizer has a chat template

@@ -184,6 +184,28 @@ describe("an export from a script", function()
     assert.is_true(reports[1].logits <= reports[1].expected and reports[3].weights > reports[1].weights)
     assert.is_nil(core.path_kind(dir .. "/Modelfile")) -- there is no chat template
     support.fails("USL_ERR_UNSUPPORTED", "calibration text", model.save_pretrained_gguf, model, dir, tokenizer, { imatrix_file = true })
+    support.fails("USL_ERR_IO", "cannot be read", model.save_pretrained_gguf, model, dir, tokenizer, { imatrix_file = dir })
+    support.write(dir .. "/empty.txt", "\n")
+    support.fails("USL_ERR_INVALID", "there is none in it", model.save_pretrained_gguf, model, dir, tokenizer, { imatrix_file = dir .. "/empty.txt" })
+    support.fails("USL_ERR_INVALID", "options are a table", model.push_to_hub, model, "me/name", tokenizer)
+    support.remove(dir)
+    support.remove(model_dir)
+  end)
+
+  it("makes no other model of a folder, and no lesser one", function()
+    local model_dir, dir = support.tiny_folder(), support.temp_dir()
+    local model <close>, tokenizer = support.open(model_dir)
+    unsloth.FastLanguageModel.get_peft_model(model, { r = 4, init_lora_weights = false })
+    model:save_pretrained(dir)
+    support.fails("USL_ERR_INVALID", "once more; give another folder", model.save_pretrained_merged, model, dir, tokenizer)
+    core.make_dir(dir .. "/merged")
+    support.write(dir .. "/merged/chat_template.jinja", "of another model")
+    model:save_pretrained_merged(dir .. "/merged", tokenizer)
+    assert.is_nil(core.path_kind(dir .. "/merged/chat_template.jinja"))
+    local before = support.read(model_dir .. "/model.safetensors")
+    local small <close> = core.model_open(model_dir, { device = "cpu", load_in_4bit = true })
+    support.fails("USL_ERR_INVALID", "loaded in 4 bits", small.save_pretrained_merged, small, model_dir .. "/.", tokenizer)
+    assert.equals(before, support.read(model_dir .. "/model.safetensors"))
     support.remove(dir)
     support.remove(model_dir)
   end)
@@ -227,6 +249,22 @@ TEMPLATE """{{ if .System }}<|im_start|>system
 """
 PARAMETER stop "<|end_of_text|>"
 ]], modelfile.make(tok, "m.gguf"))
+  end)
+
+  it("keeps a BOS that is part of the template and that nobody else adds", function()
+    local place = support.tiny_folder()
+    local json = unsloth.json.decode(support.read(place .. "/tokenizer.json"))
+    json.post_processor = nil
+    support.write(place .. "/tokenizer.json", unsloth.json.encode(json))
+    local tok = unsloth.AutoTokenizer.from_pretrained(place)
+    local bos = tok.bos_token
+    assert.not_equals(tok:token_to_id(bos), tok:encode "a"[1])
+    local template = "{% if messages[0].role != 'system' %}BOSsystem: Be kind.;{% endif %}{% for m in messages %}BOS{{ m.role }}: {{ m.content }};"
+      .. "{% endfor %}{% if add_generation_prompt %}BOSassistant: {% endif %}"
+    unsloth.get_chat_template(tok, { chat_template = { (template:gsub("BOS", bos)), tok.eos_token }, map_eos_token = false })
+    local text = modelfile.make(tok, "m.gguf")
+    assert.is_truthy(text and text:find("{{ if .System }}" .. bos .. "system: {{ .System }};" .. bos .. "user: ", 1, true), text)
+    support.remove(place)
   end)
 
   it("finds llama3's rope again in a GGUF, and writes any other as what it is", function()

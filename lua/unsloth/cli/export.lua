@@ -11,7 +11,7 @@ local o = args.parse(arg, {
     .. "q4_k_m, q3_k_m, q2_k, iq4_xs, ...), merged_16bit, merged_4bit and float32 folders, and of an adapter lora and gguf-lora. All\n"
     .. "quantisations are made in one pass; each file is read back and compared before it gets its name.",
   options = {
-    { "to", "LIST", "formats, separated by commas" },
+    { "to", "LIST", "formats, separated by commas", list = true },
     { "output", "DIR", "where to" },
     { "adapter", "DIR", "a PEFT folder to merge" },
     { "base", "DIR", "merge onto the 16-bit weights there instead of the model's own" },
