@@ -622,6 +622,7 @@ typedef struct usl_export_report {
     double weights;  /* of the exported weights from those of the live model with its adapter */
     double logits;   /* of the logits of a few prompts from the live model's */
     double expected; /* the most that the weights' difference and the model's arithmetic explain */
+    int merged_onto; /* what the adapter was merged onto; 0: there was none, 1: float weights, 2: decoded blocks */
 } usl_export_report;
 
 /* Merges the active adapter into the weights, tensor by tensor. dtype USL_F32, USL_BF16 or USL_F16, or USL_NF4 for

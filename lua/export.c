@@ -66,6 +66,11 @@ static void push_report(lua_State *L, const usl_export_report *r) {
     lua_createtable(L, 0, 4);
     lua_pushinteger(L, (lua_Integer)r->bytes);
     lua_setfield(L, -2, "bytes");
+    static const char *const ONTO[] = { NULL, "float weights", "decoded weights" };
+    if (ONTO[r->merged_onto]) {
+        lua_pushstring(L, ONTO[r->merged_onto]);
+        lua_setfield(L, -2, "merged_onto");
+    }
     if (!r->checked) return;
     const struct {
         const char *name;

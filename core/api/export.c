@@ -24,6 +24,7 @@ usl_status usl_export_folder(usl_model *model, const usl_tokenizer *tok, const c
     USLI_NEED_PATH(model->ctx, dir, USL_ACCESS_WRITE);
     fill(&opts, given);
     USLI_TRY(usli_export_source_of(model, &opts, &source));
+    own.merged_onto = usli_export_onto(&source);
     usl_status st = usli_export_merged(&source, tok, dir, dtype, opts.verify, &own);
     if (st == USL_OK && report) hand_over(report, &own);
     return st;
@@ -55,7 +56,10 @@ usl_status usl_export_ggufs(usl_model *model, const usl_tokenizer *tok, int coun
     }
     if (st == USL_OK) st = usli_export_source_of(model, &opts, &source);
     if (st == USL_OK) st = usli_export_gguf(&source, tok, targets, count, opts.verify, own);
-    for (int i = 0; st == USL_OK && reports && i < count; i++) hand_over(&reports[i], &own[i]);
+    for (int i = 0; st == USL_OK && reports && i < count; i++) {
+        own[i].merged_onto = usli_export_onto(&source);
+        hand_over(&reports[i], &own[i]);
+    }
     usli_free(ctx, targets);
     usli_free(ctx, own);
     return st;

@@ -56,6 +56,8 @@ void usli_export_rows(const usli_export_source *s, usli_slot slot, int64_t layer
 /* What goes out before anything is merged: base's, or the copy that the adapter trained in its place. */
 const usli_weight *usli_export_weight(const usli_export_source *s, usli_slot slot, int64_t layer);
 bool usli_export_is_merged(const usli_export_source *s, usli_slot slot, int64_t layer);
+/* As usl_export_report's merged_onto. */
+int usli_export_onto(const usli_export_source *s);
 /* The stored bytes of base go out as they are: nothing is merged and the type is the same. */
 bool usli_export_raw(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype);
 /* Refuses when `bytes` do not fit the disk that path lies on. */

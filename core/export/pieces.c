@@ -90,6 +90,19 @@ bool usli_export_is_merged(const usli_export_source *s, usli_slot slot, int64_t 
     return m->active && adapts && usli_adapter_module(m, m->active, slot, layer)->rank;
 }
 
+int usli_export_onto(const usli_export_source *s) {
+    int onto = 0;
+    usli_slot slot;
+    int64_t layer;
+    for (int64_t i = 0; i < usli_export_slots(s->m); i++) {
+        if (!usli_export_slot(s->m, i, &slot, &layer) || !usli_export_is_merged(s, slot, layer)) continue;
+        usl_dtype dtype = usli_export_weight(s, slot, layer)->m.dtype;
+        if (dtype != USL_F32 && dtype != USL_BF16 && dtype != USL_F16 && dtype != USL_F64) return 2;
+        onto = 1;
+    }
+    return onto;
+}
+
 bool usli_export_raw(const usli_export_source *s, usli_slot slot, int64_t layer, usl_dtype dtype) {
     const usli_matrix *w = &usli_export_weight(s, slot, layer)->m;
     return !usli_export_is_merged(s, slot, layer) && w->dtype == dtype && w->data;

@@ -55,7 +55,11 @@ end
 -- A line about what was written: its size, and what the look at it found.
 local function describe(report, base)
   local said = progress.bytes(report.bytes)
-  if base then said = said .. (", merged onto the weights of %s"):format(type(base) == "string" and base or "the base given") end
+  if base then
+    said = said .. (", merged onto the weights of %s"):format(type(base) == "string" and base or "the base given")
+  elseif report.merged_onto then
+    said = said .. ", merged onto the " .. report.merged_onto .. " that were loaded"
+  end
   if not report.weights then return said .. ", not checked" end
   said = said .. (", checked: weights differ by %.1e"):format(report.weights)
   if not report.logits then return said end
