@@ -336,29 +336,37 @@ template <typename T> struct gradient_args {
 /* dB's, then dA's: one launch, so that the one's end is the other's begin. */
 template <typename T> struct gradient_pair { gradient_args<T> side[2]; };
 
+/* STEP tokens from t on, those before end: COLS columns of x from col0 on, and behind them their rows of p (., ranks);
+ * by N threads. wide: rows of p are whole pieces of 16 bytes. */
+template <typename T, int RT, int STEP, int COLS, int N>
+__device__ __forceinline__ void load_tokens(T *stage, const T *x, int64_t ld, int64_t cols, int64_t col0, const T *p,
+                                            int ranks, bool wide, int64_t t, int64_t end) {
+    constexpr int LINE = COLS + 8, P_LINE = 16 * RT + 8;
+    T *p_stage = stage + STEP * LINE;
+#pragma unroll
+    for (int j = 0; j < STEP * (COLS / 8) / N; j++) {
+        int i = j * N + (int)threadIdx.x;
+        int line = i / (COLS / 8), c = i % (COLS / 8) * 8;
+        bool valid = t + line < end && col0 + c < cols;
+        cp_async16(stage + line * LINE + c, valid ? x + (t + line) * ld + col0 + c : x, valid);
+    }
+    if (wide)
+        for (int i = (int)threadIdx.x; i < STEP * 2 * RT; i += N) {
+            int line = i / (2 * RT), r = i % (2 * RT) * 8;
+            bool valid = t + line < end && r < ranks;
+            cp_async16(p_stage + line * P_LINE + r, valid ? p + (t + line) * ranks + r : p, valid);
+        }
+    else
+        for (int i = (int)threadIdx.x; i < STEP * 16 * RT; i += N) {
+            int line = i / (16 * RT), r = i % (16 * RT);
+            p_stage[line * P_LINE + r] = t + line < end && r < ranks ? p[(t + line) * ranks + r] : from_f32<T>(0.0f);
+        }
+}
+
 template <typename T, int RT>
 __device__ __forceinline__ void gradient_load(const gradient_args<T> &g, T *stage, int64_t t, int64_t end,
                                               int64_t col0) {
-    constexpr int LINE = 16 * RT + 8;
-    T *p = stage + SUM_STEP * SUM_LINE;
-#pragma unroll
-    for (int j = 0; j < SUM_STEP * (SUM_COLS / 8) / SUM_THREADS; j++) {
-        int i = j * SUM_THREADS + (int)threadIdx.x;
-        int line = i / (SUM_COLS / 8), c = i % (SUM_COLS / 8) * 8;
-        bool valid = t + line < end && col0 + c < g.cols;
-        cp_async16(stage + line * SUM_LINE + c, valid ? g.x + (t + line) * g.ldx + col0 + c : g.x, valid);
-    }
-    if (g.wide)
-        for (int i = (int)threadIdx.x; i < SUM_STEP * 2 * RT; i += SUM_THREADS) {
-            int line = i / (2 * RT), r = i % (2 * RT) * 8;
-            bool valid = t + line < end && r < g.ranks;
-            cp_async16(p + line * LINE + r, valid ? g.p + (t + line) * g.ranks + r : g.p, valid);
-        }
-    else
-        for (int i = (int)threadIdx.x; i < SUM_STEP * 16 * RT; i += SUM_THREADS) {
-            int line = i / (16 * RT), r = i % (16 * RT);
-            p[line * LINE + r] = t + line < end && r < g.ranks ? g.p[(t + line) * g.ranks + r] : from_f32<T>(0.0f);
-        }
+    load_tokens<T, RT, SUM_STEP, SUM_COLS, SUM_THREADS>(stage, g.x, g.ldx, g.cols, col0, g.p, g.ranks, g.wide, t, end);
 }
 
 template <typename T, int RT, bool DROPS>
@@ -468,26 +476,7 @@ template <typename T> struct dy_args {
 
 template <typename T, int RT>
 __device__ __forceinline__ void dy_load(const dy_args<T> &g, T *stage, int64_t t, int64_t end, int64_t col0) {
-    constexpr int LINE = 16 * RT + 8;
-    T *p = stage + DY_STEP * DY_LINE;
-#pragma unroll
-    for (int j = 0; j < DY_STEP * (DY_COLS / 8) / DY_THREADS; j++) {
-        int i = j * DY_THREADS + (int)threadIdx.x;
-        int line = i / (DY_COLS / 8), c = i % (DY_COLS / 8) * 8;
-        bool valid = t + line < end && col0 + c < g.cols;
-        cp_async16(stage + line * DY_LINE + c, valid ? g.dy + (t + line) * g.ld + col0 + c : g.dy, valid);
-    }
-    if (g.wide)
-        for (int i = (int)threadIdx.x; i < DY_STEP * 2 * RT; i += DY_THREADS) {
-            int line = i / (2 * RT), r = i % (2 * RT) * 8;
-            bool valid = t + line < end && r < g.ranks;
-            cp_async16(p + line * LINE + r, valid ? g.xa + (t + line) * g.ranks + r : g.xa, valid);
-        }
-    else
-        for (int i = (int)threadIdx.x; i < DY_STEP * 16 * RT; i += DY_THREADS) {
-            int line = i / (16 * RT), r = i % (16 * RT);
-            p[line * LINE + r] = t + line < end && r < g.ranks ? g.xa[(t + line) * g.ranks + r] : from_f32<T>(0.0f);
-        }
+    load_tokens<T, RT, DY_STEP, DY_COLS, DY_THREADS>(stage, g.dy, g.ld, g.cols, col0, g.xa, g.ranks, g.wide, t, end);
 }
 
 /* This warp's tokens and quarter of dy b, to where quarters are added. */
